@@ -1,0 +1,106 @@
+// What can go wrong, with the values that a person needs to see. Every public function throws this one type;
+// the C interface turns it into a status and a sentence. ErrorText.swift holds the sentences.
+
+/// Why a call was refused. Unless a case says otherwise, a call that throws has written nothing.
+///
+/// Later versions may add cases: a `switch` over errors should have a `default`.
+public enum BatchNormError: Error, Equatable, Sendable {
+
+    // MARK: The call itself
+
+    /// Something required is not there (in C: a pointer is NULL).
+    case missing(Argument)
+    /// A C structure has a size that this library does not know. Swift callers never see it.
+    case structSize(Argument, actual: Int, expected: Int)
+    /// An option or reserved member has an unknown value.
+    case invalidOption(Argument, actual: Int)
+
+    // MARK: Shapes
+
+    /// The rank is not 2, 3, 4 or 5.
+    case rank(actual: Int)
+    /// A size is negative.
+    case negativeSize(dimension: Int, actual: Int)
+    /// A number of elements or bytes is negative.
+    case negativeCount(Argument, actual: Int)
+    /// The number of channels is 0.
+    case noChannels
+    /// The bytes of a tensor do not fit in 63 bits.
+    case sizeOverflow(Sizes, elementSize: Int)
+    /// A buffer has another number of elements than the shape asks for.
+    case countMismatch(Argument, actual: Int, expected: Int)
+
+    // MARK: Memory
+
+    /// A pointer is not aligned to its element's size.
+    case misaligned(Argument, address: UInt, alignment: Int)
+    /// A buffer that is written overlaps another one.
+    case overlap(written: Argument, other: Argument)
+    /// The library could not allocate its workspace or state.
+    case outOfMemory(bytes: Int)
+
+    // MARK: Numbers
+
+    /// Epsilon is negative, infinite or NaN.
+    case epsilon(actual: Double)
+    /// Momentum is infinite or NaN.
+    case momentum(actual: Double)
+    /// Training on one value per channel, whose variance says nothing; see `OneValuePolicy`.
+    case oneValue(Sizes)
+    /// `OneValuePolicy.useRunning` met one value per channel, but there are no running statistics.
+    case oneValueWithoutRunningStatistics(Sizes)
+    /// So many channels hold NaN or infinity. Outputs, and the statistics of the other channels, **have** been
+    /// written; see `NonfinitePolicy`.
+    case nonfinite(channels: Int, of: Int)
+    /// The number of batches tracked is negative or at its end.
+    case batchCounter(actual: Int)
+
+    // MARK: A layer's state
+
+    /// The layer keeps no running statistics.
+    case noRunningStatistics
+    /// The layer has no weight, or no bias.
+    case noParameter(Argument)
+    /// Backward, or a saved value, before any forward.
+    case noForward
+    /// The tensor has another element type than the layer.
+    case scalarTypeMismatch(actual: ScalarType, expected: ScalarType)
+    /// The tensor, or the state, has another number of channels than the layer.
+    case channelsMismatch(actual: Int, expected: Int)
+    /// The shape is not that of the layer's last forward.
+    case shapeMismatch(actual: Shape, expected: Shape)
+    /// The state's option has another value than the layer's.
+    case optionMismatch(Argument, actual: Int, expected: Int)
+
+    // MARK: A layer's state as bytes
+
+    /// There are fewer bytes than the state says it has, or more.
+    case stateTruncated(actual: Int, expected: Int)
+    /// The bytes are not a state of this library.
+    case stateForeign
+    /// The state was written by a newer, incompatible library.
+    case stateVersion(actual: Int, expected: Int)
+    /// The state is damaged.
+    case stateChecksum(actual: UInt32, expected: UInt32)
+    /// The state is intact, but holds a value that no layer can have.
+    case stateInvalid(Argument, actual: Value)
+    /// The caller's buffer cannot hold the state.
+    case bufferTooSmall(actual: Int, expected: Int)
+
+    /// A value that an error quotes.
+    public enum Value: Equatable, Sendable {
+        case integer(Int)
+        case real(Double)
+    }
+
+    /// What an error is about: an argument, or a member of one.
+    public enum Argument: Int32, Sendable {
+        case problem, args, options, layer, state, out, values, size, count, channels
+        case input, output, weight, bias, runningMean, runningVar, numBatchesTracked
+        case savedMean, savedInvstd
+        case gradOutput, gradInput, gradWeight, gradBias
+        case dtype, layout, averaging, runningVariance, oneValue, nonfinite, statistics, reserved
+        case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
+        case threads, isa
+    }
+}

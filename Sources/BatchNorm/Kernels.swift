@@ -1,0 +1,76 @@
+// The only bridge to the C kernels: views in, pointers and a plan out. Everything has been validated before it
+// gets here, and only non-empty tensors do.
+
+import CBatchNormKernels
+
+extension Shape {
+    /// The dense grid [rows][channels][inner] as which the kernels see every layout and rank. Not for empty shapes,
+    /// whose spatial product may overflow.
+    func grid(_ scalar: ScalarType) -> bnk_grid {
+        let spatial = sizes[2] &* sizes[3] &* sizes[4]
+        let isDouble: Int32 = scalar == .float64 ? 1 : 0
+        return switch layout {
+        case .nchw:
+            bnk_grid(
+                rows: Int64(batch), channels: Int64(channels), inner: Int64(spatial),
+                is_double: isDouble)
+        case .nhwc:
+            bnk_grid(
+                rows: Int64(batch &* spatial), channels: Int64(channels), inner: 1,
+                is_double: isDouble)
+        }
+    }
+}
+
+/// What the C side can do.
+package enum Kernels {
+    static func forwardTraining(
+        _ grid: bnk_grid, _ job: inout bnk_forward, workspace: inout Memory
+    ) throws(BatchNormError) {
+        var grid = grid
+        var plan = Planner.plan(grid: grid, kind: .forwardTraining, machine: .current)
+        try workspace.reserve(Int(bnk_forward_workspace(&grid, &plan)))
+        job.workspace = workspace.address
+        bnk_forward_training(&grid, &plan, &job)
+    }
+
+    static func forwardInference(_ grid: bnk_grid, _ job: inout bnk_inference) {
+        var grid = grid
+        var plan = Planner.plan(grid: grid, kind: .forwardInference, machine: .current)
+        bnk_forward_inference(&grid, &plan, &job)
+    }
+
+    static func backward(
+        _ grid: bnk_grid, _ job: inout bnk_backward, workspace: inout Memory
+    ) throws(BatchNormError) {
+        var grid = grid
+        var plan = Planner.plan(grid: grid, kind: .backward, machine: .current)
+        try workspace.reserve(Int(bnk_backward_workspace(&grid, &plan)))
+        job.workspace = workspace.address
+        bnk_backward_run(&grid, &plan, &job)
+    }
+
+    /// Mean and invstd in float64, as the inference forward uses them.
+    static func statisticsFromRunning(
+        channels: Int, _ scalar: ScalarType, mean: UnsafeRawPointer?, variance: UnsafeRawPointer?,
+        epsilon: Double, savedMean: UnsafeMutableRawPointer?, savedInvstd: UnsafeMutableRawPointer?
+    ) {
+        var grid = bnk_grid(
+            rows: 1, channels: Int64(channels), inner: 1, is_double: scalar == .float64 ? 1 : 0)
+        bnk_statistics_from_running(
+            &grid, mean, variance, epsilon, savedMean?.assumingMemoryBound(to: Double.self),
+            savedInvstd?.assumingMemoryBound(to: Double.self))
+    }
+
+    /// 64-byte aligned, not cleared; nil if there is none.
+    static func allocate(_ bytes: Int) -> UnsafeMutableRawPointer? { bnk_allocate(Int64(bytes)) }
+
+    static func free(_ memory: UnsafeMutableRawPointer?) { bnk_free(memory) }
+
+    /// This thread's own text, zero-terminated and at first empty.
+    package static var threadText: UnsafeMutableBufferPointer<UInt8> {
+        let text = UnsafeMutableRawPointer(bnk_thread_text())
+        return UnsafeMutableBufferPointer(
+            start: text?.assumingMemoryBound(to: UInt8.self), count: Int(BNK_TEXT_SIZE))
+    }
+}

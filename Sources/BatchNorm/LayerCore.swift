@@ -1,0 +1,251 @@
+// A layer whose element type is known at run time: what `BatchNormLayer` and the C interface's bn_layer both are.
+// It owns parameters, running statistics and what backward needs, and leaves all arithmetic to Operations.swift.
+// One thread at a time. Large memory comes from `Memory`, which may fail; the object itself has a small, fixed size.
+
+package final class LayerCore {
+    package let scalar: ScalarType
+    package let options: LayerOptions
+    package var isTraining = true
+
+    /// Weight, bias, running mean and running variance, as far as there are any.
+    private var parameters = Memory()
+    /// Mean and invstd of the last forward: 2 * C float64 values, from the first forward on.
+    private var saved = Memory()
+    private var workspace = Memory()
+    /// How many batches the running statistics have taken in.
+    var batches: Int64 = 0
+    private var lastForward: (shape: Shape, outcome: ForwardTraining.Outcome)?
+
+    package init(scalar: ScalarType, options: LayerOptions) throws(BatchNormError) {
+        self.scalar = scalar
+        self.options = options
+        guard options.numFeatures > 0 else {
+            throw options.numFeatures == 0
+                ? .noChannels : .negativeCount(.numFeatures, actual: options.numFeatures)
+        }
+        try requireEpsilon(options.training.epsilon)
+        if options.training.averaging == .exponential {
+            try requireMomentum(options.training.momentum)
+        }
+        // As of a tensor (4, C) of float64: all arrays together must be addressable.
+        let arrays = try Shape(sizes: Sizes(4, options.numFeatures, rank: 2), layout: .nchw)
+        try arrays.requireAddressable(.float64)
+        try parameters.reserve(options.arrayCount &* arrayBytes)
+        fill(weight, with: 1)
+        fill(bias, with: 0)
+        fill(runningMean, with: 0)
+        fill(runningVar, with: 1)
+    }
+
+    private var channels: Int { options.numFeatures }
+    private var arrayBytes: Int { channels &* scalar.size }
+
+    // MARK: Parameters and statistics
+
+    /// The layer's own arrays, C elements each; absent where the options say so.
+    package var weight: MutableView { options.hasWeight ? array(0) : .absent }
+    package var bias: MutableView { options.hasBias ? array(options.hasWeight ? 1 : 0) : .absent }
+    package var runningMean: MutableView {
+        options.trackRunningStats ? array(options.arrayCount &- 2) : .absent
+    }
+    package var runningVar: MutableView {
+        options.trackRunningStats ? array(options.arrayCount &- 1) : .absent
+    }
+
+    private func array(_ index: Int) -> MutableView {
+        MutableView(parameters.address?.advanced(by: index &* arrayBytes), count: channels)
+    }
+
+    private func fill(_ view: MutableView, with value: Double) {
+        guard let address = view.address else { return }
+        switch scalar {
+        case .float32:
+            address.initializeMemory(as: Float.self, repeating: Float(value), count: view.count)
+        case .float64:
+            address.initializeMemory(as: Double.self, repeating: value, count: view.count)
+        }
+    }
+
+    /// The array of that name; throws if the layer has none.
+    package func parameter(
+        _ argument: BatchNormError.Argument
+    ) throws(BatchNormError) -> MutableView {
+        let view: MutableView =
+            switch argument {
+            case .weight: weight
+            case .bias: bias
+            case .runningMean: runningMean
+            case .runningVar: runningVar
+            default: .absent
+            }
+        guard !view.isAbsent else {
+            switch argument {
+            case .runningMean, .runningVar: throw .noRunningStatistics
+            default: throw .noParameter(argument)
+            }
+        }
+        return view
+    }
+
+    /// Copies an array out of the layer.
+    package func get(
+        _ argument: BatchNormError.Argument, into out: MutableView
+    ) throws(BatchNormError) {
+        try copy(try parameter(argument).constant, scalar, to: out)
+    }
+
+    /// Copies an array into the layer.
+    package func set(
+        _ argument: BatchNormError.Argument, to values: View
+    ) throws(BatchNormError) {
+        let target = try parameter(argument)
+        try requireBuffer(
+            values.address, count: values.count, is: channels, elementSize: scalar.size, .values)
+        guard let to = target.address, let from = values.address else { return }
+        to.copyMemory(from: from, byteCount: arrayBytes)
+    }
+
+    private func copy(
+        _ source: View, _ scalar: ScalarType, to out: MutableView
+    ) throws(BatchNormError) {
+        try requireBuffer(
+            out.address, count: out.count, is: channels, elementSize: scalar.size, .out)
+        guard let to = out.address, let from = source.address else { return }
+        to.copyMemory(from: from, byteCount: channels &* scalar.size)
+    }
+
+    /// How many batches the running statistics have taken in.
+    package func numBatchesTracked() throws(BatchNormError) -> Int64 {
+        guard options.trackRunningStats else { throw .noRunningStatistics }
+        return batches
+    }
+
+    package func setNumBatchesTracked(_ count: Int64) throws(BatchNormError) {
+        guard options.trackRunningStats else { throw .noRunningStatistics }
+        guard count >= 0 else { throw .batchCounter(actual: Int(count)) }
+        batches = count
+    }
+
+    /// Mean 0, variance 1, counter 0.
+    package func resetRunningStats() throws(BatchNormError) {
+        guard options.trackRunningStats else { throw .noRunningStatistics }
+        fill(runningMean, with: 0)
+        fill(runningVar, with: 1)
+        batches = 0
+    }
+
+    // MARK: Forward and backward
+
+    /// Forward in the layer's mode.
+    package func forward(
+        _ scalar: ScalarType, _ shape: Shape, input: View, output: MutableView
+    ) throws(BatchNormError) {
+        try requireMatch(scalar, shape)
+        try reserveSaved()
+        if isTraining || !options.trackRunningStats {
+            try forwardByBatch(shape, input: input, output: output)
+        } else {
+            try forwardByRunning(shape, input: input, output: output)
+        }
+    }
+
+    private func forwardByBatch(
+        _ shape: Shape, input: View, output: MutableView
+    ) throws(BatchNormError) {
+        var job = ForwardTraining(
+            scalar: scalar, shape: shape, options: options.training, input: input, output: output)
+        job.weight = weight.constant
+        job.bias = bias.constant
+        job.runningMean = runningMean
+        job.runningVar = runningVar
+        job.savedMean = savedMean
+        job.savedInvstd = savedInvstd
+        let outcome = try withUnsafeMutablePointer(to: &batches) {
+            (counter) throws(BatchNormError) in
+            job.numBatchesTracked = counter
+            return try job.run(workspace: &workspace)
+        }
+        lastForward = (shape, outcome)
+        try outcome.require(options.training.nonfinite, of: channels)
+    }
+
+    private func forwardByRunning(
+        _ shape: Shape, input: View, output: MutableView
+    ) throws(BatchNormError) {
+        var job = ForwardInference(
+            scalar: scalar, shape: shape, epsilon: options.training.epsilon, input: input,
+            output: output, runningMean: runningMean.constant, runningVar: runningVar.constant)
+        job.weight = weight.constant
+        job.bias = bias.constant
+        try job.run()
+        // Remembered as numbers, so that backward stays right when the running statistics move on.
+        Kernels.statisticsFromRunning(
+            channels: channels, scalar, mean: runningMean.address, variance: runningVar.address,
+            epsilon: options.training.epsilon, savedMean: savedMean.address,
+            savedInvstd: savedInvstd.address)
+        lastForward = (shape, ForwardTraining.Outcome(statistics: .running, nonfiniteChannels: 0))
+    }
+
+    /// Backward of the last forward, with the statistics which that one used.
+    package func backward(
+        _ scalar: ScalarType, _ shape: Shape, input: View, gradOutput: View, gradInput: MutableView,
+        gradWeight: MutableView, gradBias: MutableView
+    ) throws(BatchNormError) {
+        try requireMatch(scalar, shape)
+        guard let lastForward else { throw .noForward }
+        guard shape == lastForward.shape else {
+            throw .shapeMismatch(actual: shape, expected: lastForward.shape)
+        }
+        var job = Backward(
+            scalar: scalar, shape: shape, statistics: lastForward.outcome.statistics,
+            source: .saved(mean: savedMean.constant, invstd: savedInvstd.constant), input: input,
+            gradOutput: gradOutput)
+        job.weight = weight.constant
+        job.gradInput = gradInput
+        job.gradWeight = gradWeight
+        job.gradBias = gradBias
+        try job.run(workspace: &workspace)
+    }
+
+    private func requireMatch(
+        _ scalar: ScalarType, _ shape: Shape
+    ) throws(BatchNormError) {
+        guard scalar == self.scalar else {
+            throw .scalarTypeMismatch(actual: scalar, expected: self.scalar)
+        }
+        guard shape.channels == channels else {
+            throw .channelsMismatch(actual: shape.channels, expected: channels)
+        }
+    }
+
+    // MARK: What the last forward saved
+
+    private func reserveSaved() throws(BatchNormError) {
+        guard saved.address == nil else { return }
+        try saved.reserve(2 &* channels &* 8)
+        saved.address?.initializeMemory(as: Double.self, repeating: 0, count: 2 &* channels)
+    }
+
+    private var savedMean: MutableView { MutableView(saved.address, count: channels) }
+    private var savedInvstd: MutableView {
+        MutableView(saved.address?.advanced(by: channels &* 8), count: channels)
+    }
+
+    /// Which statistics the last forward used, and how many channels were not finite.
+    package func outcome() throws(BatchNormError) -> ForwardTraining.Outcome {
+        guard let lastForward else { throw .noForward }
+        return lastForward.outcome
+    }
+
+    /// Copies out the mean that the last forward normalized with.
+    package func getSavedMean(into out: MutableView) throws(BatchNormError) {
+        _ = try outcome()
+        try copy(savedMean.constant, .float64, to: out)
+    }
+
+    /// Copies out the inverse standard deviation that the last forward normalized with.
+    package func getSavedInvstd(into out: MutableView) throws(BatchNormError) {
+        _ = try outcome()
+        try copy(savedInvstd.constant, .float64, to: out)
+    }
+}

@@ -1,0 +1,80 @@
+// Memory as the core sees it: borrowed views of the caller's buffers and owned, fallible allocations. Public code
+// never meets either; it has spans, arrays and tensors.
+
+/// Stands for the address of no elements, which nobody reads: empty arrays and spans may have none. Aligned to every
+/// element type.
+private var nowhere: UnsafeMutableRawPointer? { UnsafeMutableRawPointer(bitPattern: 64) }
+
+/// Borrowed elements that are only read. The element type is known from elsewhere.
+package struct View {
+    package let address: UnsafeRawPointer?
+    package let count: Int
+
+    package init(_ address: UnsafeRawPointer?, count: Int) {
+        self.address = address
+        self.count = count
+    }
+
+    package static var absent: View { View(nil, count: 0) }
+    package var isAbsent: Bool { address == nil && count == 0 }
+
+    /// The caller keeps the span alive for as long as the view is used. An empty span makes an empty view, not an
+    /// absent one.
+    init<Element: BitwiseCopyable>(_ span: Span<Element>) {
+        let address = span.withUnsafeBytes { $0.baseAddress }
+        self.init(address ?? UnsafeRawPointer(nowhere), count: span.count)
+    }
+
+    init<Element: BitwiseCopyable>(_ span: Span<Element>?) {
+        if let span { self.init(span) } else { self = .absent }
+    }
+}
+
+/// Borrowed elements that are written.
+package struct MutableView {
+    package let address: UnsafeMutableRawPointer?
+    package let count: Int
+
+    package init(_ address: UnsafeMutableRawPointer?, count: Int) {
+        self.address = address
+        self.count = count
+    }
+
+    package static var absent: MutableView { MutableView(nil, count: 0) }
+    package var isAbsent: Bool { address == nil && count == 0 }
+    package var constant: View { View(address, count: count) }
+
+    /// As for `View`.
+    init<Element: BitwiseCopyable>(_ span: inout MutableSpan<Element>) {
+        self = span.withUnsafeMutableBufferPointer { MutableView($0) }
+    }
+
+    /// Without the elements of an empty span: it says that the caller does not want this result.
+    init<Element: BitwiseCopyable>(unlessEmpty span: inout MutableSpan<Element>) {
+        if span.isEmpty { self = .absent } else { self.init(&span) }
+    }
+
+    init<Element: BitwiseCopyable>(_ buffer: UnsafeMutableBufferPointer<Element>) {
+        self.init(UnsafeMutableRawPointer(buffer.baseAddress) ?? nowhere, count: buffer.count)
+    }
+}
+
+/// Memory of the library's own: 64-byte aligned, not cleared, freed at the end. It only grows.
+struct Memory: ~Copyable {
+    private(set) var address: UnsafeMutableRawPointer?
+    private var bytes = 0
+
+    /// None yet.
+    init() {}
+
+    deinit { Kernels.free(address) }
+
+    /// Makes room for at least so many bytes. What was in there is lost if it has to grow; on failure all stays.
+    mutating func reserve(_ wanted: Int) throws(BatchNormError) {
+        guard wanted > bytes else { return }
+        guard let fresh = Kernels.allocate(wanted) else { throw .outOfMemory(bytes: wanted) }
+        Kernels.free(address)
+        address = fresh
+        bytes = wanted
+    }
+}

@@ -1,0 +1,302 @@
+// The stateless operations on raw memory: the C interface, the layer and the public functions all call these. The order
+// is always the same: validate everything, plan, take a workspace, run the kernel, then count. A run that throws has
+// written nothing.
+
+import CBatchNormKernels
+
+/// Forward in training: see bn_forward_training in batchnorm.h.
+package struct ForwardTraining {
+    package struct Outcome {
+        package var statistics: Statistics
+        package var nonfiniteChannels: Int
+    }
+
+    package var scalar: ScalarType
+    package var shape: Shape
+    package var options: TrainingOptions
+    package var input: View
+    package var output: MutableView
+    package var weight = View.absent
+    package var bias = View.absent
+    package var runningMean = MutableView.absent
+    package var runningVar = MutableView.absent
+    package var numBatchesTracked: UnsafeMutablePointer<Int64>?
+    package var savedMean = MutableView.absent
+    package var savedInvstd = MutableView.absent
+
+    package init(
+        scalar: ScalarType, shape: Shape, options: TrainingOptions, input: View, output: MutableView
+    ) {
+        self.scalar = scalar
+        self.shape = shape
+        self.options = options
+        self.input = input
+        self.output = output
+    }
+
+    private var hasRunning: Bool { !runningMean.isAbsent }
+
+    /// Runs it. `NonfinitePolicy.error` is the caller's to apply, with `Outcome.require`, when it has taken the
+    /// outcome.
+    package func run() throws(BatchNormError) -> Outcome {
+        var workspace = Memory()
+        return try run(workspace: &workspace)
+    }
+
+    /// Runs it with a workspace that may serve again.
+    func run(workspace: inout Memory) throws(BatchNormError) -> Outcome {
+        try validate()
+        guard !shape.isEmpty else { return Outcome(statistics: .batch, nonfiniteChannels: 0) }
+        if shape.valuesPerChannel == 1, options.oneValue == .useRunning {
+            return try runByRunningStatistics(workspace: &workspace)
+        }
+
+        let values = Double(shape.valuesPerChannel)
+        let counter = numBatchesTracked?.pointee ?? 0
+        var job = bnk_forward()
+        job.input = input.address
+        job.output = output.address
+        job.weight = weight.address
+        job.bias = bias.address
+        job.epsilon = options.epsilon
+        job.running_mean = runningMean.address
+        job.running_var = runningVar.address
+        job.momentum =
+            switch options.averaging {
+            case .exponential: options.momentum
+            case .cumulative: 1 / (Double(counter) + 1)
+            }
+        job.variance_scale =
+            switch options.runningVariance {
+            case _ where values == 1: 0
+            case .unbiased: values / (values - 1)
+            case .biased: 1
+            }
+        job.saved_mean = savedMean.address?.assumingMemoryBound(to: Double.self)
+        job.saved_invstd = savedInvstd.address?.assumingMemoryBound(to: Double.self)
+        try Kernels.forwardTraining(shape.grid(scalar), &job, workspace: &workspace)
+        if hasRunning { numBatchesTracked?.pointee = counter &+ 1 }
+        return Outcome(statistics: .batch, nonfiniteChannels: Int(job.nonfinite_channels))
+    }
+
+    private func validate() throws(BatchNormError) {
+        try shape.requireAddressable(scalar)
+        try requireEpsilon(options.epsilon)
+        if hasRunning, options.averaging == .exponential { try requireMomentum(options.momentum) }
+
+        let size = scalar.size
+        let channels = shape.channels
+        var buffers = BufferCheck()
+        try buffers.read(input, .input, count: shape.count, elementSize: size)
+        try buffers.write(output, .output, count: shape.count, elementSize: size)
+        try buffers.read(optional: weight, .weight, count: channels, elementSize: size)
+        try buffers.read(optional: bias, .bias, count: channels, elementSize: size)
+        guard runningMean.isAbsent == runningVar.isAbsent else {
+            throw .missing(runningMean.isAbsent ? .runningMean : .runningVar)
+        }
+        try buffers.write(optional: runningMean, .runningMean, count: channels, elementSize: size)
+        try buffers.write(optional: runningVar, .runningVar, count: channels, elementSize: size)
+        try buffers.write(optional: savedMean, .savedMean, count: channels, elementSize: 8)
+        try buffers.write(optional: savedInvstd, .savedInvstd, count: channels, elementSize: 8)
+        if let numBatchesTracked {
+            let counter = MutableView(numBatchesTracked, count: 1)
+            try buffers.write(counter, .numBatchesTracked, count: 1, elementSize: 8)
+        }
+        try buffers.requireSeparate()
+
+        if hasRunning {
+            if let counter = numBatchesTracked?.pointee {
+                guard 0 <= counter, counter < .max else {
+                    throw .batchCounter(actual: Int(counter))
+                }
+            } else if options.averaging == .cumulative {
+                throw .missing(.numBatchesTracked)
+            }
+        }
+        guard shape.valuesPerChannel == 1 else { return }
+        switch options.oneValue {
+        case .error: throw .oneValue(shape.sizes)
+        case .useRunning where !hasRunning:
+            throw .oneValueWithoutRunningStatistics(shape.sizes)
+        case .useRunning, .allow: break
+        }
+    }
+
+    private func runByRunningStatistics(
+        workspace: inout Memory
+    ) throws(BatchNormError) -> Outcome {
+        if !savedMean.isAbsent || !savedInvstd.isAbsent {
+            // The kernel writes both; what the caller does not want goes into the workspace.
+            try workspace.reserve(shape.channels &* 8)
+            Kernels.statisticsFromRunning(
+                channels: shape.channels, scalar, mean: runningMean.address,
+                variance: runningVar.address, epsilon: options.epsilon,
+                savedMean: savedMean.address ?? workspace.address,
+                savedInvstd: savedInvstd.address ?? workspace.address)
+        }
+        var job = bnk_inference()
+        job.input = input.address
+        job.output = output.address
+        job.weight = weight.address
+        job.bias = bias.address
+        job.epsilon = options.epsilon
+        job.running_mean = UnsafeRawPointer(runningMean.address)
+        job.running_var = UnsafeRawPointer(runningVar.address)
+        Kernels.forwardInference(shape.grid(scalar), &job)
+        return Outcome(statistics: .running, nonfiniteChannels: 0)
+    }
+}
+
+extension ForwardTraining.Outcome {
+    /// Throws if there are non-finite channels and the policy makes them an error.
+    package func require(_ policy: NonfinitePolicy, of channels: Int) throws(BatchNormError) {
+        guard policy == .error, nonfiniteChannels > 0 else { return }
+        throw .nonfinite(channels: nonfiniteChannels, of: channels)
+    }
+}
+
+/// Forward in inference: see bn_forward_inference in batchnorm.h.
+package struct ForwardInference {
+    package var scalar: ScalarType
+    package var shape: Shape
+    package var epsilon: Double
+    package var input: View
+    package var output: MutableView
+    package var weight = View.absent
+    package var bias = View.absent
+    package var runningMean: View
+    package var runningVar: View
+
+    package init(
+        scalar: ScalarType, shape: Shape, epsilon: Double, input: View, output: MutableView,
+        runningMean: View, runningVar: View
+    ) {
+        self.scalar = scalar
+        self.shape = shape
+        self.epsilon = epsilon
+        self.input = input
+        self.output = output
+        self.runningMean = runningMean
+        self.runningVar = runningVar
+    }
+
+    package func run() throws(BatchNormError) {
+        try shape.requireAddressable(scalar)
+        try requireEpsilon(epsilon)
+        let size = scalar.size
+        let channels = shape.channels
+        var buffers = BufferCheck()
+        try buffers.read(input, .input, count: shape.count, elementSize: size)
+        try buffers.write(output, .output, count: shape.count, elementSize: size)
+        try buffers.read(optional: weight, .weight, count: channels, elementSize: size)
+        try buffers.read(optional: bias, .bias, count: channels, elementSize: size)
+        try buffers.read(runningMean, .runningMean, count: channels, elementSize: size)
+        try buffers.read(runningVar, .runningVar, count: channels, elementSize: size)
+        try buffers.requireSeparate()
+        guard !shape.isEmpty else { return }
+
+        var job = bnk_inference()
+        job.input = input.address
+        job.output = output.address
+        job.weight = weight.address
+        job.bias = bias.address
+        job.epsilon = epsilon
+        job.running_mean = runningMean.address
+        job.running_var = runningVar.address
+        Kernels.forwardInference(shape.grid(scalar), &job)
+    }
+}
+
+/// Backward: see bn_backward in batchnorm.h.
+package struct Backward {
+    /// Where mean and invstd of the forward come from.
+    package enum Source {
+        /// float64 values that the forward saved.
+        case saved(mean: View, invstd: View)
+        /// Running statistics, of the problem's element type.
+        case running(mean: View, variance: View, epsilon: Double)
+    }
+
+    package var scalar: ScalarType
+    package var shape: Shape
+    package var statistics: Statistics
+    package var source: Source
+    package var input: View
+    package var gradOutput: View
+    package var weight = View.absent
+    package var gradInput = MutableView.absent
+    package var gradWeight = MutableView.absent
+    package var gradBias = MutableView.absent
+
+    package init(
+        scalar: ScalarType, shape: Shape, statistics: Statistics, source: Source, input: View,
+        gradOutput: View
+    ) {
+        self.scalar = scalar
+        self.shape = shape
+        self.statistics = statistics
+        self.source = source
+        self.input = input
+        self.gradOutput = gradOutput
+    }
+
+    package func run() throws(BatchNormError) {
+        var workspace = Memory()
+        try run(workspace: &workspace)
+    }
+
+    /// Runs it with a workspace that may serve again.
+    func run(workspace: inout Memory) throws(BatchNormError) {
+        try validate()
+        guard !shape.isEmpty else { return zeroParameterGradients() }
+
+        var job = bnk_backward()
+        job.input = input.address
+        job.grad_output = gradOutput.address
+        job.grad_input = gradInput.address
+        job.grad_weight = gradWeight.address
+        job.grad_bias = gradBias.address
+        job.weight = weight.address
+        switch source {
+        case .saved(let mean, let invstd):
+            job.mean = mean.address?.assumingMemoryBound(to: Double.self)
+            job.invstd = invstd.address?.assumingMemoryBound(to: Double.self)
+        case .running(let mean, let variance, let epsilon):
+            job.running_mean = mean.address
+            job.running_var = variance.address
+            job.epsilon = epsilon
+        }
+        job.frozen = statistics == .running ? 1 : 0
+        try Kernels.backward(shape.grid(scalar), &job, workspace: &workspace)
+    }
+
+    private func validate() throws(BatchNormError) {
+        try shape.requireAddressable(scalar)
+        let size = scalar.size
+        let channels = shape.channels
+        var buffers = BufferCheck()
+        try buffers.read(input, .input, count: shape.count, elementSize: size)
+        try buffers.read(gradOutput, .gradOutput, count: shape.count, elementSize: size)
+        try buffers.write(optional: gradInput, .gradInput, count: shape.count, elementSize: size)
+        try buffers.write(optional: gradWeight, .gradWeight, count: channels, elementSize: size)
+        try buffers.write(optional: gradBias, .gradBias, count: channels, elementSize: size)
+        try buffers.read(optional: weight, .weight, count: channels, elementSize: size)
+        switch source {
+        case .saved(let mean, let invstd):
+            try buffers.read(mean, .savedMean, count: channels, elementSize: 8)
+            try buffers.read(invstd, .savedInvstd, count: channels, elementSize: 8)
+        case .running(let mean, let variance, let epsilon):
+            try requireEpsilon(epsilon)
+            try buffers.read(mean, .runningMean, count: channels, elementSize: size)
+            try buffers.read(variance, .runningVar, count: channels, elementSize: size)
+        }
+        try buffers.requireSeparate()
+    }
+
+    /// A sum over no values.
+    private func zeroParameterGradients() {
+        let bytes = shape.channels &* scalar.size
+        gradWeight.address?.initializeMemory(as: UInt8.self, repeating: 0, count: bytes)
+        gradBias.address?.initializeMemory(as: UInt8.self, repeating: 0, count: bytes)
+    }
+}

@@ -1,0 +1,112 @@
+// Decides how a call's work is cut: a pure function of shape and machine, testable without a kernel.
+// Called once per operation; the kernels follow the plan blindly. What decides the order of the sums,
+// and so the bits of the result, must depend on the shape alone: `partition` sees no machine.
+
+import CBatchNormKernels
+
+enum Planner {
+    enum Kind: Sendable { case forwardTraining, forwardInference, backward }
+
+    static func plan(grid: bnk_grid, kind: Kind, machine: Machine) -> bnk_plan {
+        var plan = partition(grid)
+        let elementSize = grid.is_double != 0 ? 8 : 4
+        let values = Int(grid.rows) &* Int(grid.channels) &* Int(grid.inner)
+        let bytes = values &* elementSize
+
+        plan.isa = machine.isa.rawValue
+        plan.threads = bytes < serialBytes ? 1 : Int32(clamping: machine.threads)
+        plan.stream = streams(outputBytes: bytes, kind: kind, machine: machine) ? 1 : 0
+        plan.fused = fuses(plan, grid, elementSize: elementSize, machine: machine) ? 1 : 0
+        return plan
+    }
+
+    // MARK: - By shape alone
+
+    /// From this length on, a channel's inner values fill vectors well enough by themselves.
+    static let shortestRow = 256
+    /// A run of columns should be long enough to stream from memory, and short enough for its sums to stay in L1.
+    static let columnsWanted = 512
+    /// So many pieces keep the cores of a large machine busy,
+    static let piecesWanted = 64
+    /// unless each were smaller than this many values.
+    static let smallestPiece = 16384
+
+    static func partition(_ grid: bnk_grid) -> bnk_plan {
+        let rows = Int(grid.rows), channels = Int(grid.channels), inner = Int(grid.inner)
+        var plan = bnk_plan()
+        plan.fold = 1
+        plan.run = 1
+        plan.segment = grid.inner
+
+        if inner >= shortestRow {
+            let wanted = pieces(runs: channels, valuesPerRun: rows &* inner)
+            if wanted <= rows {
+                // Four rows are walked at once, so that groups of four lose nothing.
+                plan.group_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4)))
+            } else {
+                plan.group_rows = 1
+                plan.segment = Int64(min(inner, roundUp(ceilDiv(inner, ceilDiv(wanted, rows)), to: 16)))
+            }
+            return plan
+        }
+
+        plan.by_columns = 1
+        if inner > 1 || channels >= columnsWanted {
+            // Whole vectors: a run is a multiple of 16 columns wherever the shape allows it.
+            let step = 16 / greatestCommonDivisor(16, inner)
+            let aligned = roundUp(max(1, columnsWanted / inner), to: step)
+            let run = aligned &* inner <= maxColumns ? aligned : maxColumns / inner
+            plan.run = Int64(min(channels, run))
+        } else {
+            let step = 16 / greatestCommonDivisor(16, channels)
+            plan.run = grid.channels
+            plan.fold = Int64(min(roundUp(ceilDiv(columnsWanted, channels), to: step), maxColumns / channels))
+        }
+        let run = Int(plan.run), fold = Int(plan.fold)
+        let wanted = pieces(runs: ceilDiv(channels, run), valuesPerRun: rows &* run &* inner)
+        plan.group_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4 * fold)))
+        return plan
+    }
+
+    private static let maxColumns = Int(BNK_MAX_COLUMNS)
+
+    /// Into how many pieces each run is cut.
+    private static func pieces(runs: Int, valuesPerRun: Int) -> Int {
+        max(1, min(ceilDiv(piecesWanted, runs), valuesPerRun / smallestPiece))
+    }
+
+    // MARK: - By machine
+
+    /// Below this many bytes of input a parallel region costs more than it gains.
+    static let serialBytes = 128 << 10
+
+    /// Outputs that the last-level cache would not keep are written past it.
+    private static func streams(outputBytes: Int, kind: Kind, machine: Machine) -> Bool {
+        outputBytes > machine.l3 / 4
+    }
+
+    /// Whether a task takes a run through reduction and application. It saves reading the input from memory twice
+    /// if the run's values stay in cache in between, but needs enough runs for all threads.
+    private static func fuses(
+        _ plan: bnk_plan, _ grid: bnk_grid, elementSize: Int, machine: Machine
+    ) -> Bool {
+        let runs = ceilDiv(Int(grid.channels), Int(plan.run))
+        let threads = Int(plan.threads)
+        let balanced = threads == 1 || runs >= 4 &* threads || runs % threads == 0
+        if plan.by_columns != 0 && grid.inner == 1 {
+            let runBytes = Int(grid.rows) &* Int(plan.run) &* elementSize
+            return balanced && runBytes <= machine.l2 / 2
+        }
+        return balanced
+    }
+
+    // MARK: - Arithmetic
+
+    private static func ceilDiv(_ a: Int, _ b: Int) -> Int { a / b &+ (a % b == 0 ? 0 : 1) }
+
+    private static func roundUp(_ value: Int, to step: Int) -> Int { ceilDiv(value, step) &* step }
+
+    private static func greatestCommonDivisor(_ a: Int, _ b: Int) -> Int {
+        b == 0 ? a : greatestCommonDivisor(b, a % b)
+    }
+}

@@ -1,0 +1,32 @@
+// The element types of tensors, parameters and running statistics.
+
+/// The element types that the library knows, for code that chooses one at run time.
+public enum ScalarType: Int32, Sendable {
+    /// IEEE 754 binary32, Swift's `Float`.
+    case float32 = 1
+    /// IEEE 754 binary64, Swift's `Double`.
+    case float64 = 2
+
+    package var size: Int {
+        switch self {
+        case .float32: 4
+        case .float64: 8
+        }
+    }
+}
+
+/// A type that tensors can hold: `Float` or `Double`.
+///
+/// Do not conform other types to it: the kernels read memory as what `scalarType` says.
+public protocol BatchNormScalar: BinaryFloatingPoint, BitwiseCopyable, Sendable {
+    /// Which of the library's element types this is.
+    static var scalarType: ScalarType { get }
+}
+
+extension Float: BatchNormScalar {
+    public static var scalarType: ScalarType { .float32 }
+}
+
+extension Double: BatchNormScalar {
+    public static var scalarType: ScalarType { .float64 }
+}

@@ -1,0 +1,109 @@
+// Statistics as values, for those who call the stateless functions and keep state themselves.
+
+/// Running averages of mean and variance per channel, collected in training and used in inference.
+public struct RunningStatistics<Scalar: BatchNormScalar>: Equatable, Sendable {
+    /// One mean per channel.
+    public var mean: [Scalar]
+    /// One variance per channel.
+    public var variance: [Scalar]
+    /// How many batches have been taken in.
+    public var numBatchesTracked: Int
+
+    /// Statistics from elsewhere, of a trained model for example.
+    public init(mean: [Scalar], variance: [Scalar], numBatchesTracked: Int = 0) {
+        self.mean = mean
+        self.variance = variance
+        self.numBatchesTracked = numBatchesTracked
+    }
+
+    /// Mean 0 and variance 1, as before the first batch.
+    public init(channels: Int) {
+        self.init(
+            mean: Array(repeating: 0, count: max(0, channels)),
+            variance: Array(repeating: 1, count: max(0, channels)))
+    }
+}
+
+/// What a forward pass saves for its backward: the statistics that it normalized with.
+///
+/// They are float64 whatever the tensors hold, because a mean rounded to float32 may be off by more than the deviation.
+public struct SavedStatistics: Equatable, Sendable {
+    /// One mean per channel.
+    public var mean: [Double]
+    /// One inverse standard deviation, 1 / √(variance + ε), per channel.
+    public var invstd: [Double]
+    /// Where they come from: the gradient flows through the batch's own, not through running ones.
+    public var statistics: Statistics
+    /// How many channels of the batch held NaN or infinity.
+    public var nonfiniteChannels: Int
+
+    public init(
+        mean: [Double], invstd: [Double], statistics: Statistics = .batch,
+        nonfiniteChannels: Int = 0
+    ) {
+        self.mean = mean
+        self.invstd = invstd
+        self.statistics = statistics
+        self.nonfiniteChannels = nonfiniteChannels
+    }
+
+    /// What backward needs after an inference forward with these statistics ("frozen" batch normalization).
+    ///
+    /// - Throws: `.countMismatch` if mean and variance differ in length, `.noChannels` if there are none, `.epsilon`.
+    public init<Scalar: BatchNormScalar>(
+        running: RunningStatistics<Scalar>, epsilon: Double = 1e-5
+    ) throws(BatchNormError) {
+        let channels = running.mean.count
+        guard running.variance.count == channels else {
+            throw .countMismatch(
+                .runningVar, actual: running.variance.count, expected: channels)
+        }
+        guard channels > 0 else { throw .noChannels }
+        try requireEpsilon(epsilon)
+        self.init(channels: channels, statistics: .running)
+        withViews { mean, invstd in
+            running.mean.withUnsafeBytes { runningMean in
+                running.variance.withUnsafeBytes { runningVar in
+                    Kernels.statisticsFromRunning(
+                        channels: channels, Scalar.scalarType, mean: runningMean.baseAddress,
+                        variance: runningVar.baseAddress, epsilon: epsilon,
+                        savedMean: mean.address, savedInvstd: invstd.address)
+                }
+            }
+        }
+    }
+
+    init(channels: Int, statistics: Statistics = .batch) {
+        self.init(
+            mean: Array(repeating: 0, count: channels),
+            invstd: Array(repeating: 0, count: channels), statistics: statistics)
+    }
+}
+
+extension RunningStatistics {
+    /// Lends mean, variance and counter to a call that writes them.
+    mutating func withViews<Result, Failure: Error>(
+        _ body: (MutableView, MutableView, UnsafeMutablePointer<Int64>) throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        var counter = Int64(numBatchesTracked)
+        defer { numBatchesTracked = Int(counter) }
+        return try mean.withUnsafeMutableBufferPointer { (mean) throws(Failure) in
+            try variance.withUnsafeMutableBufferPointer { (variance) throws(Failure) in
+                try body(MutableView(mean), MutableView(variance), &counter)
+            }
+        }
+    }
+}
+
+extension SavedStatistics {
+    /// Lends mean and invstd to a call that writes them.
+    mutating func withViews<Result, Failure: Error>(
+        _ body: (MutableView, MutableView) throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        try mean.withUnsafeMutableBufferPointer { (mean) throws(Failure) in
+            try invstd.withUnsafeMutableBufferPointer { (invstd) throws(Failure) in
+                try body(MutableView(mean), MutableView(invstd))
+            }
+        }
+    }
+}

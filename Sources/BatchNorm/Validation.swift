@@ -1,0 +1,122 @@
+// The checks that stand between a caller and the kernels: numbers, counts, alignment, overlap. Every operation runs
+// them before it writes anything. Nothing in here may trap, whatever the caller passes.
+
+extension BatchNormError.Argument {
+    /// Whether the two may be the very same memory although the first is written ("in place").
+    func mayBe(_ other: Self) -> Bool {
+        switch (self, other) {
+        case (.output, .input), (.gradInput, .input), (.gradInput, .gradOutput): true
+        default: false
+        }
+    }
+}
+
+/// Throws unless the value is a usable epsilon.
+package func requireEpsilon(_ epsilon: Double) throws(BatchNormError) {
+    guard epsilon.isFinite, epsilon >= 0 else { throw .epsilon(actual: epsilon) }
+}
+
+/// Throws unless the value is a usable momentum.
+package func requireMomentum(_ momentum: Double) throws(BatchNormError) {
+    guard momentum.isFinite else { throw .momentum(actual: momentum) }
+}
+
+/// Throws unless the buffer has `count` elements, each at an address that is a multiple of its size.
+///
+/// A buffer without memory may have only 0 elements, and satisfies only a `count` of 0.
+package func requireBuffer(
+    _ address: UnsafeRawPointer?, count actual: Int, is count: Int, elementSize: Int,
+    _ argument: BatchNormError.Argument
+) throws(BatchNormError) {
+    guard actual >= 0 else { throw .negativeCount(argument, actual: actual) }
+    guard address != nil || (actual == 0 && count == 0) else { throw .missing(argument) }
+    guard actual == count else {
+        throw .countMismatch(argument, actual: actual, expected: count)
+    }
+    let bits = UInt(bitPattern: address)
+    guard bits % UInt(elementSize) == 0 else {
+        throw .misaligned(argument, address: bits, alignment: elementSize)
+    }
+}
+
+/// Checks the buffers of one call, first each by itself and then against each other.
+struct BufferCheck {
+    private struct Region {
+        var argument = BatchNormError.Argument.input
+        var start: UInt = 0
+        var bytes: UInt = 0
+        var isWritten = false
+    }
+
+    /// No operation has more buffers.
+    private static var capacity: Int { 10 }
+    private var regions = InlineArray<10, Region>(repeating: Region())
+    private var used = 0
+
+    /// A required buffer that is read.
+    mutating func read(
+        _ view: View, _ argument: BatchNormError.Argument, count: Int, elementSize: Int
+    ) throws(BatchNormError) {
+        try add(view.address, view.count, argument, count, elementSize, isWritten: false)
+    }
+
+    /// A required buffer that is written.
+    mutating func write(
+        _ view: MutableView, _ argument: BatchNormError.Argument, count: Int, elementSize: Int
+    ) throws(BatchNormError) {
+        try add(view.constant.address, view.count, argument, count, elementSize, isWritten: true)
+    }
+
+    /// As `read`, where the buffer is there at all.
+    mutating func read(
+        optional view: View, _ argument: BatchNormError.Argument, count: Int, elementSize: Int
+    ) throws(BatchNormError) {
+        guard !view.isAbsent else { return }
+        try read(view, argument, count: count, elementSize: elementSize)
+    }
+
+    /// As `write`, where the buffer is there at all.
+    mutating func write(
+        optional view: MutableView, _ argument: BatchNormError.Argument, count: Int,
+        elementSize: Int
+    ) throws(BatchNormError) {
+        guard !view.isAbsent else { return }
+        try write(view, argument, count: count, elementSize: elementSize)
+    }
+
+    private mutating func add(
+        _ address: UnsafeRawPointer?, _ actual: Int, _ argument: BatchNormError.Argument,
+        _ count: Int, _ elementSize: Int, isWritten: Bool
+    ) throws(BatchNormError) {
+        try requireBuffer(
+            address, count: actual, is: count, elementSize: elementSize, argument)
+        guard used < Self.capacity else { return }
+        // `Shape` has made sure that no count times its element size overflows.
+        regions[used] = Region(
+            argument: argument, start: UInt(bitPattern: address),
+            bytes: UInt(bitPattern: count &* elementSize), isWritten: isWritten)
+        used &+= 1
+    }
+
+    /// Throws if a written buffer overlaps another, except where the two are one and may be.
+    func requireSeparate() throws(BatchNormError) {
+        for one in 0..<used where regions[one].isWritten {
+            for two in 0..<used where two != one {
+                let a = regions[one]
+                let b = regions[two]
+                // Of two written buffers each is looked at as `one`; only one order says "in place".
+                guard Self.overlap(a, b) else { continue }
+                let isSame = a.start == b.start && a.bytes == b.bytes
+                guard isSame && a.argument.mayBe(b.argument) else {
+                    throw .overlap(written: a.argument, other: b.argument)
+                }
+            }
+        }
+    }
+
+    /// By distances, for the end of a buffer may lie beyond the last address.
+    private static func overlap(_ a: Region, _ b: Region) -> Bool {
+        guard a.bytes > 0, b.bytes > 0 else { return false }
+        return a.start <= b.start ? b.start &- a.start < a.bytes : a.start &- b.start < b.bytes
+    }
+}

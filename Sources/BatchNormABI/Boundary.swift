@@ -1,0 +1,98 @@
+// What every exported function uses at the border: running a body, turning its error into a status and this thread's
+// message, and reading the C structs. Exported functions resolve, call and translate; nothing else happens in this
+// module.
+
+import BatchNorm
+import CBatchNorm
+
+/// Runs `body`; on an error, records the message and returns the status.
+func perform(_ body: () throws(BatchNormError) -> Void) -> bn_status {
+    do throws(BatchNormError) {
+        try body()
+        return bn_status(BN_STATUS_OK)
+    } catch {
+        var text = TextWriter(Kernels.threadText)
+        error.write(to: &text)
+        return error.status
+    }
+}
+
+/// The pointer, unless it is NULL.
+func require<Pointer>(
+    _ pointer: Pointer?, _ argument: BatchNormError.Argument
+) throws(BatchNormError) -> Pointer {
+    guard let pointer else { throw .missing(argument) }
+    return pointer
+}
+
+/// Throws unless a struct has the one size that this library knows.
+func requireSize<Struct>(
+    _ size: UInt32, of type: Struct.Type, _ argument: BatchNormError.Argument
+) throws(BatchNormError) {
+    guard size == MemoryLayout<Struct>.size else {
+        throw .structSize(argument, actual: Int(size), expected: MemoryLayout<Struct>.size)
+    }
+}
+
+/// Throws unless a reserved member is 0.
+func requireReserved(_ value: Int32) throws(BatchNormError) {
+    guard value == 0 else { throw .invalidOption(.reserved, actual: Int(value)) }
+}
+
+/// The option with that value, which the header has pinned.
+func option<Option: RawRepresentable<Int32>>(
+    _ value: Int32, _ argument: BatchNormError.Argument, as type: Option.Type = Option.self
+) throws(BatchNormError) -> Option {
+    guard let option = Option(rawValue: value) else {
+        throw .invalidOption(argument, actual: Int(value))
+    }
+    return option
+}
+
+/// A member that is 0 or 1.
+func flag(
+    _ value: Int32, _ argument: BatchNormError.Argument
+) throws(BatchNormError) -> Bool {
+    guard value == 0 || value == 1 else { throw .invalidOption(argument, actual: Int(value)) }
+    return value == 1
+}
+
+/// A bn_problem in the core's words.
+struct Problem {
+    let scalar: ScalarType
+    let shape: Shape
+
+    init(_ pointer: UnsafePointer<bn_problem>?) throws(BatchNormError) {
+        let pointer = try require(pointer, .problem)
+        // Only the size may be read before it is known how large the struct is.
+        try requireSize(firstMember(of: pointer), of: bn_problem.self, .problem)
+        let problem = pointer.pointee
+        scalar = try option(problem.dtype, .dtype)
+        let layout: Layout = try option(problem.layout, .layout)
+        let sizes = problem.sizes
+        shape = try Shape(
+            sizes: Sizes(
+                Int(sizes.0), Int(sizes.1), Int(sizes.2), Int(sizes.3), Int(sizes.4),
+                rank: Int(problem.rank)),
+            layout: layout)
+    }
+}
+
+/// Arguments of a call: NULL and size checked.
+func arguments<Struct>(
+    _ pointer: UnsafePointer<Struct>?, _ argument: BatchNormError.Argument = .args
+) throws(BatchNormError) -> Struct {
+    let pointer = try require(pointer, argument)
+    try requireSize(firstMember(of: pointer), of: Struct.self, argument)
+    return pointer.pointee
+}
+
+/// `struct_size`, which every public struct begins with.
+private func firstMember<Struct>(of pointer: UnsafePointer<Struct>) -> UInt32 {
+    UnsafeRawPointer(pointer).load(as: UInt32.self)
+}
+
+/// The text of a Swift literal, which lives as long as the program.
+func cString(_ text: StaticString) -> UnsafePointer<CChar> {
+    UnsafeRawPointer(text.utf8Start).assumingMemoryBound(to: CChar.self)
+}

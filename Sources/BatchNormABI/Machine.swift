@@ -1,0 +1,57 @@
+// Section 8 of batchnorm.h: threads, instruction sets, version.
+
+import BatchNorm
+import CBatchNorm
+
+@_cdecl("bn_set_num_threads") @implementation
+public func bn_set_num_threads(_ threads: Int32) -> bn_status {
+    perform { () throws(BatchNormError) in
+        guard threads >= 0 else { throw .invalidOption(.threads, actual: Int(threads)) }
+        Settings.threads = Int(threads)
+    }
+}
+
+@_cdecl("bn_get_num_threads") @implementation
+public func bn_get_num_threads() -> Int32 { Int32(clamping: Settings.threads) }
+
+@_cdecl("bn_set_max_isa") @implementation
+public func bn_set_max_isa(_ isa: bn_isa) -> bn_status {
+    perform { () throws(BatchNormError) in
+        Settings.isa = try option(isa, .isa)
+    }
+}
+
+@_cdecl("bn_get_isa") @implementation
+public func bn_get_isa() -> bn_isa { Settings.isa.rawValue }
+
+@_cdecl("bn_isa_name") @implementation
+public func bn_isa_name(_ isa: bn_isa) -> UnsafePointer<CChar>? {
+    switch ISA(rawValue: isa) {
+    case .generic: cString("generic")
+    case .avx2: cString("avx2")
+    case .avx512: cString("avx512")
+    case nil: cString("unknown")
+    }
+}
+
+@_cdecl("bn_version") @implementation
+public func bn_version() -> UnsafePointer<CChar>? {
+    withUnsafePointer(to: &versionText) {
+        UnsafeRawPointer($0).assumingMemoryBound(to: CChar.self)
+    }
+}
+
+/// "MAJOR.MINOR.PATCH". Written once, before its first use, and only read from then on.
+nonisolated(unsafe) private var versionText = {
+    var text = InlineArray<48, UInt8>(repeating: 0)
+    var span = text.mutableSpan
+    span.withUnsafeMutableBufferPointer { buffer in
+        var writer = TextWriter(buffer)
+        writer.append(Int(BN_VERSION_MAJOR))
+        writer.append(".")
+        writer.append(Int(BN_VERSION_MINOR))
+        writer.append(".")
+        writer.append(Int(BN_VERSION_PATCH))
+    }
+    return text
+}()

@@ -1,0 +1,227 @@
+/*
+ * The backward operation: sum(dy) and sum(dy * (x - mean)) of every piece, added in order; the parameters'
+ * gradients and a channel's coefficients; dx from x and dy in one sweep.
+ * Called by Kernels.swift with a plan that fits the grid.
+ */
+#include "apply.h"
+#include "coefficients.h"
+#include "columns.h"
+#include "leaves.h"
+#include "parallel.h"
+#include "pieces.h"
+
+typedef struct grad_sums {
+    double dy;         /* sum(dy) */
+    double dy_times_c; /* sum(dy * (x - mean)) */
+} grad_sums;
+
+typedef struct backward {
+    const bnk_backward *job;
+    bnk_cut cut;
+    const bnk_leaves *leaves;
+    grad_sums *partial; /* [piece][channel], if not fused */
+    bnk_linears linears; /* [channel], if not fused */
+} backward;
+
+static double mean_of(const backward *t, int64_t channel)
+{
+    return t->job->mean ? t->job->mean[channel]
+                        : bnk_get(t->job->running_mean, t->cut.grid->is_double, channel, 0);
+}
+
+static double invstd_of(const backward *t, int64_t channel)
+{
+    return t->job->invstd
+               ? t->job->invstd[channel]
+               : bnk_invstd(bnk_get(t->job->running_var, t->cut.grid->is_double, channel, 0),
+                            t->job->epsilon);
+}
+
+/* ---- sums ---- */
+
+static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
+{
+    double pair[2];
+    t->leaves->row_grad_sums((const char *)t->job->input + piece->start,
+                             (const char *)t->job->grad_output + piece->start, piece->rows,
+                             t->cut.stride, piece->length, mean_of(t, piece->channel), pair);
+    sums->dy = pair[0];
+    sums->dy_times_c = pair[1];
+}
+
+/* The sums of each channel of a piece by columns, written to sums[0..channels). */
+static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
+{
+    const bnk_cut *cut = &t->cut;
+    const int64_t inner = cut->grid->inner, channels = piece->channels;
+    const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
+    const int64_t lines = piece->rows / fold, rest = piece->rows % fold;
+    const int64_t columns = channels * inner * fold;
+    double mean[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], product[BNK_MAX_COLUMNS];
+    double own[BNK_MAX_COLUMNS];
+    const char *x = (const char *)t->job->input + piece->start;
+    const char *dy = (const char *)t->job->grad_output + piece->start;
+
+    for (int64_t c = 0; c < channels; c++) own[c] = mean_of(t, piece->channel + c);
+    bnk_expand_double(own, channels, inner, fold, mean);
+    for (int64_t j = 0; j < columns; j++) sum[j] = product[j] = 0;
+    t->leaves->column_grad_sums(x, dy, lines, cut->stride * fold, columns, mean, sum, product);
+    if (rest > 0) {
+        const int64_t done = lines * fold * cut->stride * cut->element;
+        t->leaves->column_grad_sums(x + done, dy + done, rest, cut->stride, channels * inner, mean,
+                                    sum, product);
+    }
+    bnk_collapse(sum, channels, inner, fold, own);
+    for (int64_t c = 0; c < channels; c++) sums[c].dy = own[c];
+    bnk_collapse(product, channels, inner, fold, own);
+    for (int64_t c = 0; c < channels; c++) sums[c].dy_times_c = own[c];
+}
+
+static void piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
+{
+    if (t->cut.plan->by_columns)
+        column_piece_sums(t, piece, sums);
+    else
+        row_piece_sums(t, piece, sums);
+}
+
+/* ---- a channel's gradients ---- */
+
+static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums sums)
+{
+    const bnk_backward *job = t->job;
+    const bnk_grid *grid = t->cut.grid;
+    const int32_t is_double = grid->is_double;
+    const double count = (double)grid->rows * (double)grid->inner;
+    const double mean = mean_of(t, channel), invstd = invstd_of(t, channel);
+
+    if (job->grad_bias) bnk_set(job->grad_bias, is_double, channel, sums.dy);
+    if (job->grad_weight)
+        bnk_set(job->grad_weight, is_double, channel, sums.dy_times_c * invstd);
+
+    const double gain = bnk_get(job->weight, is_double, channel, 1) * invstd;
+    if (job->frozen) {
+        /* dx = dy * gain, by the forward's leaf with dy as x; -0 keeps the sign of every zero. */
+        const bnk_linear scaled = { 1, -0.0, bnk_round(gain, is_double), -0.0, 0 };
+        return scaled;
+    }
+    /* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c) */
+    const double slope = -gain * invstd * (invstd * (sums.dy_times_c / count));
+    bnk_linear f =
+        bnk_linear_of(mean, 0, invstd, slope, -gain * (sums.dy / count), is_double);
+    f.factor = bnk_round(gain, is_double);
+    return f;
+}
+
+/* Whether anything needs the sums at all. */
+static int needs_sums(const bnk_backward *job)
+{
+    return job->grad_weight || job->grad_bias || (job->grad_input && !job->frozen);
+}
+
+static void apply_piece(const backward *t, const bnk_piece *piece, const bnk_linears *linears)
+{
+    const bnk_backward *job = t->job;
+    if (!job->grad_input) return;
+    const void *x = job->frozen ? job->grad_output : job->input;
+    const void *dy = job->frozen ? NULL : job->grad_output;
+    bnk_apply_piece(&t->cut, t->leaves, piece, linears, x, dy, job->grad_input);
+}
+
+/* ---- channels whole ---- */
+
+static void backward_runs(void *context, int64_t begin, int64_t end)
+{
+    const backward *t = context;
+    const bnk_cut *cut = &t->cut;
+    const int32_t is_double = cut->grid->is_double;
+    for (int64_t run = begin; run < end; run++) {
+        grad_sums total[BNK_MAX_COLUMNS], own[BNK_MAX_COLUMNS];
+        double memory[5 * BNK_MAX_COLUMNS];
+        const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
+        const bnk_piece whole = bnk_whole_run(cut, run);
+        for (int64_t c = 0; c < whole.channels; c++) total[c] = (grad_sums){ 0, 0 };
+        if (needs_sums(t->job))
+            for (int64_t p = 0; p < cut->pieces; p++) {
+                const bnk_piece piece = bnk_piece_at(cut, run, p);
+                piece_sums(t, &piece, own);
+                for (int64_t c = 0; c < piece.channels; c++) {
+                    total[c].dy += own[c].dy;
+                    total[c].dy_times_c += own[c].dy_times_c;
+                }
+            }
+        for (int64_t c = 0; c < whole.channels; c++)
+            bnk_linears_set(&linears, is_double, c,
+                            finish_channel(t, whole.channel + c, total[c]));
+        apply_piece(t, &whole, &linears);
+    }
+}
+
+/* ---- in three steps ---- */
+
+static void reduce_pieces(void *context, int64_t begin, int64_t end)
+{
+    const backward *t = context;
+    const bnk_cut *cut = &t->cut;
+    for (int64_t task = begin; task < end; task++) {
+        const int64_t index = task / cut->runs;
+        const bnk_piece piece = bnk_piece_at(cut, task % cut->runs, index);
+        piece_sums(t, &piece, t->partial + index * cut->grid->channels + piece.channel);
+    }
+}
+
+static void add_channels(void *context, int64_t begin, int64_t end)
+{
+    const backward *t = context;
+    const bnk_cut *cut = &t->cut;
+    for (int64_t c = begin; c < end; c++) {
+        grad_sums total = { 0, 0 };
+        if (needs_sums(t->job))
+            for (int64_t p = 0; p < cut->pieces; p++) {
+                const grad_sums own = t->partial[p * cut->grid->channels + c];
+                total.dy += own.dy;
+                total.dy_times_c += own.dy_times_c;
+            }
+        bnk_linears_set(&t->linears, cut->grid->is_double, c, finish_channel(t, c, total));
+    }
+}
+
+static void apply_pieces(void *context, int64_t begin, int64_t end)
+{
+    const backward *t = context;
+    const bnk_cut *cut = &t->cut;
+    for (int64_t task = begin; task < end; task++) {
+        /* Last read, first read again: what the reduction saw last is still in cache. */
+        const int64_t reversed = cut->pieces * cut->runs - 1 - task;
+        const bnk_piece piece = bnk_piece_at(cut, reversed % cut->runs, reversed / cut->runs);
+        const bnk_linears own = bnk_linears_from(&t->linears, piece.channel, cut->grid->is_double);
+        apply_piece(t, &piece, &own);
+    }
+}
+
+/* ---- entries ---- */
+
+int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan)
+{
+    if (plan->fused) return 0;
+    const bnk_cut cut = bnk_cut_grid(grid, plan);
+    return cut.pieces * grid->channels * (int64_t)sizeof(grad_sums) +
+           5 * grid->channels * cut.element;
+}
+
+void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job)
+{
+    backward t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
+    t.leaves = bnk_leaves_for(plan->isa, grid->is_double);
+    if (plan->fused) {
+        bnk_parallel(plan->threads, t.cut.runs, backward_runs, &t);
+        return;
+    }
+    t.partial = job->workspace;
+    t.linears = bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels,
+                               grid->is_double);
+    if (needs_sums(job))
+        bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, reduce_pieces, &t);
+    bnk_parallel(plan->threads, grid->channels, add_channels, &t);
+    bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, apply_pieces, &t);
+}

@@ -1,0 +1,125 @@
+/*
+ * bnk.h — the interface between the Swift core and the C kernels. Not installed.
+ *
+ * The kernels are pure functions over memory: they check nothing, keep nothing and allocate nothing.
+ * Every argument has been validated by the Swift core (Sources/BatchNorm), which also makes the plan.
+ */
+#ifndef BNK_H
+#define BNK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * A tensor is a dense grid [rows][channels][inner]. NCHW is (N, C, S), NHWC is (N*S, C, 1), a matrix is
+ * (N, C, 1): one description serves every layout and rank.
+ */
+typedef struct bnk_grid {
+    int64_t rows;
+    int64_t channels;
+    int64_t inner;
+    int32_t is_double; /* 0: float, 1: double */
+} bnk_grid;
+
+/*
+ * How the work is cut. The members of the first group depend on the shape alone, for they decide the
+ * order of the sums and so the bits of the result; those of the second may depend on the machine.
+ *
+ * A "piece" is group_rows rows x segment inner values of one channel (or of `run` neighbouring
+ * channels); its moments are formed by one thread. Pieces merge in ascending order.
+ */
+typedef struct bnk_plan {
+    int32_t by_columns; /* 0: the inner values of a channel are the vectors. 1: a row's run of
+                           channels * inner is, each column with sums of its own (short inner) */
+    int64_t fold;       /* by_columns with inner == 1 and run == channels: so many rows count as one
+                           longer row; else 1 */
+    int64_t run;        /* channels per piece: 1 by rows; by columns run * inner * fold <=
+                           BNK_MAX_COLUMNS */
+    int64_t group_rows; /* rows per piece, a multiple of fold unless it is all rows */
+    int64_t segment;    /* inner values per piece: inner itself by columns */
+
+    int32_t threads;    /* 1: no parallel region */
+    int32_t fused;      /* 1: a task takes a run of channels through reduction and application;
+                           0: first all pieces are reduced, then all are applied */
+    int32_t stream;     /* 1: non-temporal stores, for outputs that no cache will hold */
+    int32_t prefetch;   /* 1, only if fused: applying a run fetches the next one into L2 */
+    int32_t isa;        /* BNK_ISA_*, at most what bnk_supported_isa() says */
+} bnk_plan;
+
+enum { BNK_MAX_COLUMNS = 1024 };
+enum { BNK_ISA_GENERIC = 0, BNK_ISA_AVX2 = 1, BNK_ISA_AVX512 = 2, BNK_ISA_COUNT = 3 };
+
+/* Parameter arrays (void *) have the grid's element type and `channels` elements; NULL means absent. */
+
+typedef struct bnk_forward {
+    const void *input;
+    void *output; /* may be input */
+    const void *weight;
+    const void *bias;
+    double epsilon;
+    void *running_mean; /* with running_var, or both NULL */
+    void *running_var;
+    double momentum;       /* the share of this batch */
+    double variance_scale; /* running_var takes in biased variance * this; 0: it stays as it is */
+    double *saved_mean;
+    double *saved_invstd;
+    int64_t nonfinite_channels; /* out */
+    void *workspace;            /* bnk_forward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
+} bnk_forward;
+
+typedef struct bnk_inference {
+    const void *input;
+    void *output; /* may be input */
+    const void *weight;
+    const void *bias;
+    double epsilon;
+    const void *running_mean;
+    const void *running_var;
+} bnk_inference;
+
+typedef struct bnk_backward {
+    const void *input;
+    const void *grad_output;
+    void *grad_input; /* may be NULL, input or grad_output */
+    void *grad_weight; /* may be NULL */
+    void *grad_bias;   /* may be NULL */
+    const void *weight;
+    const double *mean; /* mean and invstd, or NULL and: */
+    const double *invstd;
+    const void *running_mean;
+    const void *running_var;
+    double epsilon; /* for running_var */
+    int32_t frozen; /* 1: the statistics are constants */
+    void *workspace; /* bnk_backward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
+} bnk_backward;
+
+/* Operations. rows and inner are at least 1. */
+int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan);
+void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forward *job);
+void bnk_forward_inference(const bnk_grid *grid, const bnk_plan *plan, const bnk_inference *job);
+int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan);
+void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job);
+
+/* mean and invstd as the inference forward uses them, for a later backward. */
+void bnk_statistics_from_running(const bnk_grid *grid, const void *running_mean,
+                                 const void *running_var, double epsilon, double *mean,
+                                 double *invstd);
+
+/* The machine (platform.c; the last one parallel.c). */
+int32_t bnk_supported_isa(void);   /* the best that this CPU and OS can run */
+int64_t bnk_cache_size(int level); /* bytes of L1d, L2 (per core) or L3; a usual value if unknown */
+int32_t bnk_default_threads(void); /* what OpenMP would use in a region of the calling thread */
+
+/* Settings of the process (settings.c). */
+void bnk_set_threads(int32_t threads); /* 0: bnk_default_threads() */
+int32_t bnk_threads(void);
+void bnk_set_max_isa(int32_t isa);
+int32_t bnk_isa(void); /* the supported one, capped by the above and by BATCHNORM_MAX_ISA */
+
+/* Memory and text that plain Swift in Embedded mode has no words for (platform.c). */
+void *bnk_allocate(int64_t bytes); /* 64-byte aligned, not cleared; NULL if there is none */
+void bnk_free(void *memory);
+enum { BNK_TEXT_SIZE = 512 };
+char *bnk_thread_text(void); /* this thread's BNK_TEXT_SIZE bytes, zeroed at first */
+
+#endif /* BNK_H */

@@ -1,0 +1,15 @@
+/* The leaves for AVX-512 (Intel since Skylake-SP, AMD since Zen 4). */
+#include "leaves.h"
+#include "vector.h"
+
+#if defined(__x86_64__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw"))), \
+                             apply_to = function)
+#define BNK_FMA_float(a, b, c) __builtin_elementwise_fma(a, b, c)
+#define BNK_FMA_double(a, b, c) __builtin_elementwise_fma(a, b, c)
+#define BNK_FMA_ONE_float(a, b, c) __builtin_fmaf(a, b, c)
+#define BNK_FMA_ONE_double(a, b, c) __builtin_fma(a, b, c)
+#define BNK_ISA avx512
+#include "leaves_types.h"
+#pragma clang attribute pop
+#endif

@@ -1,0 +1,52 @@
+/* The leaves for any CPU: what the compiler makes of sixteen lanes without extensions. */
+#include <math.h>
+#include <string.h>
+
+#include "leaves.h"
+#include "vector.h"
+
+#if defined(__aarch64__) || defined(__FMA__)
+#define BNK_FMA_float(a, b, c) __builtin_elementwise_fma(a, b, c)
+#define BNK_FMA_double(a, b, c) __builtin_elementwise_fma(a, b, c)
+#define BNK_FMA_ONE_float(a, b, c) __builtin_fmaf(a, b, c)
+#define BNK_FMA_ONE_double(a, b, c) __builtin_fma(a, b, c)
+#else
+/*
+ * A CPU without fused multiply-add: the same bits by other means. The product of two floats is exact in
+ * double; adding in double rounded to odd, then rounding to float, rounds as if once (Boldo and Melquiond,
+ * "Emulation of FMA and correctly rounded sums", IEEE Trans. Comput. 57, 2008).
+ */
+static inline float fused_float(float a, float b, float c)
+{
+    const double product = (double)a * (double)b;
+    double sum = product + (double)c;
+    const double part = sum - product;
+    const double lost = (product - (sum - part)) + ((double)c - part);
+    if (lost < 0 || lost > 0) { /* inexact, and no NaN */
+        int64_t bits;
+        memcpy(&bits, &sum, sizeof bits);
+        if ((bits & 1) == 0) bits += (lost > 0) == (sum > 0) ? 1 : -1;
+        memcpy(&sum, &bits, sizeof bits);
+    }
+    return (float)sum;
+}
+
+static inline bnk_float16 fused_floats(bnk_float16 a, bnk_float16 b, bnk_float16 c)
+{
+    for (int i = 0; i < BNK_LANES; i++) c[i] = fused_float(a[i], b[i], c[i]);
+    return c;
+}
+
+static inline bnk_double8 fused_doubles(bnk_double8 a, bnk_double8 b, bnk_double8 c)
+{
+    for (int i = 0; i < 8; i++) c[i] = fma(a[i], b[i], c[i]);
+    return c;
+}
+#define BNK_FMA_float(a, b, c) fused_floats(a, b, c)
+#define BNK_FMA_double(a, b, c) fused_doubles(a, b, c)
+#define BNK_FMA_ONE_float(a, b, c) fused_float(a, b, c)
+#define BNK_FMA_ONE_double(a, b, c) fma(a, b, c)
+#endif
+
+#define BNK_ISA generic
+#include "leaves_types.h"

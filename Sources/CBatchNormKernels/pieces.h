@@ -1,0 +1,79 @@
+/*
+ * How a plan cuts a grid into pieces. Used by every operation.
+ */
+#ifndef BNK_PIECES_H
+#define BNK_PIECES_H
+
+#include <stdint.h>
+
+#include "bnk.h"
+
+typedef struct bnk_cut {
+    const bnk_grid *grid;
+    const bnk_plan *plan;
+    int64_t element;  /* bytes */
+    int64_t stride;   /* elements from row to row */
+    int64_t runs;     /* runs of channels */
+    int64_t groups;   /* groups of rows */
+    int64_t segments; /* segments of the inner values */
+    int64_t pieces;   /* of one run: groups * segments */
+} bnk_cut;
+
+typedef struct bnk_piece {
+    int64_t channel, channels;
+    int64_t row, rows;
+    int64_t offset, length; /* of the inner values */
+    int64_t start;          /* byte offset of the first value */
+} bnk_piece;
+
+static inline int64_t bnk_min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static inline int64_t bnk_ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+static inline bnk_cut bnk_cut_grid(const bnk_grid *grid, const bnk_plan *plan)
+{
+    bnk_cut cut;
+    cut.grid = grid;
+    cut.plan = plan;
+    cut.element = grid->is_double ? 8 : 4;
+    cut.stride = grid->channels * grid->inner;
+    cut.runs = bnk_ceil_div(grid->channels, plan->run);
+    cut.groups = bnk_ceil_div(grid->rows, plan->group_rows);
+    cut.segments = bnk_ceil_div(grid->inner, plan->segment);
+    cut.pieces = cut.groups * cut.segments;
+    return cut;
+}
+
+/* Piece `index` of run `run`. */
+static inline bnk_piece bnk_piece_at(const bnk_cut *cut, int64_t run, int64_t index)
+{
+    const bnk_plan *plan = cut->plan;
+    bnk_piece piece;
+    piece.channel = run * plan->run;
+    piece.channels = bnk_min(plan->run, cut->grid->channels - piece.channel);
+    piece.row = index / cut->segments * plan->group_rows;
+    piece.rows = bnk_min(plan->group_rows, cut->grid->rows - piece.row);
+    piece.offset = index % cut->segments * plan->segment;
+    piece.length = bnk_min(plan->segment, cut->grid->inner - piece.offset);
+    piece.start = (piece.row * cut->stride + piece.channel * cut->grid->inner + piece.offset) *
+                  cut->element;
+    return piece;
+}
+
+/* All rows and inner values of run `run`, for applying at once. */
+static inline bnk_piece bnk_whole_run(const bnk_cut *cut, int64_t run)
+{
+    bnk_piece piece = bnk_piece_at(cut, run, 0);
+    piece.rows = cut->grid->rows;
+    piece.length = cut->grid->inner;
+    return piece;
+}
+
+/* How far ahead of a value its counterpart in the next run lies, which the same thread takes next: right behind it
+ * in memory. 0 where the plan prefetches nothing. */
+static inline int64_t bnk_ahead(const bnk_cut *cut, const bnk_piece *piece)
+{
+    return cut->plan->prefetch ? piece->channels * cut->grid->inner : 0;
+}
+
+#endif

@@ -1,0 +1,12 @@
+# BATCHNORM_VERSION as include/batchnorm.h says it: the version's one place.
+set(header "${CMAKE_CURRENT_LIST_DIR}/../include/batchnorm.h")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${header}")
+set(BATCHNORM_VERSION "")
+foreach(part IN ITEMS MAJOR MINOR PATCH)
+  file(STRINGS "${header}" line REGEX "^#define BN_VERSION_${part} ")
+  if(NOT line MATCHES "^#define BN_VERSION_${part} ([0-9]+)$")
+    message(FATAL_ERROR "${header}: found '${line}', expected '#define BN_VERSION_${part} <number>'")
+  endif()
+  list(APPEND BATCHNORM_VERSION "${CMAKE_MATCH_1}")
+endforeach()
+list(JOIN BATCHNORM_VERSION "." BATCHNORM_VERSION)

@@ -1,0 +1,504 @@
+/*
+ * batchnorm.h — batch normalization on CPUs, forward and backward.
+ *
+ * The one public header of libbatchnorm. C11 and C++17. It is read from top to bottom:
+ *
+ *   1  INTRODUCTION     what is computed, and the words used
+ *   2  A FIRST PROGRAM  twelve lines that normalize a batch of images
+ *   3  STATUS           how every call tells what went wrong
+ *   4  PROBLEM          shape, data type and memory layout
+ *   5  OPERATIONS       the stateless functions: your buffers, nothing kept
+ *   6  LAYER            an object that keeps parameters, statistics and mode
+ *   7  STATE            a layer's state as one checksummed block of bytes
+ *   8  MACHINE          threads, instruction sets, version
+ *
+ * ------------------------------------------------------------------------------------------
+ * 1  INTRODUCTION
+ * ------------------------------------------------------------------------------------------
+ *
+ * Batch normalization (Ioffe and Szegedy, 2015, arXiv:1502.03167) makes each channel of a batch
+ * have mean 0 and variance 1, then scales and shifts it by learned parameters:
+ *
+ *     y = (x - mean) / sqrt(variance + epsilon) * weight + bias
+ *
+ * Mean and variance run over all M = N * S values of a channel: N is the batch, C the channels,
+ * S the product of the spatial sizes (1 for a matrix, L, H*W or D*H*W). Training takes them
+ * from the batch, inference from running averages collected in training. Epsilon stands inside
+ * the square root; the batch variance in the formula is the biased one (sum / M). Names and
+ * conventions are PyTorch's (torch.nn.BatchNorm1d/2d/3d) wherever frameworks differ.
+ *
+ * What the library promises:
+ *
+ *   - Accuracy: moments are accumulated in float64 around a value of the data, so no mean, however
+ *     large beside the deviation, costs digits. A float32 result is within 3 units in the last
+ *     place of its largest term.
+ *   - Reproducibility: the same input gives the same bits on any number of threads and with
+ *     any instruction set.
+ *   - All or nothing: every argument is checked before anything is written. A call that fails
+ *     has changed no output, no statistics and no counter (the two exceptions, allocation aside,
+ *     say so: BN_STATUS_NONFINITE).
+ *   - Nothing behind your back: no allocation that grows with N or S, no printing, no exit.
+ *
+ * Threads: stateless functions may be called from any number of threads at once on buffers that do
+ * not overlap. A layer serves one thread at a time; different layers are independent. Error
+ * messages belong to the thread that received the error.
+ *
+ * Ownership: tensors and parameter arrays are the caller's, always; the library keeps no pointer to
+ * them after a call. A bn_layer is the library's, from bn_layer_create to bn_layer_destroy.
+ *
+ * Memory rules, for every pointer of every function: aligned to its element's size; a buffer
+ * that is written overlaps no other buffer of the call, except where a function says that two may
+ * be the very same memory ("in place").
+ *
+ * ------------------------------------------------------------------------------------------
+ * 2  A FIRST PROGRAM
+ * ------------------------------------------------------------------------------------------
+ *
+ *     #include <batchnorm.h>
+ *     #include <stdio.h>
+ *
+ *     int main(void) {
+ *         float images[2 * 3 * 4 * 4], normalized[2 * 3 * 4 * 4];
+ *         for (int i = 0; i < 96; i++) images[i] = (float)i;
+ *
+ *         bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 2, 3, 4, 4);
+ *         bn_forward_training_args args = BN_FORWARD_TRAINING_ARGS_INIT;
+ *         args.input = images;
+ *         args.input_count = 96;
+ *         args.output = normalized;
+ *         args.output_count = 96;
+ *         if (bn_forward_training(&problem, &args) != BN_STATUS_OK) {
+ *             fprintf(stderr, "%s\n", bn_last_error_message());
+ *             return 1;
+ *         }
+ *         printf("%.3f\n", normalized[0]);
+ *     }
+ *
+ * Build: cc program.c $(pkg-config --cflags --libs batchnorm)
+ */
+#ifndef BATCHNORM_H
+#define BATCHNORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The version of this header; bn_version() tells that of the library. This is the one place. */
+#define BN_VERSION_MAJOR 0
+#define BN_VERSION_MINOR 1
+#define BN_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define BN_API __attribute__((visibility("default")))
+#else
+#define BN_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------
+ * 3  STATUS
+ * ------------------------------------------------------------------------------------------
+ * Every function that can fail returns a bn_status: 0 for success, else one of the values below.
+ * They are pinned and come in families with gaps; a program must expect values that it does not
+ * know. The text for a person comes from bn_last_error_message().
+ */
+typedef int32_t bn_status;
+enum {
+    BN_STATUS_OK = 0,
+
+    /* 1xx: the call itself */
+    BN_STATUS_NULL_POINTER = 100,   /* a required pointer is NULL */
+    BN_STATUS_STRUCT_SIZE = 101,    /* struct_size is none that this library knows */
+    BN_STATUS_INVALID_OPTION = 102, /* an enum, flag or reserved member has an unknown value */
+
+    /* 2xx: shapes */
+    BN_STATUS_RANK = 200,           /* rank is not 2, 3, 4 or 5 */
+    BN_STATUS_NEGATIVE_SIZE = 201,  /* a size or count is negative */
+    BN_STATUS_NO_CHANNELS = 202,    /* C is 0 */
+    BN_STATUS_SIZE_OVERFLOW = 203,  /* the tensor's bytes do not fit in 63 bits */
+    BN_STATUS_COUNT_MISMATCH = 204, /* a buffer has another number of elements than the shape */
+
+    /* 3xx: memory */
+    BN_STATUS_MISALIGNED = 300,     /* a pointer is not aligned to its element's size */
+    BN_STATUS_OVERLAP = 301,        /* a written buffer overlaps another one */
+    BN_STATUS_OUT_OF_MEMORY = 302,  /* the library could not allocate its O(C) workspace */
+
+    /* 4xx: numbers */
+    BN_STATUS_EPSILON = 400,        /* epsilon is negative, infinite or NaN */
+    BN_STATUS_MOMENTUM = 401,       /* momentum is infinite or NaN */
+    BN_STATUS_ONE_VALUE = 402,      /* training on one value per channel, see bn_one_value */
+    BN_STATUS_NONFINITE = 403,      /* NaN or infinity in the input, see bn_nonfinite */
+    BN_STATUS_BATCH_COUNTER = 404,  /* the number of batches tracked is negative or at its end */
+
+    /* 5xx: a layer's state */
+    BN_STATUS_NO_RUNNING_STATISTICS = 500, /* the layer keeps none */
+    BN_STATUS_NO_PARAMETER = 501,          /* the layer has no weight, or no bias */
+    BN_STATUS_NO_FORWARD = 502,            /* backward, or a saved value, before any forward */
+    BN_STATUS_LAYER_MISMATCH = 503,        /* channels, dtype or shape differ from the layer's */
+
+    /* 6xx: a layer's state as bytes */
+    BN_STATUS_STATE_TRUNCATED = 600,       /* fewer bytes than the state says it has, or more */
+    BN_STATUS_STATE_FOREIGN = 601,         /* not a state of this library */
+    BN_STATUS_STATE_VERSION = 602,         /* written by a newer, incompatible library */
+    BN_STATUS_STATE_CHECKSUM = 603,        /* damaged */
+    BN_STATUS_STATE_INVALID = 604,         /* intact, but holds values no layer can have */
+    BN_STATUS_BUFFER_TOO_SMALL = 605,      /* the caller's buffer cannot hold the state */
+
+    BN_STATUS_INTERNAL = 900               /* a defect of the library; please report it */
+};
+
+/* The name of a status, "BN_STATUS_OK" and so on; "BN_STATUS_UNKNOWN" for any other value.
+ * The string is static. */
+BN_API const char *bn_status_name(bn_status status);
+
+/* What went wrong in the last call of this thread that failed, in one English sentence which
+ * quotes actual and expected. Never NULL; "" before the first failure. A successful call leaves it as
+ * it is. The string is the thread's own and lives until that thread's next failing call. */
+BN_API const char *bn_last_error_message(void);
+
+/* ------------------------------------------------------------------------------------------
+ * 4  PROBLEM
+ * ------------------------------------------------------------------------------------------ */
+
+/* The element type of tensors, parameters and running statistics. */
+typedef int32_t bn_dtype;
+enum { BN_DTYPE_FLOAT32 = 1, BN_DTYPE_FLOAT64 = 2 };
+
+/* The order in memory, dense in both cases. NCHW: [n][c][spatial...]. NHWC: [n][spatial...][c], which
+ * PyTorch calls channels_last. For rank 2 they are the same. */
+typedef int32_t bn_layout;
+enum { BN_LAYOUT_NCHW = 1, BN_LAYOUT_NHWC = 2 };
+
+/* The shape of the input and of every other tensor of a call.
+ *
+ * sizes are in logical order whatever the layout: N, C, then up to three spatial sizes:
+ * (N,C), (N,C,L), (N,C,H,W), (N,C,D,H,W). Those at and beyond `rank` are ignored. N and the spatial
+ * sizes may be 0 (an empty batch: success, nothing is written but zero gradients); C may not. */
+typedef struct bn_problem {
+    uint32_t struct_size; /* sizeof(bn_problem) */
+    bn_dtype dtype;
+    bn_layout layout;
+    int32_t rank; /* 2 to 5 */
+    int64_t sizes[5];
+} bn_problem;
+
+#define BN_PROBLEM_INIT \
+    { sizeof(bn_problem), BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 0, { 0, 0, 0, 0, 0 } }
+/* The usual case, in one line: (N,C,H,W). */
+#define BN_PROBLEM_2D(dtype, layout, n, c, h, w) \
+    { sizeof(bn_problem), (dtype), (layout), 4, { (n), (c), (h), (w), 0 } }
+
+/* ------------------------------------------------------------------------------------------
+ * 5  OPERATIONS
+ * ------------------------------------------------------------------------------------------
+ * Stateless: everything that a call reads or writes is in its arguments. Pointers stand next to
+ * the number of elements that they point to; a count other than the shape's is an error. `void *`
+ * members have the problem's dtype; `double *` members are float64 always. A NULL pointer with
+ * count 0 means "absent" where a member is marked optional.
+ */
+
+/* How running statistics take in a batch.
+ * EXPONENTIAL: new = (1 - momentum) * old + momentum * batch (PyTorch's direction of momentum;
+ * Keras, Flax and ONNX call 1 - momentum "momentum"). CUMULATIVE: momentum is 1/k at the k-th batch,
+ * so that the result is the plain mean over all batches (PyTorch's momentum=None). */
+typedef int32_t bn_averaging;
+enum { BN_AVERAGING_EXPONENTIAL = 0, BN_AVERAGING_CUMULATIVE = 1 };
+
+/* Which batch variance enters running_var: unbiased, sum / (M - 1) (PyTorch, cuDNN), or biased, sum / M
+ * (ONNX, Keras 3, Flax). The normalization itself always uses the biased one. */
+typedef int32_t bn_variance;
+enum { BN_VARIANCE_UNBIASED = 0, BN_VARIANCE_BIASED = 1 };
+
+/* What training does with one value per channel (M = 1), whose variance says nothing.
+ * ERROR: BN_STATUS_ONE_VALUE, as PyTorch. USE_RUNNING: normalize by the running statistics, which stay
+ * as they are. ALLOW: y = bias; running_mean is updated, running_var is not. */
+typedef int32_t bn_one_value;
+enum { BN_ONE_VALUE_ERROR = 0, BN_ONE_VALUE_USE_RUNNING = 1, BN_ONE_VALUE_ALLOW = 2 };
+
+/* What training does with NaN or infinity. In either case the outputs of such a channel are NaN, its
+ * running statistics keep their old value, and all other channels are untouched, to the bit.
+ * REPORT: success; args.nonfinite_channels tells how many. ERROR: BN_STATUS_NONFINITE, returned after all
+ * of that has been done, so that outputs and the other channels' statistics are valid. */
+typedef int32_t bn_nonfinite;
+enum { BN_NONFINITE_REPORT = 0, BN_NONFINITE_ERROR = 1 };
+
+/* Which statistics normalized the output, and so which backward belongs to it. */
+typedef int32_t bn_statistics;
+enum { BN_STATISTICS_BATCH = 0, BN_STATISTICS_RUNNING = 1 };
+
+/* Arguments of bn_forward_training. */
+typedef struct bn_forward_training_args {
+    uint32_t struct_size; /* sizeof(bn_forward_training_args) */
+    bn_averaging averaging;
+    bn_variance running_variance;
+    bn_one_value one_value;
+    bn_nonfinite nonfinite;
+    int32_t reserved; /* 0 */
+    double epsilon;   /* >= 0; with epsilon 0 a channel of variance 0 gets invstd 0, so y = bias */
+    double momentum;  /* finite; used if averaging is EXPONENTIAL and running_mean is given */
+
+    const void *input; /* N*C*S, in */
+    int64_t input_count;
+    void *output; /* N*C*S, out; may be `input` itself (in place), but backward needs the input */
+    int64_t output_count;
+    const void *weight; /* C, in, optional: absent means 1 */
+    int64_t weight_count;
+    const void *bias; /* C, in, optional: absent means 0 */
+    int64_t bias_count;
+
+    void *running_mean; /* C, in and out, optional; both or neither */
+    int64_t running_mean_count;
+    void *running_var; /* C, in and out, optional */
+    int64_t running_var_count;
+    int64_t *num_batches_tracked; /* 1, in and out, optional (required if CUMULATIVE); + 1 when the
+                                     running statistics take in a batch */
+
+    double *saved_mean; /* C, out, optional: what backward needs. float64 whatever the dtype, */
+    int64_t saved_mean_count; /* because a mean in float32 may be off by more than the deviation */
+    double *saved_invstd; /* C, out, optional */
+    int64_t saved_invstd_count;
+
+    int64_t nonfinite_channels;    /* out: channels with NaN or infinite statistics */
+    bn_statistics statistics_used; /* out: BATCH, or RUNNING by the one-value policy (saved_* then
+                                      hold the running mean and its invstd) */
+    int32_t reserved_out;          /* 0 */
+} bn_forward_training_args;
+
+#define BN_FORWARD_TRAINING_ARGS_INIT                                                         \
+    { sizeof(bn_forward_training_args), BN_AVERAGING_EXPONENTIAL, BN_VARIANCE_UNBIASED,       \
+      BN_ONE_VALUE_ERROR, BN_NONFINITE_REPORT, 0, 1e-5, 0.1,                                  \
+      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0,           \
+      0, BN_STATISTICS_BATCH, 0 }
+
+/* Forward in training: normalizes by the statistics of this batch, saves what backward needs and
+ * takes the batch into the running statistics.
+ *
+ * An empty batch (N or S is 0) succeeds and writes neither statistics, saved values nor counter.
+ * Errors: all of 1xx to 4xx. Follows torch.nn.functional.batch_norm(training=True). */
+BN_API bn_status bn_forward_training(const bn_problem *problem, bn_forward_training_args *args);
+
+/* Arguments of bn_forward_inference. */
+typedef struct bn_forward_inference_args {
+    uint32_t struct_size; /* sizeof(bn_forward_inference_args) */
+    int32_t reserved;     /* 0 */
+    double epsilon;
+
+    const void *input; /* N*C*S, in */
+    int64_t input_count;
+    void *output; /* N*C*S, out; may be `input` itself (in place) */
+    int64_t output_count;
+    const void *weight; /* C, in, optional: absent means 1 */
+    int64_t weight_count;
+    const void *bias; /* C, in, optional: absent means 0 */
+    int64_t bias_count;
+    const void *running_mean; /* C, in */
+    int64_t running_mean_count;
+    const void *running_var; /* C, in */
+    int64_t running_var_count;
+} bn_forward_inference_args;
+
+#define BN_FORWARD_INFERENCE_ARGS_INIT                                                        \
+    { sizeof(bn_forward_inference_args), 0, 1e-5,                                             \
+      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+
+/* Forward in inference: y = (x - running_mean) / sqrt(running_var + epsilon) * weight + bias.
+ * Errors: 1xx to 3xx, BN_STATUS_EPSILON. Follows torch.nn.functional.batch_norm(training=False). */
+BN_API bn_status bn_forward_inference(const bn_problem *problem,
+                                      const bn_forward_inference_args *args);
+
+/* Arguments of bn_backward. */
+typedef struct bn_backward_args {
+    uint32_t struct_size;     /* sizeof(bn_backward_args) */
+    bn_statistics statistics; /* BATCH: the forward was training. RUNNING: statistics are constants
+                                 ("frozen": inference, or fine-tuning) */
+    double epsilon;           /* used if RUNNING; must then be the forward's */
+
+    const void *input; /* N*C*S, in: the forward's input */
+    int64_t input_count;
+    const void *grad_output; /* N*C*S, in */
+    int64_t grad_output_count;
+    void *grad_input; /* N*C*S, out, optional; may be grad_output or input itself (in place) */
+    int64_t grad_input_count;
+    void *grad_weight; /* C, out, optional */
+    int64_t grad_weight_count;
+    void *grad_bias; /* C, out, optional */
+    int64_t grad_bias_count;
+    const void *weight; /* C, in, optional: absent means 1 */
+    int64_t weight_count;
+
+    const double *saved_mean; /* C, in; required if BATCH: what the forward wrote */
+    int64_t saved_mean_count;
+    const double *saved_invstd; /* C, in; required if BATCH */
+    int64_t saved_invstd_count;
+    const void *running_mean; /* C, in; required if RUNNING, as they were in the forward */
+    int64_t running_mean_count;
+    const void *running_var; /* C, in; required if RUNNING */
+    int64_t running_var_count;
+} bn_backward_args;
+
+#define BN_BACKWARD_ARGS_INIT                                                                 \
+    { sizeof(bn_backward_args), BN_STATISTICS_BATCH, 1e-5,                                    \
+      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+
+/* Backward: the gradients of a loss with respect to input, weight and bias, each of them skipped
+ * where its pointer is NULL. With c = input - mean, r = invstd, S1 = sum(grad_output),
+ * S2 = sum(grad_output * c), sums over the M values of the channel:
+ *
+ *     grad_bias   = S1
+ *     grad_weight = S2 * r
+ *     grad_input  = weight * r * (grad_output - S1/M - c * r*r * S2/M)    if BATCH
+ *     grad_input  = weight * r * grad_output                              if RUNNING
+ *
+ * Gradients are written, not added. An empty batch gives grad_weight = grad_bias = 0. Members that the
+ * chosen statistics do not need are ignored. Errors: 1xx to 3xx, BN_STATUS_EPSILON.
+ * Follows torch.ops.aten.native_batch_norm_backward. */
+BN_API bn_status bn_backward(const bn_problem *problem, const bn_backward_args *args);
+
+/* ------------------------------------------------------------------------------------------
+ * 6  LAYER
+ * ------------------------------------------------------------------------------------------
+ * A layer owns weight, bias, running statistics and batch counter, and remembers of its last forward
+ * what backward needs. It calls the functions above and adds nothing to their arithmetic.
+ * It follows torch.nn.BatchNorm2d: a new layer is in training mode, weight is 1, bias 0, running_mean 0,
+ * running_var 1, and the counter 0. Once its buffers have grown to a problem's size, a layer's calls
+ * allocate nothing.
+ *
+ * Not thread-safe: one thread at a time per layer. Every `layer` must come from bn_layer_create or
+ * bn_layer_create_from_state; NULL gives BN_STATUS_NULL_POINTER.
+ */
+typedef struct bn_layer bn_layer;
+
+typedef struct bn_layer_options {
+    uint32_t struct_size;       /* sizeof(bn_layer_options) */
+    bn_dtype dtype;             /* of tensors, parameters and running statistics */
+    int64_t num_features;       /* C >= 1 */
+    double epsilon;             /* >= 0 */
+    double momentum;            /* finite; ignored if CUMULATIVE */
+    bn_averaging averaging;
+    bn_variance running_variance;
+    bn_one_value one_value;
+    bn_nonfinite nonfinite;
+    int32_t has_weight;             /* 0 or 1 */
+    int32_t has_bias;               /* 0 or 1 */
+    int32_t track_running_stats;    /* 0 or 1; if 0, evaluation uses the batch's statistics too */
+    int32_t reserved;               /* 0 */
+} bn_layer_options;
+
+#define BN_LAYER_OPTIONS_INIT                                                                 \
+    { sizeof(bn_layer_options), BN_DTYPE_FLOAT32, 0, 1e-5, 0.1, BN_AVERAGING_EXPONENTIAL,     \
+      BN_VARIANCE_UNBIASED, BN_ONE_VALUE_ERROR, BN_NONFINITE_REPORT, 1, 1, 1, 0 }
+
+/* Makes a layer; *layer is set only on success. Free it with bn_layer_destroy. */
+BN_API bn_status bn_layer_create(const bn_layer_options *options, bn_layer **layer);
+
+/* Frees a layer. NULL is allowed and does nothing. */
+BN_API void bn_layer_destroy(bn_layer *layer);
+
+/* Writes the options that the layer was made with. `options->struct_size` must be set. */
+BN_API bn_status bn_layer_get_options(const bn_layer *layer, bn_layer_options *options);
+
+/* Chooses training (1) or evaluation (0), as module.train() and module.eval(). */
+BN_API bn_status bn_layer_set_training(bn_layer *layer, int32_t training);
+BN_API bn_status bn_layer_get_training(const bn_layer *layer, int32_t *training);
+
+/* Forward in the layer's mode. input and output: N*C*S of the problem's shape; they may be the same
+ * memory. In evaluation a layer without running statistics uses the batch's. */
+BN_API bn_status bn_layer_forward(bn_layer *layer, const bn_problem *problem,
+                                  const void *input, int64_t input_count,
+                                  void *output, int64_t output_count);
+
+/* Backward of the layer's last forward, with the statistics which that one used; may be called more
+ * than once. The problem must be that forward's (BN_STATUS_LAYER_MISMATCH otherwise), input its input.
+ * grad_input, grad_weight, grad_bias: optional, written, not added (see bn_backward). */
+BN_API bn_status bn_layer_backward(bn_layer *layer, const bn_problem *problem,
+                                   const void *input, int64_t input_count,
+                                   const void *grad_output, int64_t grad_output_count,
+                                   void *grad_input, int64_t grad_input_count,
+                                   void *grad_weight, int64_t grad_weight_count,
+                                   void *grad_bias, int64_t grad_bias_count);
+
+/* Copies out of and into the layer. `count` must be C. Element type: the layer's dtype. Setters check
+ * everything first and then copy all of it. */
+BN_API bn_status bn_layer_get_weight(const bn_layer *layer, void *out, int64_t count);
+BN_API bn_status bn_layer_set_weight(bn_layer *layer, const void *values, int64_t count);
+BN_API bn_status bn_layer_get_bias(const bn_layer *layer, void *out, int64_t count);
+BN_API bn_status bn_layer_set_bias(bn_layer *layer, const void *values, int64_t count);
+BN_API bn_status bn_layer_get_running_mean(const bn_layer *layer, void *out, int64_t count);
+BN_API bn_status bn_layer_set_running_mean(bn_layer *layer, const void *values, int64_t count);
+BN_API bn_status bn_layer_get_running_var(const bn_layer *layer, void *out, int64_t count);
+BN_API bn_status bn_layer_set_running_var(bn_layer *layer, const void *values, int64_t count);
+BN_API bn_status bn_layer_get_num_batches_tracked(const bn_layer *layer, int64_t *count);
+BN_API bn_status bn_layer_set_num_batches_tracked(bn_layer *layer, int64_t count);
+
+/* The layer's own weight or bias, C elements of its dtype, for optimizers that update in place; NULL if
+ * the layer has none (or `layer` is NULL). Borrowed: valid until bn_layer_destroy. */
+BN_API void *bn_layer_weight_data(bn_layer *layer);
+BN_API void *bn_layer_bias_data(bn_layer *layer);
+
+/* Of the last forward: mean and invstd that it normalized with (C float64 values), which statistics
+ * these were, and how many channels had NaN or infinity. BN_STATUS_NO_FORWARD before the first. */
+BN_API bn_status bn_layer_get_saved_mean(const bn_layer *layer, double *out, int64_t count);
+BN_API bn_status bn_layer_get_saved_invstd(const bn_layer *layer, double *out, int64_t count);
+BN_API bn_status bn_layer_get_statistics_used(const bn_layer *layer, bn_statistics *statistics);
+BN_API bn_status bn_layer_get_nonfinite_channels(const bn_layer *layer, int64_t *channels);
+
+/* Running statistics back to mean 0, variance 1, counter 0, as reset_running_stats().
+ * BN_STATUS_NO_RUNNING_STATISTICS if the layer keeps none. */
+BN_API bn_status bn_layer_reset_running_stats(bn_layer *layer);
+
+/* ------------------------------------------------------------------------------------------
+ * 7  STATE
+ * ------------------------------------------------------------------------------------------
+ * A layer's options, mode, weight, bias, running statistics and counter as one block of bytes:
+ * little-endian, versioned, with a CRC-32 over all of it. It is the same on every machine. What backward
+ * needs is not part of it. Loading checks everything before it changes anything.
+ */
+
+/* The size of bn_layer_save_state's result in bytes. */
+BN_API bn_status bn_layer_state_size(const bn_layer *layer, int64_t *size);
+
+/* Writes the state into `out`. BN_STATUS_BUFFER_TOO_SMALL if size is less than bn_layer_state_size;
+ * nothing is written beyond that. */
+BN_API bn_status bn_layer_save_state(const bn_layer *layer, void *out, int64_t size);
+
+/* Takes over mode, parameters, statistics and counter from a state whose options (dtype, channels,
+ * has_weight, has_bias, track_running_stats) are this layer's; BN_STATUS_LAYER_MISMATCH otherwise. */
+BN_API bn_status bn_layer_load_state(bn_layer *layer, const void *state, int64_t size);
+
+/* Makes a layer, options and all, from a state. *layer is set only on success. */
+BN_API bn_status bn_layer_create_from_state(const void *state, int64_t size, bn_layer **layer);
+
+/* ------------------------------------------------------------------------------------------
+ * 8  MACHINE
+ * ------------------------------------------------------------------------------------------
+ * Settings of the whole process; safe to call from any thread. Results have the same bits whatever is
+ * set here.
+ */
+
+/* The largest number of threads a call may use. 0, the default: what OpenMP says
+ * (OMP_NUM_THREADS, else the cores). Small problems use fewer. Negative: BN_STATUS_INVALID_OPTION. */
+BN_API bn_status bn_set_num_threads(int32_t threads);
+BN_API int32_t bn_get_num_threads(void);
+
+/* Instruction sets, in order. The best that the CPU has is chosen at the first call; the environment
+ * variable BATCHNORM_MAX_ISA (generic, avx2, avx512) or bn_set_max_isa lowers it, for tests. */
+typedef int32_t bn_isa;
+enum { BN_ISA_GENERIC = 0, BN_ISA_AVX2 = 1, BN_ISA_AVX512 = 2 };
+
+/* Caps the instruction set; a cap above what the CPU has is allowed and changes nothing. */
+BN_API bn_status bn_set_max_isa(bn_isa isa);
+/* The instruction set in use. */
+BN_API bn_isa bn_get_isa(void);
+/* "generic", "avx2", "avx512"; "unknown" for any other value. The string is static. */
+BN_API const char *bn_isa_name(bn_isa isa);
+
+/* "MAJOR.MINOR.PATCH" of the library that is loaded. The string is static. */
+BN_API const char *bn_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* BATCHNORM_H */
