@@ -89,11 +89,13 @@ public enum BatchNormError: Error, Equatable, Sendable {
 
     /// A value that an error quotes.
     public enum Value: Equatable, Sendable {
+        /// A count or an option.
         case integer(Int)
+        /// Epsilon or momentum.
         case real(Double)
     }
 
-    /// What an error is about: an argument, or a member of one.
+    /// What an error is about: an argument, or a member of one. The names are those of batchnorm.h.
     public enum Argument: Int32, Sendable {
         case problem, args, options, layer, state, out, values, size, count, channels
         case input, output, weight, bias, runningMean, runningVar, numBatchesTracked

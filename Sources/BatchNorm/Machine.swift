@@ -27,23 +27,28 @@ struct Machine: Sendable {
 
     static var current: Machine {
         Machine(
-            isa: Settings.isa,
-            threads: Settings.threads,
+            isa: BatchNormSettings.isa,
+            threads: BatchNormSettings.threads,
             l2: Int(bnk_cache_size(2)),
             l3: Int(bnk_cache_size(3)))
     }
 }
 
-/// Settings of the whole process; safe to use from any thread.
-package enum Settings {
-    /// The largest number of threads a call may use. Setting 0 goes back to what OpenMP says.
-    package static var threads: Int {
+/// Settings of the whole process; safe to use from any thread. Results have the same bits whatever is set here.
+public enum BatchNormSettings {
+    /// The largest number of threads a call may use; small problems use fewer.
+    ///
+    /// At first, and after it was set to 0 or less: what OpenMP says (`OMP_NUM_THREADS`, else the cores).
+    public static var threads: Int {
         get { Int(bnk_threads()) }
-        set { bnk_set_threads(Int32(clamping: newValue)) }
+        set { bnk_set_threads(Int32(clamping: max(0, newValue))) }
     }
 
     /// The instruction set in use. Setting it caps it; a cap above what the CPU has changes nothing.
-    package static var isa: ISA {
+    ///
+    /// At first the best that the CPU has, or what the environment variable `BATCHNORM_MAX_ISA` (`generic`, `avx2`,
+    /// `avx512`) lowers it to.
+    public static var isa: ISA {
         get { ISA(rawValue: bnk_isa()) ?? .generic }
         set { bnk_set_max_isa(newValue.rawValue) }
     }

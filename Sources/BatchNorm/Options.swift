@@ -59,6 +59,7 @@ public struct TrainingOptions: Equatable, Sendable {
     /// What to do with NaN and infinity.
     public var nonfinite: NonfinitePolicy
 
+    /// PyTorch's choices, but for those that are given.
     public init(
         epsilon: Double = 1e-5, momentum: Double = 0.1, averaging: Averaging = .exponential,
         runningVariance: RunningVariance = .unbiased, oneValue: OneValuePolicy = .error,
@@ -86,6 +87,7 @@ public struct LayerOptions: Equatable, Sendable {
     /// Whether there are running statistics; without them evaluation uses the batch's, too.
     public var trackRunningStats: Bool
 
+    /// PyTorch's choices, but for those that are given.
     public init(
         numFeatures: Int, training: TrainingOptions = TrainingOptions(), hasWeight: Bool = true,
         hasBias: Bool = true, trackRunningStats: Bool = true

@@ -5,7 +5,7 @@
 import CBatchNormKernels
 
 enum Planner {
-    enum Kind: Sendable { case forwardTraining, forwardInference, backward }
+    enum Kind: Int32, Sendable { case forwardTraining, forwardInference, backward }
 
     static func plan(grid: bnk_grid, kind: Kind, machine: Machine) -> bnk_plan {
         var plan = partition(grid)
@@ -27,7 +27,7 @@ enum Planner {
     /// A run of columns should be long enough to stream from memory, and short enough for its sums to stay in L1.
     static let columnsWanted = 512
     /// So many pieces keep the cores of a large machine busy,
-    static let piecesWanted = 64
+    static let piecesWanted = 32
     /// unless each were smaller than this many values.
     static let smallestPiece = 16384
 

@@ -37,6 +37,7 @@ public struct SavedStatistics: Equatable, Sendable {
     /// How many channels of the batch held NaN or infinity.
     public var nonfiniteChannels: Int
 
+    /// Statistics from elsewhere, one mean and invstd per channel.
     public init(
         mean: [Double], invstd: [Double], statistics: Statistics = .batch,
         nonfiniteChannels: Int = 0

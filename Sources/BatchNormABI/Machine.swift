@@ -7,22 +7,22 @@ import CBatchNorm
 public func bn_set_num_threads(_ threads: Int32) -> bn_status {
     perform { () throws(BatchNormError) in
         guard threads >= 0 else { throw .invalidOption(.threads, actual: Int(threads)) }
-        Settings.threads = Int(threads)
+        BatchNormSettings.threads = Int(threads)
     }
 }
 
 @_cdecl("bn_get_num_threads") @implementation
-public func bn_get_num_threads() -> Int32 { Int32(clamping: Settings.threads) }
+public func bn_get_num_threads() -> Int32 { Int32(clamping: BatchNormSettings.threads) }
 
 @_cdecl("bn_set_max_isa") @implementation
 public func bn_set_max_isa(_ isa: bn_isa) -> bn_status {
     perform { () throws(BatchNormError) in
-        Settings.isa = try option(isa, .isa)
+        BatchNormSettings.isa = try option(isa, .isa)
     }
 }
 
 @_cdecl("bn_get_isa") @implementation
-public func bn_get_isa() -> bn_isa { Settings.isa.rawValue }
+public func bn_get_isa() -> bn_isa { BatchNormSettings.isa.rawValue }
 
 @_cdecl("bn_isa_name") @implementation
 public func bn_isa_name(_ isa: bn_isa) -> UnsafePointer<CChar>? {

@@ -7,20 +7,18 @@ static void apply_rows(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_p
                        const bnk_linears *channels, const char *x, const char *dy, char *y)
 {
     const bnk_linear f = bnk_linears_get(channels, cut->grid->is_double, 0);
-    const int64_t ahead = bnk_ahead(cut, piece);
     if (dy)
-        leaves->row_grad_apply(x, dy, y, piece->rows, cut->stride, piece->length, ahead, &f,
+        leaves->row_grad_apply(x, dy, y, piece->rows, cut->stride, piece->length, &f,
                                cut->plan->stream);
     else
-        leaves->row_apply(x, y, piece->rows, cut->stride, piece->length, ahead, &f,
-                          cut->plan->stream);
+        leaves->row_apply(x, y, piece->rows, cut->stride, piece->length, &f, cut->plan->stream);
 }
 
 static void apply_columns(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
                           const bnk_linears *channels, const char *x, const char *dy, char *y)
 {
     const int32_t is_double = cut->grid->is_double;
-    const int64_t inner = cut->grid->inner, ahead = bnk_ahead(cut, piece);
+    const int64_t inner = cut->grid->inner, ahead = bnk_ahead(cut);
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
 
     double memory[5 * BNK_MAX_COLUMNS];

@@ -6,8 +6,8 @@
 #include "leaves.h"
 #include "pieces.h"
 
-/* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose first is the arrays'
- * first; with dy not NULL + dy * factor. y may be x or dy. */
+/* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose
+ * first is the arrays' first; with dy not NULL + dy * factor. y may be x or dy. */
 void bnk_apply_piece(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
                      const bnk_linears *channels, const void *x, const void *dy, void *y);
 

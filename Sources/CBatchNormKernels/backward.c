@@ -1,7 +1,7 @@
 /*
- * The backward operation: sum(dy) and sum(dy * (x - mean)) of every piece, added in order; the parameters'
- * gradients and a channel's coefficients; dx from x and dy in one sweep.
- * Called by Kernels.swift with a plan that fits the grid.
+ * The backward operation: sum(dy) and sum(dy * (x - mean)) of every piece, added in order; the
+ * parameters' gradients and a channel's coefficients; dx from x and dy in one sweep. Called by
+ * Kernels.swift with a plan that fits the grid.
  */
 #include "apply.h"
 #include "coefficients.h"
@@ -19,7 +19,7 @@ typedef struct backward {
     const bnk_backward *job;
     bnk_cut cut;
     const bnk_leaves *leaves;
-    grad_sums *partial; /* [piece][channel], if not fused */
+    grad_sums *partial;  /* [piece][channel], if not fused */
     bnk_linears linears; /* [channel], if not fused */
 } backward;
 
@@ -56,7 +56,7 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
     const int64_t inner = cut->grid->inner, channels = piece->channels;
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
     const int64_t lines = piece->rows / fold, rest = piece->rows % fold;
-    const int64_t columns = channels * inner * fold;
+    const int64_t columns = channels * inner * fold, ahead = bnk_ahead(cut);
     double mean[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], product[BNK_MAX_COLUMNS];
     double own[BNK_MAX_COLUMNS];
     const char *x = (const char *)t->job->input + piece->start;
@@ -65,11 +65,12 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
     for (int64_t c = 0; c < channels; c++) own[c] = mean_of(t, piece->channel + c);
     bnk_expand_double(own, channels, inner, fold, mean);
     for (int64_t j = 0; j < columns; j++) sum[j] = product[j] = 0;
-    t->leaves->column_grad_sums(x, dy, lines, cut->stride * fold, columns, mean, sum, product);
+    t->leaves->column_grad_sums(x, dy, lines, cut->stride * fold, columns, ahead, mean, sum,
+                                product);
     if (rest > 0) {
         const int64_t done = lines * fold * cut->stride * cut->element;
-        t->leaves->column_grad_sums(x + done, dy + done, rest, cut->stride, channels * inner, mean,
-                                    sum, product);
+        t->leaves->column_grad_sums(x + done, dy + done, rest, cut->stride, channels * inner, 0,
+                                    mean, sum, product);
     }
     bnk_collapse(sum, channels, inner, fold, own);
     for (int64_t c = 0; c < channels; c++) sums[c].dy = own[c];
@@ -96,8 +97,7 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
     const double mean = mean_of(t, channel), invstd = invstd_of(t, channel);
 
     if (job->grad_bias) bnk_set(job->grad_bias, is_double, channel, sums.dy);
-    if (job->grad_weight)
-        bnk_set(job->grad_weight, is_double, channel, sums.dy_times_c * invstd);
+    if (job->grad_weight) bnk_set(job->grad_weight, is_double, channel, sums.dy_times_c * invstd);
 
     const double gain = bnk_get(job->weight, is_double, channel, 1) * invstd;
     if (job->frozen) {
@@ -107,8 +107,7 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
     }
     /* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c) */
     const double slope = -gain * invstd * (invstd * (sums.dy_times_c / count));
-    bnk_linear f =
-        bnk_linear_of(mean, 0, invstd, slope, -gain * (sums.dy / count), is_double);
+    bnk_linear f = bnk_linear_of(mean, 0, invstd, slope, -gain * (sums.dy / count), is_double);
     f.factor = bnk_round(gain, is_double);
     return f;
 }
@@ -151,8 +150,7 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
                 }
             }
         for (int64_t c = 0; c < whole.channels; c++)
-            bnk_linears_set(&linears, is_double, c,
-                            finish_channel(t, whole.channel + c, total[c]));
+            bnk_linears_set(&linears, is_double, c, finish_channel(t, whole.channel + c, total[c]));
         apply_piece(t, &whole, &linears);
     }
 }
@@ -218,10 +216,9 @@ void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_back
         return;
     }
     t.partial = job->workspace;
-    t.linears = bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels,
-                               grid->is_double);
-    if (needs_sums(job))
-        bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, reduce_pieces, &t);
+    t.linears =
+        bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels, grid->is_double);
+    if (needs_sums(job)) bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, reduce_pieces, &t);
     bnk_parallel(plan->threads, grid->channels, add_channels, &t);
     bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, apply_pieces, &t);
 }

@@ -1,10 +1,11 @@
 /*
  * From a channel's statistics to the numbers that the apply leaves use, formed in float64.
  *
- * y = (x - mean) * invstd * weight + bias is applied as t = x * scale + center, y = t * slope + offset. The scale is the
- * power of two below invstd, so that t is (x - mean) / deviation within a factor of 2, free of error but for one rounding,
- * and nothing overflows or vanishes however large or small the values are. The center is -mean * scale rounded to
- * the element type; what the rounding took goes into the offset. So no mean, however large, costs any digits.
+ * y = (x - mean) * invstd * weight + bias is applied as t = x * scale + center, y = t * slope +
+ * offset. The scale is the power of two below invstd, so that t is (x - mean) / deviation within a
+ * factor of 2, free of error but for one rounding, and nothing overflows or vanishes however large
+ * or small the values are. The center is -mean * scale rounded to the element type; what the
+ * rounding took goes into the offset. So no mean, however large, costs any digits.
  */
 #ifndef BNK_COEFFICIENTS_H
 #define BNK_COEFFICIENTS_H
@@ -50,7 +51,8 @@ static inline double bnk_scale(double invstd)
     return ldexp(1, exponent - 1);
 }
 
-/* y = (x * scale + center) * slope + offset, and for gradients + dy * factor; in the element type's precision. */
+/* y = (x * scale + center) * slope + offset, and for gradients + dy * factor; in the element type's
+ * precision. */
 typedef struct bnk_linear {
     double scale, center, slope, offset, factor;
 } bnk_linear;

@@ -1,6 +1,7 @@
 /*
- * The columns of a run of channels, for the column leaves. With inner > 1 (fold 1) column j belongs to channel
- * j / inner; with a fold, rows lie behind one another and column j belongs to channel j % channels.
+ * The columns of a run of channels, for the column leaves. With inner > 1 (fold 1) column j belongs
+ * to channel j / inner; with a fold, rows lie behind one another and column j belongs to channel j
+ * % channels.
  */
 #ifndef BNK_COLUMNS_H
 #define BNK_COLUMNS_H
@@ -9,7 +10,8 @@
 
 #include "bnk.h"
 
-/* How many rows of a piece count as one line of columns. The last ones, too few for a fold, are single. */
+/* How many rows of a piece count as one line of columns. The last ones, too few for a fold, are
+ * single. */
 static inline int64_t bnk_fold_of(const bnk_plan *plan, int64_t rows_left)
 {
     return rows_left >= plan->fold ? plan->fold : 1;

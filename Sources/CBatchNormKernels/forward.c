@@ -1,6 +1,6 @@
 /*
- * The forward operations. Training: the moments of every piece, merged in order; a channel's coefficients
- * and running statistics; the coefficients applied. Inference: the last step only.
+ * The forward operations. Training: the moments of every piece, merged in order; a channel's
+ * coefficients and running statistics; the coefficients applied. Inference: the last step only.
  * Called by Kernels.swift with a plan that fits the grid.
  */
 #include "apply.h"
@@ -11,8 +11,8 @@
 #include "parallel.h"
 #include "pieces.h"
 
-/* A tile is what one pivot serves: four rows of at most TILE values, or more and shorter ones. Part of the
- * order of the sums. */
+/* A tile is what one pivot serves: four rows of at most TILE values, or more and shorter ones. Part
+ * of the order of the sums. */
 enum { TILE = 16384 };
 
 typedef struct training {
@@ -25,7 +25,10 @@ typedef struct training {
 
 /* ---- moments ---- */
 
-static double first_value(const void *x, int32_t is_double) { return bnk_get(x, is_double, 0, 0); }
+static double first_value(const void *x, int32_t is_double)
+{
+    return bnk_get(x, is_double, 0, 0);
+}
 
 static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece)
 {
@@ -77,7 +80,8 @@ static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_
             channel_pivot[c] = bnk_get(tile, cut->grid->is_double, c * inner, 0);
         bnk_expand_double(channel_pivot, channels, inner, fold, pivot);
         for (int64_t j = 0; j < columns; j++) sum[j] = squares[j] = 0;
-        t->leaves->column_sums(tile, lines, cut->stride * fold, columns, pivot, sum, squares);
+        t->leaves->column_sums(tile, lines, cut->stride * fold, columns, bnk_ahead(cut), pivot, sum,
+                               squares);
         bnk_collapse(sum, channels, inner, fold, channel_sum);
         bnk_collapse(squares, channels, inner, fold, channel_squares);
 
@@ -101,7 +105,8 @@ static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, int64_t
     const int32_t is_double = grid->is_double;
     double variance = moments.m2 / ((double)grid->rows * (double)grid->inner);
     int finite = isfinite(moments.mean) && isfinite(variance);
-    if (!finite) moments.mean = variance = NAN; /* also where the sum overflowed: no half-right output */
+    if (!finite)
+        moments.mean = variance = NAN; /* also where the sum overflowed: no half-right output */
     const double invstd = bnk_invstd(variance, job->epsilon);
 
     if (job->saved_mean) job->saved_mean[channel] = moments.mean;
@@ -114,7 +119,8 @@ static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, int64_t
         const double var = job->variance_scale > 0
                                ? keep * old_var + take * (variance * job->variance_scale)
                                : old_var;
-        /* A variance may be finite and yet too large for float32: it must not become infinite there. */
+        /* A variance may be finite and yet too large for float32: it must not become infinite
+         * there. */
         if (isfinite(bnk_round(mean, is_double)) && isfinite(bnk_round(var, is_double))) {
             bnk_set(job->running_mean, is_double, channel, mean);
             bnk_set(job->running_var, is_double, channel, var);
@@ -228,8 +234,8 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
         return;
     }
     t.partial = job->workspace;
-    t.linears = bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels,
-                               grid->is_double);
+    t.linears =
+        bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels, grid->is_double);
     bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, reduce_pieces, &t);
     bnk_parallel(plan->threads, grid->channels, merge_channels, &t);
     bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, apply_pieces, &t);

@@ -3,8 +3,8 @@
 #include "vector.h"
 
 #if defined(__x86_64__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw"))), \
-                             apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw"))), apply_to = function)
 #define BNK_FMA_float(a, b, c) __builtin_elementwise_fma(a, b, c)
 #define BNK_FMA_double(a, b, c) __builtin_elementwise_fma(a, b, c)
 #define BNK_FMA_ONE_float(a, b, c) __builtin_fmaf(a, b, c)

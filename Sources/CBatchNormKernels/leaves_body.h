@@ -1,10 +1,12 @@
 /*
- * The algorithm of every leaf, once. Included by leaves_types.h per element type (BNK_T) and instruction set.
+ * The algorithm of every leaf, once. Included by leaves_types.h per element type (BNK_T) and
+ * instruction set.
  *
- * Four rows are walked side by side, for four streams keep a core's memory busier than one. Sums are float64:
- * a product of float32 differences is then exact, squares cannot overflow, and a pivot taken from
- * the data bounds the cancellation (see moments.h). Multiply and add stay apart in the sums (no FMA), so that
- * CPUs without it need no emulation there; the files are compiled with -ffp-contract=off.
+ * Four rows are walked side by side, for four streams keep a core's memory busier than one. Sums
+ * are float64: a product of float32 differences is then exact, squares cannot overflow, and a pivot
+ * taken from the data bounds the cancellation (see moments.h). Multiply and add stay apart in the
+ * sums (no FMA), so that CPUs without it need no emulation there; the files are compiled with
+ * -ffp-contract=off.
  */
 
 /* ---- loads and stores of fewer values than a vector: at most one per row ---- */
@@ -183,14 +185,15 @@ static void BNK_NAME(row_grad_sums)(const void *x, const void *dy, int64_t rows,
 
 /* `together` rows; each column adds them in ascending order. */
 BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t stride,
-                                              int64_t columns, const double *pivot, double *sum,
-                                              double *sum_squares)
+                                           int64_t columns, int64_t ahead, const double *pivot,
+                                           double *sum, double *sum_squares)
 {
     int64_t j = 0;
     for (; j + 8 <= columns; j += 8) {
         const bnk_double8 p = *(const bnk_double8_at *)(pivot + j);
         bnk_double8 s = *(bnk_double8_at *)(sum + j), q = *(bnk_double8_at *)(sum_squares + j);
         for (int r = 0; r < together; r++) {
+            BNK_PREFETCH(x + r * stride + j + ahead);
             const bnk_double8 c = BNK_NAME(half_at)(x + r * stride + j) - p;
             s += c;
             q += c * c;
@@ -207,25 +210,28 @@ BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t
 }
 
 static void BNK_NAME(column_sums)(const void *x, int64_t rows, int64_t stride, int64_t columns,
-                                  const double *pivot, double *sum, double *sum_squares)
+                                  int64_t ahead, const double *pivot, double *sum,
+                                  double *sum_squares)
 {
     const BNK_T *row = x;
     for (; rows >= 4; rows -= 4, row += 4 * stride)
-        BNK_NAME(column_sums_rows)(row, 4, stride, columns, pivot, sum, sum_squares);
+        BNK_NAME(column_sums_rows)(row, 4, stride, columns, ahead, pivot, sum, sum_squares);
     for (; rows > 0; rows--, row += stride)
-        BNK_NAME(column_sums_rows)(row, 1, stride, columns, pivot, sum, sum_squares);
+        BNK_NAME(column_sums_rows)(row, 1, stride, columns, ahead, pivot, sum, sum_squares);
 }
 
 BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy, int together,
-                                                   int64_t stride, int64_t columns,
-                                                   const double *mean, double *sum,
-                                                   double *sum_product)
+                                                int64_t stride, int64_t columns, int64_t ahead,
+                                                const double *mean, double *sum,
+                                                double *sum_product)
 {
     int64_t j = 0;
     for (; j + 8 <= columns; j += 8) {
         const bnk_double8 m = *(const bnk_double8_at *)(mean + j);
         bnk_double8 s = *(bnk_double8_at *)(sum + j), q = *(bnk_double8_at *)(sum_product + j);
         for (int r = 0; r < together; r++) {
+            BNK_PREFETCH(x + r * stride + j + ahead);
+            BNK_PREFETCH(dy + r * stride + j + ahead);
             const bnk_double8 g = BNK_NAME(half_at)(dy + r * stride + j);
             s += g;
             q += g * (BNK_NAME(half_at)(x + r * stride + j) - m);
@@ -242,21 +248,21 @@ BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy,
 }
 
 static void BNK_NAME(column_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
-                                       int64_t columns, const double *mean, double *sum,
-                                       double *sum_product)
+                                       int64_t columns, int64_t ahead, const double *mean,
+                                       double *sum, double *sum_product)
 {
     const BNK_T *xr = x, *gr = dy;
     for (; rows >= 4; rows -= 4, xr += 4 * stride, gr += 4 * stride)
-        BNK_NAME(column_grad_sums_rows)(xr, gr, 4, stride, columns, mean, sum, sum_product);
+        BNK_NAME(column_grad_sums_rows)(xr, gr, 4, stride, columns, ahead, mean, sum, sum_product);
     for (; rows > 0; rows--, xr += stride, gr += stride)
-        BNK_NAME(column_grad_sums_rows)(xr, gr, 1, stride, columns, mean, sum, sum_product);
+        BNK_NAME(column_grad_sums_rows)(xr, gr, 1, stride, columns, ahead, mean, sum, sum_product);
 }
 
 /* ---- application ---- */
 
 /*
- * One burst of one row, [i, end): what lies before `head`, whole cache lines, the rest. x, dy and y point at the row's
- * first value, f at a bnk_linear or bnk_linears.
+ * One burst of one row, [i, end): what lies before `head`, whole cache lines, the rest. x, dy and y
+ * point at the row's first value, f at a bnk_linear or bnk_linears.
  */
 typedef void BNK_NAME(burst)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t i, int64_t end,
                              int64_t head, int64_t ahead, const void *f, int stream);
@@ -268,6 +274,7 @@ BNK_INLINE void BNK_NAME(row_burst)(const BNK_T *x, const BNK_T *dy, BNK_T *y, i
                                     int stream)
 {
     (void)dy;
+    (void)ahead;
     const bnk_linear *f = linear;
     const BNK_T scale = (BNK_T)f->scale, center = (BNK_T)f->center, slope = (BNK_T)f->slope,
                 offset = (BNK_T)f->offset;
@@ -275,7 +282,6 @@ BNK_INLINE void BNK_NAME(row_burst)(const BNK_T *x, const BNK_T *dy, BNK_T *y, i
                    a = BNK_NAME(broadcast)(slope), b = BNK_NAME(broadcast)(offset);
     for (; i < head; i++) y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset);
     for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
-        BNK_PREFETCH(x + i + ahead);
         BNK_NAME(store)(y + i, BNK_FMA(BNK_FMA(BNK_AT(x), s, c), a, b), stream);
     }
     for (; i < end; i++) y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset);
@@ -285,19 +291,17 @@ BNK_INLINE void BNK_NAME(row_grad_burst)(const BNK_T *x, const BNK_T *dy, BNK_T 
                                          int64_t end, int64_t head, int64_t ahead,
                                          const void *linear, int stream)
 {
+    (void)ahead;
     const bnk_linear *f = linear;
     const BNK_T scale = (BNK_T)f->scale, center = (BNK_T)f->center, slope = (BNK_T)f->slope,
                 offset = (BNK_T)f->offset, factor = (BNK_T)f->factor;
     const BNK_LINE s = BNK_NAME(broadcast)(scale), c = BNK_NAME(broadcast)(center),
                    a = BNK_NAME(broadcast)(slope), b = BNK_NAME(broadcast)(offset),
                    g = BNK_NAME(broadcast)(factor);
-#define BNK_ONE()                           \
-    dx[i] = BNK_FMA_ONE(dy[i], factor,      \
-                        BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset))
+#define BNK_ONE() \
+    dx[i] = BNK_FMA_ONE(dy[i], factor, BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset))
     for (; i < head; i++) BNK_ONE();
     for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
-        BNK_PREFETCH(x + i + ahead);
-        BNK_PREFETCH(dy + i + ahead);
         const BNK_LINE rest = BNK_FMA(BNK_FMA(BNK_AT(x), s, c), a, b);
         BNK_NAME(store)(dx + i, BNK_FMA(BNK_AT(dy), g, rest), stream);
     }
@@ -330,8 +334,8 @@ BNK_INLINE void BNK_NAME(column_grad_burst)(const BNK_T *x, const BNK_T *dy, BNK
     const bnk_linears *f = linears;
     const BNK_T *scale = f->scale, *center = f->center, *slope = f->slope, *offset = f->offset,
                 *factor = f->factor;
-#define BNK_ONE()                              \
-    dx[i] = BNK_FMA_ONE(dy[i], factor[i],      \
+#define BNK_ONE()                         \
+    dx[i] = BNK_FMA_ONE(dy[i], factor[i], \
                         BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale[i], center[i]), slope[i], offset[i]))
     for (; i < head; i++) BNK_ONE();
     for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
@@ -346,12 +350,13 @@ BNK_INLINE void BNK_NAME(column_grad_burst)(const BNK_T *x, const BNK_T *dy, BNK
 }
 
 /*
- * Walks four rows in bursts of BNK_BURST bytes: long enough that a row's stores fill its cache lines before the next
- * row's begin (on AMD, non-temporal stores that alternate line by line between rows are ten times slower), short
- * enough that all four rows keep being prefetched. From the second burst on, a row's bursts begin at the start of a
- * cache line of y. Rows that follow one another in memory are one stream already.
+ * Walks four rows in bursts of BNK_BURST bytes: long enough that a row's stores fill its cache
+ * lines before the next row's begin (on AMD, non-temporal stores that alternate line by line
+ * between rows are ten times slower), short enough that all four rows keep being prefetched. From
+ * the second burst on, a row's bursts begin at the start of a cache line of y. Rows that follow one
+ * another in memory are one stream already.
  */
-BNK_INLINE void BNK_NAME(walk)(BNK_NAME(burst) *apply, const BNK_T *x, const BNK_T *dy, BNK_T *y,
+BNK_INLINE void BNK_NAME(walk)(BNK_NAME(burst) * apply, const BNK_T *x, const BNK_T *dy, BNK_T *y,
                                int64_t rows, int64_t stride, int64_t length, int64_t ahead,
                                const void *f, int stream)
 {
@@ -377,27 +382,26 @@ BNK_INLINE void BNK_NAME(walk)(BNK_NAME(burst) *apply, const BNK_T *x, const BNK
 }
 
 static void BNK_NAME(row_apply)(const void *x, void *y, int64_t rows, int64_t stride,
-                                int64_t length, int64_t ahead, const bnk_linear *f, int stream)
+                                int64_t length, const bnk_linear *f, int stream)
 {
     if (stream)
-        BNK_NAME(walk)(BNK_NAME(row_burst), x, x, y, rows, stride, length, ahead, f, 1);
+        BNK_NAME(walk)(BNK_NAME(row_burst), x, x, y, rows, stride, length, 0, f, 1);
     else
-        BNK_NAME(walk)(BNK_NAME(row_burst), x, x, y, rows, stride, length, ahead, f, 0);
+        BNK_NAME(walk)(BNK_NAME(row_burst), x, x, y, rows, stride, length, 0, f, 0);
 }
 
 static void BNK_NAME(row_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows,
-                                     int64_t stride, int64_t length, int64_t ahead,
-                                     const bnk_linear *f, int stream)
+                                     int64_t stride, int64_t length, const bnk_linear *f,
+                                     int stream)
 {
     if (stream)
-        BNK_NAME(walk)(BNK_NAME(row_grad_burst), x, dy, dx, rows, stride, length, ahead, f, 1);
+        BNK_NAME(walk)(BNK_NAME(row_grad_burst), x, dy, dx, rows, stride, length, 0, f, 1);
     else
-        BNK_NAME(walk)(BNK_NAME(row_grad_burst), x, dy, dx, rows, stride, length, ahead, f, 0);
+        BNK_NAME(walk)(BNK_NAME(row_grad_burst), x, dy, dx, rows, stride, length, 0, f, 0);
 }
 
 static void BNK_NAME(column_apply)(const void *x, void *y, int64_t rows, int64_t stride,
-                                   int64_t columns, int64_t ahead, const bnk_linears *f,
-                                   int stream)
+                                   int64_t columns, int64_t ahead, const bnk_linears *f, int stream)
 {
     if (stream)
         BNK_NAME(walk)(BNK_NAME(column_burst), x, x, y, rows, stride, columns, ahead, f, 1);

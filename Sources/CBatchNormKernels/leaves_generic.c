@@ -12,9 +12,10 @@
 #define BNK_FMA_ONE_double(a, b, c) __builtin_fma(a, b, c)
 #else
 /*
- * A CPU without fused multiply-add: the same bits by other means. The product of two floats is exact in
- * double; adding in double rounded to odd, then rounding to float, rounds as if once (Boldo and Melquiond,
- * "Emulation of FMA and correctly rounded sums", IEEE Trans. Comput. 57, 2008).
+ * A CPU without fused multiply-add: the same bits by other means. The product of two floats is
+ * exact in double; adding in double rounded to odd, then rounding to float, rounds as if once
+ * (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", IEEE Trans. Comput. 57,
+ * 2008).
  */
 static inline float fused_float(float a, float b, float c)
 {

@@ -1,6 +1,6 @@
 /*
- * Makes the leaves of one instruction set, BNK_ISA, for both element types. Included by leaves_<isa>.c only.
- * BNK_LINE is one cache line of the element type: 16 floats or 8 doubles.
+ * Makes the leaves of one instruction set, BNK_ISA, for both element types. Included by
+ * leaves_<isa>.c only. BNK_LINE is one cache line of the element type: 16 floats or 8 doubles.
  */
 #include <stdint.h>
 #include <string.h>
@@ -10,8 +10,7 @@
 #define BNK_LEAF static __attribute__((noinline))
 
 #define BNK_BURST 1024
-/* Into the second-level cache, for the task that comes next. */
-#define BNK_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+#define BNK_PREFETCH(p) __builtin_prefetch(p)
 
 #define BNK_PASTE_(name, type, isa) bnk_##name##_##type##_##isa
 #define BNK_PASTE(name, type, isa) BNK_PASTE_(name, type, isa)

@@ -1,12 +1,14 @@
 /*
- * Moments of a set of values: the one reduction of the library, and the one way to merge two of them.
+ * Moments of a set of values: the one reduction of the library, and the one way to merge two of
+ * them.
  *
  * A tile's sums are taken around a pivot p that is one of its own values. For any such p,
- * (mean - p)^2 <= n * variance, so that sum((x-p)^2) - sum(x-p)^2/n loses at most log2(n) of float64's 53 bits,
- * whatever the data: with tiles of up to 2^16 values far more is left than float32 results need.
+ * (mean - p)^2 <= n * variance, so that sum((x-p)^2) - sum(x-p)^2/n loses at most log2(n) of
+ * float64's 53 bits, whatever the data: with tiles of up to 2^16 values far more is left than
+ * float32 results need.
  *
- * The mean is kept as an unevaluated pair: near 1e4 with deviation 1e-2, a float64 mean alone would cost
- * float64 tensors six digits.
+ * The mean is kept as an unevaluated pair: near 1e4 with deviation 1e-2, a float64 mean alone would
+ * cost float64 tensors six digits.
  */
 #ifndef BNK_MOMENTS_H
 #define BNK_MOMENTS_H
@@ -32,7 +34,8 @@ static inline bnk_moments bnk_moments_of_sums(double count, double pivot, double
     return moments;
 }
 
-/* Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing sample variances", 1979. */
+/* Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing sample
+ * variances", 1979. */
 static inline bnk_moments bnk_moments_merge(double a_count, bnk_moments a, double b_count,
                                             bnk_moments b)
 {

@@ -1,6 +1,6 @@
 /*
- * The only file with OpenMP in it. One static region a call: which thread does a task never changes a
- * result, so nothing here can move a bit.
+ * The only file with OpenMP in it. One static region a call: which thread does a task never changes
+ * a result, so nothing here can move a bit.
  */
 #include "parallel.h"
 #include "bnk.h"
@@ -10,7 +10,10 @@ extern int omp_get_max_threads(void);
 extern int omp_get_num_threads(void);
 extern int omp_get_thread_num(void);
 
-int32_t bnk_default_threads(void) { return omp_get_max_threads(); }
+int32_t bnk_default_threads(void)
+{
+    return omp_get_max_threads();
+}
 
 void bnk_parallel(int32_t threads, int64_t tasks, bnk_task *task, void *context)
 {

@@ -26,9 +26,15 @@ typedef struct bnk_piece {
     int64_t start;          /* byte offset of the first value */
 } bnk_piece;
 
-static inline int64_t bnk_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t bnk_min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
-static inline int64_t bnk_ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+static inline int64_t bnk_ceil_div(int64_t a, int64_t b)
+{
+    return a / b + (a % b != 0);
+}
 
 static inline bnk_cut bnk_cut_grid(const bnk_grid *grid, const bnk_plan *plan)
 {
@@ -55,8 +61,8 @@ static inline bnk_piece bnk_piece_at(const bnk_cut *cut, int64_t run, int64_t in
     piece.rows = bnk_min(plan->group_rows, cut->grid->rows - piece.row);
     piece.offset = index % cut->segments * plan->segment;
     piece.length = bnk_min(plan->segment, cut->grid->inner - piece.offset);
-    piece.start = (piece.row * cut->stride + piece.channel * cut->grid->inner + piece.offset) *
-                  cut->element;
+    piece.start =
+        (piece.row * cut->stride + piece.channel * cut->grid->inner + piece.offset) * cut->element;
     return piece;
 }
 
@@ -69,11 +75,14 @@ static inline bnk_piece bnk_whole_run(const bnk_cut *cut, int64_t run)
     return piece;
 }
 
-/* How far ahead of a value its counterpart in the next run lies, which the same thread takes next: right behind it
- * in memory. 0 where the plan prefetches nothing. */
-static inline int64_t bnk_ahead(const bnk_cut *cut, const bnk_piece *piece)
+/*
+ * How far ahead by columns to prefetch, in elements: the four lines after the four that are being
+ * read, which the hardware, seeing lines too short for its streams, fetches late. Not where the
+ * lines are in cache anyway.
+ */
+static inline int64_t bnk_ahead(const bnk_cut *cut)
 {
-    return cut->plan->prefetch ? piece->channels * cut->grid->inner : 0;
+    return cut->plan->fused ? 0 : 4 * cut->plan->fold * cut->stride;
 }
 
 #endif

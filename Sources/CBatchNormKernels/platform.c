@@ -1,11 +1,12 @@
-/* What the kernels' caller wants to know of the machine, and what plain Embedded Swift cannot do itself. */
+/* What the kernels' caller wants to know of the machine, and what plain Embedded Swift cannot do
+ * itself. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "bnk.h"
 
-/* Asking the CPU costs microseconds in a virtual machine, so that answers are kept. They never change: two threads
- * that ask at once write the same. */
+/* Asking the CPU costs microseconds in a virtual machine, so that answers are kept. They never
+ * change: two threads that ask at once write the same. */
 
 int32_t bnk_supported_isa(void)
 {
@@ -33,7 +34,8 @@ static int read_line(int index, const char *name, char *line, size_t size)
     return read;
 }
 
-/* As the kernel tells it, which counts what this CPU can reach; sysconf may count a whole socket. */
+/* As the kernel tells it, which counts what this CPU can reach; sysconf may count a whole socket.
+ */
 static int64_t find_cache(int level)
 {
     char line[32];
@@ -65,7 +67,10 @@ void *bnk_allocate(int64_t bytes)
     return aligned_alloc(64, lines * 64);
 }
 
-void bnk_free(void *memory) { free(memory); }
+void bnk_free(void *memory)
+{
+    free(memory);
+}
 
 char *bnk_thread_text(void)
 {

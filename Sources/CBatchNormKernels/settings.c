@@ -1,14 +1,19 @@
-/* The process's settings: how many threads and which instruction set. Set and read by any thread. */
+/* The process's settings: how many threads and which instruction set. Set and read by any thread.
+ */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bnk.h"
 
-static _Atomic int32_t wanted_threads;          /* 0: what OpenMP says */
-static _Atomic int32_t isa_cap = BNK_ISA_COUNT; /* BNK_ISA_COUNT: nothing was set, see the environment */
+static _Atomic int32_t wanted_threads; /* 0: what OpenMP says */
+static _Atomic int32_t isa_cap =
+    BNK_ISA_COUNT; /* BNK_ISA_COUNT: nothing was set, see the environment */
 
-void bnk_set_threads(int32_t threads) { wanted_threads = threads; }
+void bnk_set_threads(int32_t threads)
+{
+    wanted_threads = threads;
+}
 
 int32_t bnk_threads(void)
 {
@@ -16,7 +21,10 @@ int32_t bnk_threads(void)
     return wanted > 0 ? wanted : bnk_default_threads();
 }
 
-void bnk_set_max_isa(int32_t isa) { isa_cap = isa; }
+void bnk_set_max_isa(int32_t isa)
+{
+    isa_cap = isa;
+}
 
 /* BATCHNORM_MAX_ISA; a name that is none of ours caps nothing. */
 static int32_t environment_cap(void)

@@ -1,13 +1,15 @@
 /*
- * Sixteen lanes of float or double, whatever the vector registers' width: the compiler cuts them into what
- * the enclosing target has. So every instruction set adds the same values in the same lanes.
+ * Sixteen lanes of float or double, whatever the vector registers' width: the compiler cuts them
+ * into what the enclosing target has. So every instruction set adds the same values in the same
+ * lanes.
  */
 #ifndef BNK_VECTOR_H
 #define BNK_VECTOR_H
 
 #include <stdint.h>
 
-/* Vectors travel between inlined functions of one file only, so the ABI that this warns of is never used. */
+/* Vectors travel between inlined functions of one file only, so the ABI that this warns of is never
+ * used. */
 #pragma clang diagnostic ignored "-Wpsabi"
 
 enum { BNK_LANES = 16 };

@@ -1,8 +1,9 @@
 /*
  * bnk.h — the interface between the Swift core and the C kernels. Not installed.
  *
- * The kernels are pure functions over memory: they check nothing, keep nothing and allocate nothing.
- * Every argument has been validated by the Swift core (Sources/BatchNorm), which also makes the plan.
+ * The kernels are pure functions over memory: they check nothing, keep nothing and allocate
+ * nothing. Every argument has been validated by the Swift core (Sources/BatchNorm), which also
+ * makes the plan.
  */
 #ifndef BNK_H
 #define BNK_H
@@ -11,8 +12,8 @@
 #include <stdint.h>
 
 /*
- * A tensor is a dense grid [rows][channels][inner]. NCHW is (N, C, S), NHWC is (N*S, C, 1), a matrix is
- * (N, C, 1): one description serves every layout and rank.
+ * A tensor is a dense grid [rows][channels][inner]. NCHW is (N, C, S), NHWC is (N*S, C, 1), a
+ * matrix is (N, C, 1): one description serves every layout and rank.
  */
 typedef struct bnk_grid {
     int64_t rows;
@@ -22,8 +23,9 @@ typedef struct bnk_grid {
 } bnk_grid;
 
 /*
- * How the work is cut. The members of the first group depend on the shape alone, for they decide the
- * order of the sums and so the bits of the result; those of the second may depend on the machine.
+ * How the work is cut. The members of the first group depend on the shape alone, for they decide
+ * the order of the sums and so the bits of the result; those of the second may depend on the
+ * machine.
  *
  * A "piece" is group_rows rows x segment inner values of one channel (or of `run` neighbouring
  * channels); its moments are formed by one thread. Pieces merge in ascending order.
@@ -38,18 +40,18 @@ typedef struct bnk_plan {
     int64_t group_rows; /* rows per piece, a multiple of fold unless it is all rows */
     int64_t segment;    /* inner values per piece: inner itself by columns */
 
-    int32_t threads;    /* 1: no parallel region */
-    int32_t fused;      /* 1: a task takes a run of channels through reduction and application;
+    int32_t threads; /* 1: no parallel region */
+    int32_t fused;   /* 1: a task takes a run of channels through reduction and application;
                            0: first all pieces are reduced, then all are applied */
-    int32_t stream;     /* 1: non-temporal stores, for outputs that no cache will hold */
-    int32_t prefetch;   /* 1, only if fused: applying a run fetches the next one into L2 */
-    int32_t isa;        /* BNK_ISA_*, at most what bnk_supported_isa() says */
+    int32_t stream;  /* 1: non-temporal stores, for outputs that no cache will hold */
+    int32_t isa;     /* BNK_ISA_*, at most what bnk_supported_isa() says */
 } bnk_plan;
 
 enum { BNK_MAX_COLUMNS = 1024 };
 enum { BNK_ISA_GENERIC = 0, BNK_ISA_AVX2 = 1, BNK_ISA_AVX512 = 2, BNK_ISA_COUNT = 3 };
 
-/* Parameter arrays (void *) have the grid's element type and `channels` elements; NULL means absent. */
+/* Parameter arrays (void *) have the grid's element type and `channels` elements; NULL means
+ * absent. */
 
 typedef struct bnk_forward {
     const void *input;
@@ -64,7 +66,7 @@ typedef struct bnk_forward {
     double *saved_mean;
     double *saved_invstd;
     int64_t nonfinite_channels; /* out */
-    void *workspace;            /* bnk_forward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
+    void *workspace; /* bnk_forward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_forward;
 
 typedef struct bnk_inference {
@@ -80,7 +82,7 @@ typedef struct bnk_inference {
 typedef struct bnk_backward {
     const void *input;
     const void *grad_output;
-    void *grad_input; /* may be NULL, input or grad_output */
+    void *grad_input;  /* may be NULL, input or grad_output */
     void *grad_weight; /* may be NULL */
     void *grad_bias;   /* may be NULL */
     const void *weight;
@@ -88,8 +90,8 @@ typedef struct bnk_backward {
     const double *invstd;
     const void *running_mean;
     const void *running_var;
-    double epsilon; /* for running_var */
-    int32_t frozen; /* 1: the statistics are constants */
+    double epsilon;  /* for running_var */
+    int32_t frozen;  /* 1: the statistics are constants */
     void *workspace; /* bnk_backward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_backward;
 
