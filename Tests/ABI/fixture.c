@@ -1,0 +1,269 @@
+#include "check.h"
+
+#include "fixture.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct named_buffer {
+    const char *name;
+    elements array;
+} named_buffer;
+
+static void list_buffers(const fixture *f, named_buffer list[FIXTURE_BUFFERS])
+{
+    const named_buffer all[FIXTURE_BUFFERS] = {
+        { "input", f->input },
+        { "grad_output", f->grad_output },
+        { "weight", f->weight },
+        { "bias", f->bias },
+        { "running_mean", f->running_mean },
+        { "running_var", f->running_var },
+        { "saved_mean", f->saved_mean },
+        { "saved_invstd", f->saved_invstd },
+        { "output", f->output },
+        { "grad_input", f->grad_input },
+        { "grad_weight", f->grad_weight },
+        { "grad_bias", f->grad_bias },
+    };
+    memcpy(list, all, sizeof all);
+}
+
+static ref_grid grid_of(const bn_problem *problem)
+{
+    const int64_t batch = problem->sizes[0], channels = problem->sizes[1];
+    int64_t spatial = 1;
+    for (int i = 2; i < problem->rank; i++) spatial *= problem->sizes[i];
+    return problem->layout == BN_LAYOUT_NCHW ? (ref_grid){ batch, channels, spatial }
+                                             : (ref_grid){ batch * spatial, channels, 1 };
+}
+
+fixture fixture_make(bn_problem problem, placement where)
+{
+    const bool is_double = problem.dtype == BN_DTYPE_FLOAT64;
+    int turn = (int)where;
+    fixture f = { .problem = problem, .original = problem, .grid = grid_of(&problem) };
+    const int64_t count = ref_count(f.grid), channels = f.grid.channels;
+#define NEXT (placement)(turn++ % 3)
+    f.input = guarded_elements(count, is_double, NEXT);
+    f.output = guarded_elements(count, is_double, NEXT);
+    f.grad_output = guarded_elements(count, is_double, NEXT);
+    f.grad_input = guarded_elements(count, is_double, NEXT);
+    f.weight = guarded_elements(channels, is_double, NEXT);
+    f.bias = guarded_elements(channels, is_double, NEXT);
+    f.running_mean = guarded_elements(channels, is_double, NEXT);
+    f.running_var = guarded_elements(channels, is_double, NEXT);
+    f.saved_mean = guarded_elements(channels, true, NEXT);
+    f.saved_invstd = guarded_elements(channels, true, NEXT);
+    f.grad_weight = guarded_elements(channels, is_double, NEXT);
+    f.grad_bias = guarded_elements(channels, is_double, NEXT);
+    f.num_batches_tracked = guarded(sizeof(int64_t), sizeof(int64_t), NEXT);
+#undef NEXT
+    elements_fill_normal(f.input, 21, 0.5, 2);
+    elements_fill_normal(f.grad_output, 22, 0.1, 1);
+    elements_fill_normal(f.weight, 23, 1, 0.5);
+    elements_fill_normal(f.bias, 24, 0, 1);
+    elements_fill_normal(f.running_mean, 25, 0, 1);
+    elements_fill_normal(f.saved_mean, 26, 0, 1);
+    for (int64_t c = 0; c < channels; c++) {
+        elements_set(f.running_var, c, 0.5 + 0.25 * (double)(c % 9));
+        elements_set(f.saved_invstd, c, 0.25 + 0.125 * (double)(c % 7));
+    }
+    elements_fill_junk(f.output);
+    elements_fill_junk(f.grad_input);
+    elements_fill_junk(f.grad_weight);
+    elements_fill_junk(f.grad_bias);
+    *f.num_batches_tracked = 3;
+    fixture_restore_args(&f);
+    return f;
+}
+
+#define FILL(args, member, array) \
+    ((args).member = (array).data, (args).member##_count = (array).count)
+
+void fixture_restore_args(fixture *f)
+{
+    f->problem = f->original;
+
+    f->training = (bn_forward_training_args)BN_FORWARD_TRAINING_ARGS_INIT;
+    FILL(f->training, input, f->input);
+    FILL(f->training, output, f->output);
+    FILL(f->training, weight, f->weight);
+    FILL(f->training, bias, f->bias);
+    FILL(f->training, running_mean, f->running_mean);
+    FILL(f->training, running_var, f->running_var);
+    f->training.num_batches_tracked = f->num_batches_tracked;
+    f->training.saved_mean = f->saved_mean.data;
+    f->training.saved_mean_count = f->saved_mean.count;
+    f->training.saved_invstd = f->saved_invstd.data;
+    f->training.saved_invstd_count = f->saved_invstd.count;
+
+    f->inference = (bn_forward_inference_args)BN_FORWARD_INFERENCE_ARGS_INIT;
+    FILL(f->inference, input, f->input);
+    FILL(f->inference, output, f->output);
+    FILL(f->inference, weight, f->weight);
+    FILL(f->inference, bias, f->bias);
+    FILL(f->inference, running_mean, f->running_mean);
+    FILL(f->inference, running_var, f->running_var);
+
+    f->backward = (bn_backward_args)BN_BACKWARD_ARGS_INIT;
+    FILL(f->backward, input, f->input);
+    FILL(f->backward, grad_output, f->grad_output);
+    FILL(f->backward, grad_input, f->grad_input);
+    FILL(f->backward, grad_weight, f->grad_weight);
+    FILL(f->backward, grad_bias, f->grad_bias);
+    FILL(f->backward, weight, f->weight);
+    f->backward.saved_mean = f->saved_mean.data;
+    f->backward.saved_mean_count = f->saved_mean.count;
+    f->backward.saved_invstd = f->saved_invstd.data;
+    f->backward.saved_invstd_count = f->saved_invstd.count;
+    FILL(f->backward, running_mean, f->running_mean);
+    FILL(f->backward, running_var, f->running_var);
+}
+
+void fixture_remember(fixture *f)
+{
+    named_buffer list[FIXTURE_BUFFERS];
+    list_buffers(f, list);
+    for (int i = 0; i < FIXTURE_BUFFERS; i++) {
+        if (f->copies[i] == NULL)
+            f->copies[i] = guarded(elements_bytes(list[i].array), 1, PLACE_START);
+        memcpy(f->copies[i], list[i].array.data, elements_bytes(list[i].array));
+    }
+    f->copied_counter = *f->num_batches_tracked;
+}
+
+const char *fixture_changed(const fixture *f)
+{
+    named_buffer list[FIXTURE_BUFFERS];
+    list_buffers(f, list);
+    for (int i = 0; i < FIXTURE_BUFFERS; i++)
+        if (memcmp(f->copies[i], list[i].array.data, elements_bytes(list[i].array)) != 0)
+            return list[i].name;
+    return *f->num_batches_tracked == f->copied_counter ? NULL : "num_batches_tracked";
+}
+
+void fixture_recall(fixture *f)
+{
+    named_buffer list[FIXTURE_BUFFERS];
+    list_buffers(f, list);
+    for (int i = 0; i < FIXTURE_BUFFERS; i++)
+        memcpy(list[i].array.data, f->copies[i], elements_bytes(list[i].array));
+    *f->num_batches_tracked = f->copied_counter;
+}
+
+bn_problem problem_of(bn_dtype dtype, bn_layout layout, int rank, const int64_t *sizes)
+{
+    bn_problem problem = BN_PROBLEM_INIT;
+    problem.dtype = dtype;
+    problem.layout = layout;
+    problem.rank = rank;
+    for (int i = 0; i < rank; i++) problem.sizes[i] = sizes[i];
+    return problem;
+}
+
+static void check_done(const fixture *f, const char *call, bn_status status)
+{
+    check(status == BN_STATUS_OK, "%s of %s: %s: %s", call, problem_text(&f->problem),
+          bn_status_name(status), bn_last_error_message());
+    check(guarded_intact(), "%s of %s wrote beside a buffer", call, problem_text(&f->problem));
+}
+
+void run_training(fixture *f)
+{
+    check_done(f, "training forward", bn_forward_training(&f->problem, &f->training));
+}
+
+void run_inference(fixture *f)
+{
+    check_done(f, "inference forward", bn_forward_inference(&f->problem, &f->inference));
+}
+
+void run_backward(fixture *f)
+{
+    check_done(f, "backward", bn_backward(&f->problem, &f->backward));
+}
+
+void check_refused(bn_status actual, bn_status expected, const char *words)
+{
+    const char *message = bn_last_error_message();
+    check(actual == expected, "status %s, expected %s (%s): \"%s\"", bn_status_name(actual),
+          bn_status_name(expected), words, message);
+    while (*words != 0) {
+        char word[64];
+        const size_t length = strcspn(words, "|");
+        snprintf(word, sizeof word, "%.*s", (int)length, words);
+        check(strstr(message, word) != NULL, "%s: no \"%s\" in \"%s\"", bn_status_name(expected),
+              word, message);
+        words += length;
+        if (*words == '|') words++;
+    }
+}
+
+void check_bits(const fixture *f, const char *what, elements got, elements expected)
+{
+    const int64_t at = elements_first_difference(got, expected);
+    check(at < 0, "%s: %s[%lld] is %.17g, expected %.17g", problem_text(&f->problem), what,
+          (long long)at, elements_get(got, at), elements_get(expected, at));
+}
+
+static ref_statistics *room_for(int64_t channels)
+{
+    static ref_statistics *room;
+    static int64_t size;
+    if (channels > size) {
+        room = realloc(room, (size_t)channels * sizeof *room);
+        if (room == NULL) abort();
+        size = channels;
+    }
+    return room;
+}
+
+const ref_statistics *batch_statistics(const fixture *f, double epsilon)
+{
+    ref_statistics *statistics = room_for(f->grid.channels);
+    for (int64_t c = 0; c < f->grid.channels; c++)
+        statistics[c] = ref_of_batch(f->grid, f->input, c, epsilon);
+    return statistics;
+}
+
+const ref_statistics *running_statistics(const fixture *f, double epsilon)
+{
+    ref_statistics *statistics = room_for(f->grid.channels);
+    for (int64_t c = 0; c < f->grid.channels; c++)
+        statistics[c] = ref_of_running(elements_get(f->running_mean, c),
+                                       elements_get(f->running_var, c), epsilon);
+    return statistics;
+}
+
+const ref_statistics *saved_statistics(const fixture *f)
+{
+    ref_statistics *statistics = room_for(f->grid.channels);
+    for (int64_t c = 0; c < f->grid.channels; c++)
+        statistics[c] =
+            ref_of_saved(elements_get(f->saved_mean, c), elements_get(f->saved_invstd, c));
+    return statistics;
+}
+
+const char *problem_text(const bn_problem *problem)
+{
+    static char text[160];
+    int at = snprintf(text, sizeof text, "%s %s (",
+                      problem->dtype == BN_DTYPE_FLOAT64 ? "float64" : "float32",
+                      problem->layout == BN_LAYOUT_NHWC ? "NHWC" : "NCHW");
+    for (int i = 0; i < problem->rank && i < 5; i++)
+        at += snprintf(text + at, sizeof text - (size_t)at, "%s%lld", i > 0 ? ", " : "",
+                       (long long)problem->sizes[i]);
+    snprintf(text + at, sizeof text - (size_t)at, ")");
+    return text;
+}
+
+int fixture_teardown(void **state)
+{
+    (void)state;
+    guarded_free_all();
+    bn_set_num_threads(0);
+    bn_set_max_isa(BN_ISA_AVX512);
+    return 0;
+}

@@ -1,0 +1,75 @@
+/*
+ * fixture.h — one problem with every buffer that a call may take, between guard pages, and the arguments of
+ * all operations filled in. A test changes what it is about and calls.
+ */
+#ifndef FIXTURE_H
+#define FIXTURE_H
+
+#include <batchnorm.h>
+
+#include "guarded.h"
+#include "reference.h"
+
+enum { FIXTURE_BUFFERS = 12 };
+
+typedef struct fixture {
+    bn_problem problem;
+    ref_grid grid;
+    elements input, grad_output, weight, bias;           /* random */
+    elements running_mean, running_var;                  /* random, variance > 0 */
+    elements saved_mean, saved_invstd;                   /* random until a forward has run */
+    elements output, grad_input, grad_weight, grad_bias; /* junk until written */
+    int64_t *num_batches_tracked;                        /* 3 */
+
+    bn_forward_training_args training;
+    bn_forward_inference_args inference;
+    bn_backward_args backward;
+
+    bn_problem original;
+    void *copies[FIXTURE_BUFFERS];
+    int64_t copied_counter;
+} fixture;
+
+/* Buffers live until guarded_free_all(). `where` is the placement of the first buffer; the others
+ * follow in turn. */
+fixture fixture_make(bn_problem problem, placement where);
+/* Problem and arguments as fixture_make made them; buffers stay as they are. */
+void fixture_restore_args(fixture *f);
+
+/* Remembers all buffers; the name of one that has changed since, or NULL. */
+void fixture_remember(fixture *f);
+const char *fixture_changed(const fixture *f);
+
+/* Puts the remembered values back. */
+void fixture_recall(fixture *f);
+
+bn_problem problem_of(bn_dtype dtype, bn_layout layout, int rank, const int64_t *sizes);
+static inline elements absent_like(elements array)
+{
+    return (elements){ NULL, 0, array.is_double };
+}
+
+/* Calls that must succeed; failing, they quote the library's message. */
+void run_training(fixture *f);
+void run_inference(fixture *f);
+void run_backward(fixture *f);
+
+/* Fails unless the call just made returned `expected`, with a message in which every word of
+ * `words` ("weight_count|5|3") occurs. */
+void check_refused(bn_status actual, bn_status expected, const char *words);
+
+/* Fails at the first element whose bits are not those expected. */
+void check_bits(const fixture *f, const char *what, elements got, elements expected);
+
+/* The reference's statistics of every channel; valid until the next call. */
+const ref_statistics *batch_statistics(const fixture *f, double epsilon);
+const ref_statistics *running_statistics(const fixture *f, double epsilon);
+const ref_statistics *saved_statistics(const fixture *f);
+
+/* "float32 NHWC (2, 3, 4, 4)"; valid until the next call. */
+const char *problem_text(const bn_problem *problem);
+
+/* For cmocka: frees buffers, and takes thread and instruction-set settings back. */
+int fixture_teardown(void **state);
+
+#endif

@@ -1,0 +1,142 @@
+/*
+ * The accuracy table of the design (what every peer gets wrong), row by row, in both layouts: output and all
+ * gradients against the long double reference. Prints how much of the allowed error was used.
+ */
+#include "check.h"
+
+#include <math.h>
+
+#include "fixture.h"
+
+typedef struct row {
+    const char *name;
+    double mean, deviation;
+    double constant; /* of channel 1, unless NAN */
+} row;
+
+static const row rows[] = {
+    { "N(0,1)", 0, 1, NAN },
+    { "mean 1e2, std 1", 1e2, 1, NAN },
+    { "mean 1e4, std 1e-2", 1e4, 1e-2, NAN },
+    { "one channel constant 1e4", 0, 1, 1e4 },
+    { "one channel constant 3.7", 0, 1, 3.7 },
+    { "values of 3e19", 0, 3e19, NAN },
+};
+
+static void fill(const fixture *f, const row *r)
+{
+    elements_fill_normal(f->input, 31, r->mean, r->deviation);
+    if (isnan(r->constant)) return;
+    for (int64_t i = 0; i < f->grid.rows * f->grid.inner; i++)
+        elements_set(f->input, ref_index(f->grid, 1, i), r->constant);
+}
+
+static void check_saved(const fixture *f, const row *r, const ref_statistics *statistics)
+{
+    for (int64_t c = 0; c < f->grid.channels; c++) {
+        const ref_statistics s = statistics[c];
+        const double mean = elements_get(f->saved_mean, c);
+        const double invstd = elements_get(f->saved_invstd, c);
+        check(ref_error(mean, ref_mean(s), 8, fabsl(ref_mean(s)) + sqrtl(s.variance), true) <= 1,
+              "%s: saved_mean[%lld] is %.17g, expected %.17Lg", r->name, (long long)c, mean,
+              ref_mean(s));
+        check(ref_error(invstd, s.invstd, 64, s.invstd, true) <= 1,
+              "%s: saved_invstd[%lld] is %.17g, expected %.17Lg", r->name, (long long)c, invstd,
+              s.invstd);
+    }
+}
+
+static void check_row(bn_problem problem, const row *r)
+{
+    fixture f = fixture_make(problem, PLACE_END);
+    fill(&f, r);
+    run_training(&f);
+    run_backward(&f);
+    const ref_statistics *statistics = batch_statistics(&f, 1e-5);
+    check_saved(&f, r, statistics);
+    const double y = ref_forward_error(f.grid, statistics, f.input, f.weight, f.bias, f.output);
+    /* Backward of float32 is judged end to end. That of float64 starts from the float64 saved_mean, which
+     * is what its input says. */
+    const ref_gradient_errors d = ref_backward_error(
+        f.grid, f.input.is_double ? saved_statistics(&f) : statistics, false, f.input,
+        f.grad_output, f.weight, (ref_gradients){ f.grad_input, f.grad_weight, f.grad_bias });
+    print_message("%-26s %-34s y %.2f  dx %.2f  dweight %.2f  dbias %.2f\n", r->name,
+                  problem_text(&f.problem), y, d.input, d.weight, d.bias);
+    check(y <= 1 && d.input <= 1 && d.weight <= 1 && d.bias <= 1,
+          "%s, %s: of what is allowed output is off by %.3g, grad_input %.3g, grad_weight %.3g, "
+          "grad_bias %.3g",
+          r->name, problem_text(&f.problem), y, d.input, d.weight, d.bias);
+
+    if (!isnan(r->constant))
+        for (int64_t i = 0; i < f.grid.rows * f.grid.inner; i++) {
+            const double got = elements_get(f.output, ref_index(f.grid, 1, i));
+            check(got == elements_get(f.bias, 1), "%s, %s: %.9g instead of exactly the bias %.9g",
+                  r->name, problem_text(&f.problem), got, elements_get(f.bias, 1));
+        }
+    guarded_free_all();
+}
+
+static void check_rows(bn_dtype dtype, bn_layout layout)
+{
+    /* N*S = 12544 in shapes that are cut in different ways. */
+    static const int64_t shapes[][4] = { { 16, 5, 28, 28 }, { 256, 5, 7, 7 }, { 1, 3, 112, 112 } };
+    for (size_t s = 0; s < LENGTH(shapes); s++)
+        for (size_t i = 0; i < LENGTH(rows); i++)
+            check_row(problem_of(dtype, layout, 4, shapes[s]), &rows[i]);
+}
+
+static void float32_nchw(void **state)
+{
+    (void)state;
+    check_rows(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW);
+}
+
+static void float32_nhwc(void **state)
+{
+    (void)state;
+    check_rows(BN_DTYPE_FLOAT32, BN_LAYOUT_NHWC);
+}
+
+static void float64_nchw(void **state)
+{
+    (void)state;
+    check_rows(BN_DTYPE_FLOAT64, BN_LAYOUT_NCHW);
+}
+
+static void float64_nhwc(void **state)
+{
+    (void)state;
+    check_rows(BN_DTYPE_FLOAT64, BN_LAYOUT_NHWC);
+}
+
+static void a_matrix(void **state)
+{
+    (void)state;
+    const int64_t sizes[] = { 12544, 5 };
+    for (size_t i = 0; i < LENGTH(rows); i++)
+        check_row(problem_of(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 2, sizes), &rows[i]);
+}
+
+/* 1.76e7 values per channel, nearly constant: where sums in float32 stop counting. */
+static void many_near_constant_values(void **state)
+{
+    (void)state;
+    static const row near_constant = { "1.76e7 near-constant", 1000, 1e-3, NAN };
+    for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++) {
+        const bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, layout, 22, 2, 800, 1000);
+        check_row(problem, &near_constant);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(float32_nchw, fixture_teardown),
+        cmocka_unit_test_teardown(float32_nhwc, fixture_teardown),
+        cmocka_unit_test_teardown(float64_nchw, fixture_teardown),
+        cmocka_unit_test_teardown(float64_nhwc, fixture_teardown),
+        cmocka_unit_test_teardown(a_matrix, fixture_teardown),
+        cmocka_unit_test_teardown(many_near_constant_values, fixture_teardown),
+    };
+    return cmocka_run_group_tests_name("abi: accuracy", tests, NULL, NULL);
+}

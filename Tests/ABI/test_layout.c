@@ -1,0 +1,278 @@
+/*
+ * What a compiled program has built in: the size of every struct, the place of every member, the value of
+ * every constant. A change here breaks programs that are already out there.
+ */
+#include "check.h"
+
+#include <batchnorm.h>
+#include <string.h>
+
+typedef struct pin {
+    const char *name;
+    size_t actual, expected;
+} pin;
+
+static void check_pins(const pin *pins, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        check(pins[i].actual == pins[i].expected, "%s is %zu, was published as %zu", pins[i].name,
+              pins[i].actual, pins[i].expected);
+}
+
+#define SIZE(type, size) { "sizeof(" #type ")", sizeof(type), size }
+#define AT(type, member, offset) { #type "." #member, offsetof(type, member), offset }
+
+static void problem_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_problem, 56),      AT(bn_problem, struct_size, 0), AT(bn_problem, dtype, 4),
+        AT(bn_problem, layout, 8), AT(bn_problem, rank, 12),       AT(bn_problem, sizes, 16),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
+static void forward_training_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_forward_training_args, 192),
+        AT(bn_forward_training_args, struct_size, 0),
+        AT(bn_forward_training_args, averaging, 4),
+        AT(bn_forward_training_args, running_variance, 8),
+        AT(bn_forward_training_args, one_value, 12),
+        AT(bn_forward_training_args, nonfinite, 16),
+        AT(bn_forward_training_args, reserved, 20),
+        AT(bn_forward_training_args, epsilon, 24),
+        AT(bn_forward_training_args, momentum, 32),
+        AT(bn_forward_training_args, input, 40),
+        AT(bn_forward_training_args, input_count, 48),
+        AT(bn_forward_training_args, output, 56),
+        AT(bn_forward_training_args, output_count, 64),
+        AT(bn_forward_training_args, weight, 72),
+        AT(bn_forward_training_args, weight_count, 80),
+        AT(bn_forward_training_args, bias, 88),
+        AT(bn_forward_training_args, bias_count, 96),
+        AT(bn_forward_training_args, running_mean, 104),
+        AT(bn_forward_training_args, running_mean_count, 112),
+        AT(bn_forward_training_args, running_var, 120),
+        AT(bn_forward_training_args, running_var_count, 128),
+        AT(bn_forward_training_args, num_batches_tracked, 136),
+        AT(bn_forward_training_args, saved_mean, 144),
+        AT(bn_forward_training_args, saved_mean_count, 152),
+        AT(bn_forward_training_args, saved_invstd, 160),
+        AT(bn_forward_training_args, saved_invstd_count, 168),
+        AT(bn_forward_training_args, nonfinite_channels, 176),
+        AT(bn_forward_training_args, statistics_used, 184),
+        AT(bn_forward_training_args, reserved_out, 188),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
+static void forward_inference_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_forward_inference_args, 112),
+        AT(bn_forward_inference_args, struct_size, 0),
+        AT(bn_forward_inference_args, reserved, 4),
+        AT(bn_forward_inference_args, epsilon, 8),
+        AT(bn_forward_inference_args, input, 16),
+        AT(bn_forward_inference_args, input_count, 24),
+        AT(bn_forward_inference_args, output, 32),
+        AT(bn_forward_inference_args, output_count, 40),
+        AT(bn_forward_inference_args, weight, 48),
+        AT(bn_forward_inference_args, weight_count, 56),
+        AT(bn_forward_inference_args, bias, 64),
+        AT(bn_forward_inference_args, bias_count, 72),
+        AT(bn_forward_inference_args, running_mean, 80),
+        AT(bn_forward_inference_args, running_mean_count, 88),
+        AT(bn_forward_inference_args, running_var, 96),
+        AT(bn_forward_inference_args, running_var_count, 104),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
+static void backward_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_backward_args, 176),
+        AT(bn_backward_args, struct_size, 0),
+        AT(bn_backward_args, statistics, 4),
+        AT(bn_backward_args, epsilon, 8),
+        AT(bn_backward_args, input, 16),
+        AT(bn_backward_args, input_count, 24),
+        AT(bn_backward_args, grad_output, 32),
+        AT(bn_backward_args, grad_output_count, 40),
+        AT(bn_backward_args, grad_input, 48),
+        AT(bn_backward_args, grad_input_count, 56),
+        AT(bn_backward_args, grad_weight, 64),
+        AT(bn_backward_args, grad_weight_count, 72),
+        AT(bn_backward_args, grad_bias, 80),
+        AT(bn_backward_args, grad_bias_count, 88),
+        AT(bn_backward_args, weight, 96),
+        AT(bn_backward_args, weight_count, 104),
+        AT(bn_backward_args, saved_mean, 112),
+        AT(bn_backward_args, saved_mean_count, 120),
+        AT(bn_backward_args, saved_invstd, 128),
+        AT(bn_backward_args, saved_invstd_count, 136),
+        AT(bn_backward_args, running_mean, 144),
+        AT(bn_backward_args, running_mean_count, 152),
+        AT(bn_backward_args, running_var, 160),
+        AT(bn_backward_args, running_var_count, 168),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
+static void layer_options_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_layer_options, 64),
+        AT(bn_layer_options, struct_size, 0),
+        AT(bn_layer_options, dtype, 4),
+        AT(bn_layer_options, num_features, 8),
+        AT(bn_layer_options, epsilon, 16),
+        AT(bn_layer_options, momentum, 24),
+        AT(bn_layer_options, averaging, 32),
+        AT(bn_layer_options, running_variance, 36),
+        AT(bn_layer_options, one_value, 40),
+        AT(bn_layer_options, nonfinite, 44),
+        AT(bn_layer_options, has_weight, 48),
+        AT(bn_layer_options, has_bias, 52),
+        AT(bn_layer_options, track_running_stats, 56),
+        AT(bn_layer_options, reserved, 60),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
+static const struct {
+    bn_status value;
+    int32_t published;
+    const char *name;
+} statuses[] = {
+#define STATUS(name, value) { BN_STATUS_##name, value, "BN_STATUS_" #name }
+    STATUS(OK, 0),
+    STATUS(NULL_POINTER, 100),
+    STATUS(STRUCT_SIZE, 101),
+    STATUS(INVALID_OPTION, 102),
+    STATUS(RANK, 200),
+    STATUS(NEGATIVE_SIZE, 201),
+    STATUS(NO_CHANNELS, 202),
+    STATUS(SIZE_OVERFLOW, 203),
+    STATUS(COUNT_MISMATCH, 204),
+    STATUS(MISALIGNED, 300),
+    STATUS(OVERLAP, 301),
+    STATUS(OUT_OF_MEMORY, 302),
+    STATUS(EPSILON, 400),
+    STATUS(MOMENTUM, 401),
+    STATUS(ONE_VALUE, 402),
+    STATUS(NONFINITE, 403),
+    STATUS(BATCH_COUNTER, 404),
+    STATUS(NO_RUNNING_STATISTICS, 500),
+    STATUS(NO_PARAMETER, 501),
+    STATUS(NO_FORWARD, 502),
+    STATUS(LAYER_MISMATCH, 503),
+    STATUS(STATE_TRUNCATED, 600),
+    STATUS(STATE_FOREIGN, 601),
+    STATUS(STATE_VERSION, 602),
+    STATUS(STATE_CHECKSUM, 603),
+    STATUS(STATE_INVALID, 604),
+    STATUS(BUFFER_TOO_SMALL, 605),
+    STATUS(INTERNAL, 900),
+#undef STATUS
+};
+
+static void statuses_and_their_names(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < LENGTH(statuses); i++) {
+        check(statuses[i].value == statuses[i].published, "%s is %d, was published as %d",
+              statuses[i].name, statuses[i].value, statuses[i].published);
+        check(strcmp(bn_status_name(statuses[i].value), statuses[i].name) == 0,
+              "status %d is called %s, expected %s", statuses[i].value,
+              bn_status_name(statuses[i].value), statuses[i].name);
+    }
+    /* Every other number in reach has no name. */
+    for (int32_t value = -1000; value < 2000; value++) {
+        const char *expected = "BN_STATUS_UNKNOWN";
+        for (size_t i = 0; i < LENGTH(statuses); i++)
+            if (statuses[i].value == value) expected = statuses[i].name;
+        check(strcmp(bn_status_name(value), expected) == 0, "status %d is called %s", value,
+              bn_status_name(value));
+    }
+    check(strcmp(bn_status_name(INT32_MIN), "BN_STATUS_UNKNOWN") == 0, "INT32_MIN");
+    check(strcmp(bn_status_name(INT32_MAX), "BN_STATUS_UNKNOWN") == 0, "INT32_MAX");
+}
+
+static void other_constants(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+#define CONSTANT(name, value) { #name, (size_t)(name), value }
+        CONSTANT(BN_DTYPE_FLOAT32, 1),
+        CONSTANT(BN_DTYPE_FLOAT64, 2),
+        CONSTANT(BN_LAYOUT_NCHW, 1),
+        CONSTANT(BN_LAYOUT_NHWC, 2),
+        CONSTANT(BN_AVERAGING_EXPONENTIAL, 0),
+        CONSTANT(BN_AVERAGING_CUMULATIVE, 1),
+        CONSTANT(BN_VARIANCE_UNBIASED, 0),
+        CONSTANT(BN_VARIANCE_BIASED, 1),
+        CONSTANT(BN_ONE_VALUE_ERROR, 0),
+        CONSTANT(BN_ONE_VALUE_USE_RUNNING, 1),
+        CONSTANT(BN_ONE_VALUE_ALLOW, 2),
+        CONSTANT(BN_NONFINITE_REPORT, 0),
+        CONSTANT(BN_NONFINITE_ERROR, 1),
+        CONSTANT(BN_STATISTICS_BATCH, 0),
+        CONSTANT(BN_STATISTICS_RUNNING, 1),
+        CONSTANT(BN_ISA_GENERIC, 0),
+        CONSTANT(BN_ISA_AVX2, 1),
+        CONSTANT(BN_ISA_AVX512, 2),
+#undef CONSTANT
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
+/* The initializers name every member in order; a member added in the middle would shift them. */
+static void initializers(void **state)
+{
+    (void)state;
+    const bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT64, BN_LAYOUT_NHWC, 2, 3, 4, 5);
+    check(problem.struct_size == sizeof problem && problem.dtype == BN_DTYPE_FLOAT64 &&
+              problem.layout == BN_LAYOUT_NHWC && problem.rank == 4,
+          "BN_PROBLEM_2D");
+    for (int i = 0; i < 4; i++) check(problem.sizes[i] == 2 + i, "BN_PROBLEM_2D sizes[%d]", i);
+
+    const bn_forward_training_args training = BN_FORWARD_TRAINING_ARGS_INIT;
+    bn_forward_training_args expected_training = { .struct_size = sizeof training,
+                                                   .epsilon = 1e-5,
+                                                   .momentum = 0.1 };
+    check(memcmp(&training, &expected_training, sizeof training) == 0,
+          "BN_FORWARD_TRAINING_ARGS_INIT is not PyTorch's defaults");
+    const bn_forward_inference_args inference = BN_FORWARD_INFERENCE_ARGS_INIT;
+    check(inference.struct_size == sizeof inference && inference.epsilon == 1e-5 &&
+              inference.reserved == 0 && inference.running_var == NULL,
+          "BN_FORWARD_INFERENCE_ARGS_INIT");
+    const bn_backward_args backward = BN_BACKWARD_ARGS_INIT;
+    check(backward.struct_size == sizeof backward && backward.epsilon == 1e-5 &&
+              backward.statistics == BN_STATISTICS_BATCH && backward.running_var == NULL,
+          "BN_BACKWARD_ARGS_INIT");
+    const bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+    check(options.struct_size == sizeof options && options.dtype == BN_DTYPE_FLOAT32 &&
+              options.num_features == 0 && options.epsilon == 1e-5 && options.momentum == 0.1 &&
+              options.has_weight == 1 && options.has_bias == 1 &&
+              options.track_running_stats == 1 && options.reserved == 0,
+          "BN_LAYER_OPTIONS_INIT");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(problem_layout),           cmocka_unit_test(forward_training_layout),
+        cmocka_unit_test(forward_inference_layout), cmocka_unit_test(backward_layout),
+        cmocka_unit_test(layer_options_layout),     cmocka_unit_test(statuses_and_their_names),
+        cmocka_unit_test(other_constants),          cmocka_unit_test(initializers),
+    };
+    return cmocka_run_group_tests_name("abi: layout", tests, NULL, NULL);
+}

@@ -1,0 +1,119 @@
+/*
+ * Settings of the process: threads, instruction sets, version, and the environment variable.
+ */
+#include "check.h"
+
+#include <batchnorm.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fixture.h"
+
+static void version(void **state)
+{
+    (void)state;
+    char expected[48];
+    snprintf(expected, sizeof expected, "%d.%d.%d", BN_VERSION_MAJOR, BN_VERSION_MINOR,
+             BN_VERSION_PATCH);
+    check(strcmp(bn_version(), expected) == 0, "the library is %s, the header %s", bn_version(),
+          expected);
+    check(bn_version() == bn_version(), "the text moves");
+}
+
+static void threads(void **state)
+{
+    (void)state;
+    const int32_t usual = bn_get_num_threads();
+    check(usual >= 1, "%d threads by default", usual);
+    for (int32_t n = 1; n <= 9; n++) {
+        check(bn_set_num_threads(n) == BN_STATUS_OK, "%d threads: %s", n, bn_last_error_message());
+        check(bn_get_num_threads() == n, "%d threads, set to %d", bn_get_num_threads(), n);
+    }
+    check_refused(bn_set_num_threads(-1), BN_STATUS_INVALID_OPTION, "threads|-1|0");
+    check_refused(bn_set_num_threads(INT32_MIN), BN_STATUS_INVALID_OPTION, "threads|-2147483648");
+    check(bn_get_num_threads() == 9, "a refused setting changed the threads to %d",
+          bn_get_num_threads());
+    check(bn_set_num_threads(0) == BN_STATUS_OK, "0 threads: %s", bn_last_error_message());
+    check(bn_get_num_threads() == usual, "back to the default: %d, was %d", bn_get_num_threads(),
+          usual);
+}
+
+static void instruction_sets(void **state)
+{
+    (void)state;
+    const bn_isa best = bn_get_isa();
+    check(best >= BN_ISA_GENERIC && best <= BN_ISA_AVX512, "isa is %d", best);
+    for (bn_isa isa = BN_ISA_GENERIC; isa <= BN_ISA_AVX512; isa++) {
+        check(bn_set_max_isa(isa) == BN_STATUS_OK, "isa %d: %s", isa, bn_last_error_message());
+        const bn_isa expected = isa < best ? isa : best;
+        check(bn_get_isa() == expected, "isa is %d, capped at %d of %d", bn_get_isa(), isa, best);
+    }
+    bn_set_max_isa(BN_ISA_GENERIC);
+    check_refused(bn_set_max_isa(3), BN_STATUS_INVALID_OPTION, "isa|3|0|1|2");
+    check_refused(bn_set_max_isa(-1), BN_STATUS_INVALID_OPTION, "isa|-1|0|1|2");
+    check(bn_get_isa() == BN_ISA_GENERIC, "a refused setting changed the isa to %d", bn_get_isa());
+    bn_set_max_isa(BN_ISA_AVX512);
+    check(bn_get_isa() == best, "isa is %d, was %d", bn_get_isa(), best);
+}
+
+static void instruction_set_names(void **state)
+{
+    (void)state;
+    static const char *const names[] = { "generic", "avx2", "avx512" };
+    for (int isa = 0; isa < 3; isa++)
+        check(strcmp(bn_isa_name(isa), names[isa]) == 0, "isa %d is %s", isa, bn_isa_name(isa));
+    check(strcmp(bn_isa_name(3), "unknown") == 0 && strcmp(bn_isa_name(-1), "unknown") == 0,
+          "unknown sets are %s and %s", bn_isa_name(3), bn_isa_name(-1));
+}
+
+/* This program again, which then tells its instruction set by the exit code. */
+static int isa_of_child(const char *environment)
+{
+    fflush(NULL);
+    const pid_t child = fork();
+    check(child >= 0, "fork");
+    if (child == 0) {
+        if (environment == NULL)
+            unsetenv("BATCHNORM_MAX_ISA");
+        else
+            setenv("BATCHNORM_MAX_ISA", environment, 1);
+        execl("/proc/self/exe", "test_machine", "tell-isa", (char *)NULL);
+        _exit(98);
+    }
+    int status = 0;
+    check(waitpid(child, &status, 0) == child, "waitpid");
+    check(WIFEXITED(status) && WEXITSTATUS(status) < 90, "the child ended with status %x",
+          (unsigned)status);
+    return WEXITSTATUS(status);
+}
+
+static void the_environment_caps_the_instruction_set(void **state)
+{
+    (void)state;
+    const int best = isa_of_child(NULL);
+    static const char *const names[] = { "generic", "avx2", "avx512" };
+    for (int cap = 0; cap < 3; cap++) {
+        const int isa = isa_of_child(names[cap]);
+        check(isa == (cap < best ? cap : best), "BATCHNORM_MAX_ISA=%s gives isa %d of %d",
+              names[cap], isa, best);
+    }
+    check(isa_of_child("sse9") == best, "an unknown name caps");
+    check(isa_of_child("") == best, "an empty name caps");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], "tell-isa") == 0) return bn_get_isa();
+    unsetenv("BATCHNORM_MAX_ISA"); /* whoever runs the tests may have set it */
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(version, fixture_teardown),
+        cmocka_unit_test_teardown(threads, fixture_teardown),
+        cmocka_unit_test_teardown(instruction_sets, fixture_teardown),
+        cmocka_unit_test_teardown(instruction_set_names, fixture_teardown),
+        cmocka_unit_test_teardown(the_environment_caps_the_instruction_set, fixture_teardown),
+    };
+    return cmocka_run_group_tests_name("abi: machine", tests, NULL, NULL);
+}

@@ -1,0 +1,383 @@
+/*
+ * Memory: a refused allocation is BN_STATUS_OUT_OF_MEMORY and changes nothing, a layer in its steady state allocates
+ * nothing, and no allocation grows with N or S.
+ *
+ * The allocation functions below stand before libc's, for this program and the library in it. Not
+ * for the sanitizer build, which has its own.
+ */
+#include "check.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "layers.h"
+
+/* ---- the allocator in between ---- */
+
+extern void *__libc_malloc(size_t size);
+extern void *__libc_calloc(size_t count, size_t size);
+extern void *__libc_realloc(void *memory, size_t size);
+extern void *__libc_memalign(size_t alignment, size_t size);
+extern void __libc_free(void *memory);
+
+/* From `watch` to `stop`, in all threads. */
+static struct {
+    bool on;
+    int64_t allocations;
+    int64_t bytes;
+    int64_t freed; /* allocations, not bytes */
+    int64_t
+        workspaces; /* those that begin at a cache line: the library's, and nobody else's here */
+    int64_t refuse; /* which of these to refuse, counted from 1; 0: none */
+} seen;
+
+static void watch(int64_t refuse)
+{
+    memset(&seen, 0, sizeof seen);
+    seen.refuse = refuse;
+    __atomic_store_n(&seen.on, true, __ATOMIC_SEQ_CST);
+}
+
+static void stop(void)
+{
+    __atomic_store_n(&seen.on, false, __ATOMIC_SEQ_CST);
+}
+
+/* False if this allocation is to be refused. */
+static bool note(size_t alignment, size_t size)
+{
+    if (!__atomic_load_n(&seen.on, __ATOMIC_SEQ_CST)) return true;
+    __atomic_add_fetch(&seen.allocations, 1, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&seen.bytes, (int64_t)size, __ATOMIC_SEQ_CST);
+    if (alignment < 64) return true;
+    return __atomic_add_fetch(&seen.workspaces, 1, __ATOMIC_SEQ_CST) != seen.refuse;
+}
+
+void *malloc(size_t size)
+{
+    return note(0, size) ? __libc_malloc(size) : NULL;
+}
+
+void *calloc(size_t count, size_t size)
+{
+    return note(0, count * size) ? __libc_calloc(count, size) : NULL;
+}
+
+void *realloc(void *memory, size_t size)
+{
+    return note(0, size) ? __libc_realloc(memory, size) : NULL;
+}
+
+void *aligned_alloc(size_t alignment, size_t size)
+{
+    return note(alignment, size) ? __libc_memalign(alignment, size) : NULL;
+}
+
+int posix_memalign(void **memory, size_t alignment, size_t size)
+{
+    if (!note(alignment, size)) return ENOMEM;
+    *memory = __libc_memalign(alignment, size);
+    return *memory == NULL ? ENOMEM : 0;
+}
+
+void free(void *memory)
+{
+    if (memory != NULL && __atomic_load_n(&seen.on, __ATOMIC_SEQ_CST))
+        __atomic_add_fetch(&seen.freed, 1, __ATOMIC_SEQ_CST);
+    __libc_free(memory);
+}
+
+/* ---- refused ---- */
+
+/* Three channels on two threads: too few to give each thread its own, so that the operation needs memory. */
+static fixture needy(int dtype, int layout)
+{
+    const bn_problem problem = BN_PROBLEM_2D(dtype, layout, 4, 3, 100, 100);
+    return fixture_make(problem, PLACE_END);
+}
+
+typedef bn_status operation(fixture *f);
+static bn_status training(fixture *f)
+{
+    return bn_forward_training(&f->problem, &f->training);
+}
+static bn_status backward(fixture *f)
+{
+    return bn_backward(&f->problem, &f->backward);
+}
+
+/* Refuses the first, second, ... allocation until there are no more; how many there were. */
+static int64_t refuse_in_turn(fixture *f, operation *run)
+{
+    for (int64_t turn = 1;; turn++) {
+        fixture_recall(f);
+        const bn_forward_training_args before = f->training;
+        watch(turn);
+        const bn_status status = run(f);
+        stop();
+        if (seen.workspaces < turn) {
+            check_ok(status, "with all memory");
+            return turn - 1;
+        }
+        check_refused(status, BN_STATUS_OUT_OF_MEMORY, "allocate|bytes");
+        check(fixture_changed(f) == NULL, "%s: without memory %s changed",
+              problem_text(&f->problem), fixture_changed(f));
+        check(memcmp(&before, &f->training, sizeof before) == 0, "the args changed");
+        check(turn < 100, "there is no end to it");
+    }
+}
+
+static void a_refused_workspace_changes_nothing(void **state)
+{
+    (void)state;
+    bn_set_num_threads(2);
+    int64_t refused = 0;
+    for (int dtype = BN_DTYPE_FLOAT32; dtype <= BN_DTYPE_FLOAT64; dtype++)
+        for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++) {
+            fixture f = needy(dtype, layout);
+            run_training(&f); /* OpenMP has its threads from here on */
+            fixture_remember(&f);
+            refused += refuse_in_turn(&f, training);
+            refused += refuse_in_turn(&f, backward);
+            guarded_free_all();
+        }
+    check(refused >= 4, "only %lld allocations were there to refuse: this test needs other shapes",
+          (long long)refused);
+}
+
+static void a_refused_layer_is_none(void **state)
+{
+    (void)state;
+    bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+    options.num_features = 1000;
+    for (int64_t turn = 1;; turn++) {
+        bn_layer *layer = (bn_layer *)&options;
+        watch(turn);
+        const bn_status status = bn_layer_create(&options, &layer);
+        stop();
+        if (seen.workspaces < turn) {
+            check_ok(status, "bn_layer_create");
+            bn_layer_destroy(layer);
+            check(turn > 1, "a layer of 1000 channels needs no memory");
+            return;
+        }
+        check_refused(status, BN_STATUS_OUT_OF_MEMORY, "allocate|bytes");
+        check(layer == (bn_layer *)&options, "*layer was set");
+    }
+}
+
+static void a_layer_without_memory_stays_as_it_is(void **state)
+{
+    (void)state;
+    bn_set_num_threads(2);
+    int64_t refused = 0;
+    for (int training_mode = 0; training_mode < 2; training_mode++)
+        for (int64_t turn = 1;; turn++) {
+            fixture f = needy(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW);
+            run_training(&f);
+            const bn_layer_options options = options_for(&f);
+            bn_layer *layer = layer_with_values(&f, &options);
+            check_ok(bn_layer_set_training(layer, training_mode), "set_training");
+            const state_bytes before = state_of(layer);
+            fixture_remember(&f);
+            watch(turn);
+            const bn_status status = layer_forward(layer, &f);
+            stop();
+            const bool done = seen.workspaces < turn;
+            if (done) {
+                check_ok(status, "bn_layer_forward");
+                /* Backward needs memory of its own, and can be tried again. */
+                watch(1);
+                const bn_status first = layer_backward(layer, &f);
+                stop();
+                if (seen.workspaces > 0 && first != BN_STATUS_OK)
+                    check_refused(first, BN_STATUS_OUT_OF_MEMORY, "allocate");
+                check_ok(layer_backward(layer, &f), "bn_layer_backward");
+            } else {
+                check_refused(status, BN_STATUS_OUT_OF_MEMORY, "allocate|bytes");
+                refused++;
+                const state_bytes after = state_of(layer);
+                check(memcmp(before.bytes, after.bytes, (size_t)after.size) == 0,
+                      "the layer changed");
+                check(fixture_changed(&f) == NULL, "%s changed", fixture_changed(&f));
+                free(after.bytes);
+                check_refused(layer_backward(layer, &f), BN_STATUS_NO_FORWARD, "forward");
+            }
+            free(before.bytes);
+            bn_layer_destroy(layer);
+            guarded_free_all();
+            if (done) break;
+        }
+    check(refused >= 2, "only %lld allocations were refused", (long long)refused);
+}
+
+static void a_state_without_memory(void **state)
+{
+    (void)state;
+    bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+    options.num_features = 100;
+    bn_layer *layer = layer_of(&options), *made = NULL;
+    const state_bytes saved = state_of(layer);
+    watch(1);
+    const bn_status status = bn_layer_create_from_state(saved.bytes, saved.size, &made);
+    stop();
+    check_refused(status, BN_STATUS_OUT_OF_MEMORY, "allocate|bytes");
+    check(made == NULL, "*layer was set");
+    free(saved.bytes);
+    bn_layer_destroy(layer);
+}
+
+/* ---- none in the steady state ---- */
+
+static void the_steady_state_allocates_nothing(void **state)
+{
+    (void)state;
+    for (int32_t threads = 1; threads <= 2; threads++)
+        for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++) {
+            bn_set_num_threads(threads);
+            fixture f = needy(BN_DTYPE_FLOAT32, layout);
+            const bn_layer_options options = options_for(&f);
+            bn_layer *layer = layer_with_values(&f, &options);
+            for (int step = 0; step < 10; step++) {
+                if (step == 3) watch(0);
+                check_ok(bn_layer_set_training(layer, step % 3 != 0), "set_training");
+                check_ok(layer_forward(layer, &f), "bn_layer_forward");
+                check_ok(layer_backward(layer, &f), "bn_layer_backward");
+            }
+            stop();
+            check(seen.allocations == 0, "%s on %d threads: %lld allocations, %lld bytes",
+                  problem_text(&f.problem), threads, (long long)seen.allocations,
+                  (long long)seen.bytes);
+            bn_layer_destroy(layer);
+            guarded_free_all();
+        }
+}
+
+/* What a layer took is given back, also by one that could not be made or whose calls failed. */
+static void nothing_is_left_behind(void **state)
+{
+    (void)state;
+    bn_set_num_threads(2);
+    fixture f = needy(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW);
+    run_training(&f); /* OpenMP has its threads from here on */
+    const bn_layer_options options = options_for(&f);
+    bn_layer *first = layer_with_values(&f, &options);
+    const state_bytes saved = state_of(first);
+    bn_layer_destroy(first);
+    for (int64_t refuse = 0; refuse < 5; refuse++) {
+        bn_layer *layer = NULL, *made = NULL;
+        watch(refuse);
+        const bn_status status = bn_layer_create(&options, &layer);
+        if (status == BN_STATUS_OK) {
+            layer_forward(layer, &f);
+            layer_backward(layer, &f);
+            bn_layer_load_state(layer, saved.bytes, saved.size);
+            bn_layer_load_state(layer, saved.bytes, saved.size - 1);
+            bn_layer_destroy(layer);
+        }
+        if (bn_layer_create_from_state(saved.bytes, saved.size, &made) == BN_STATUS_OK)
+            bn_layer_destroy(made);
+        training(&f);
+        backward(&f);
+        stop();
+        check(seen.allocations > 2, "only %lld allocations", (long long)seen.allocations);
+        /* A refused one has nothing to free. */
+        const int64_t refused = refuse > 0 && seen.workspaces >= refuse;
+        check(seen.allocations - refused == seen.freed,
+              "%lld allocations, %lld refused, %lld freed", (long long)seen.allocations,
+              (long long)refused, (long long)seen.freed);
+    }
+    free(saved.bytes);
+}
+
+/* Errors are told without memory, too. */
+static void errors_allocate_nothing(void **state)
+{
+    (void)state;
+    fixture f = needy(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW);
+    f.training.weight_count = 17;
+    f.inference.epsilon = -1;
+    watch(0);
+    const bn_status one = training(&f);
+    const bn_status two = bn_forward_inference(&f.problem, &f.inference);
+    stop();
+    check(one == BN_STATUS_COUNT_MISMATCH && two == BN_STATUS_EPSILON, "%s, %s",
+          bn_status_name(one), bn_status_name(two));
+    check(seen.allocations == 0, "%lld allocations", (long long)seen.allocations);
+}
+
+/* ---- bounded ---- */
+
+/* What a call may take: a constant, something a channel, something a thread; nothing a value. */
+static int64_t allowed_bytes(int64_t channels, int64_t threads)
+{
+    return (64 << 10) + 4096 * channels + 4096 * threads;
+}
+
+static void no_memory_grows_with_the_batch(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][4] = {
+        { 2, 3, 100, 100 }, { 200, 3, 100, 100 }, { 1, 1, 1500, 1500 }, { 20, 1, 400, 400 },
+        { 4000, 64, 2, 2 }, { 300000, 3, 1, 1 },  { 64, 100, 14, 14 },
+    };
+    for (size_t i = 0; i < LENGTH(sizes); i++)
+        for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++)
+            for (int32_t threads = 1; threads <= 8; threads += 7) {
+                bn_set_num_threads(threads);
+                fixture f =
+                    fixture_make(problem_of(BN_DTYPE_FLOAT32, layout, 4, sizes[i]), PLACE_END);
+                run_training(&f); /* OpenMP has its threads from here on */
+                const int64_t allowed = allowed_bytes(sizes[i][1], threads);
+                operation *const operations[] = { training, backward };
+                for (int op = 0; op < 2; op++) {
+                    watch(0);
+                    const bn_status status = operations[op](&f);
+                    stop();
+                    check_ok(status, "a large call");
+                    check(seen.bytes <= allowed,
+                          "%s on %d threads: %s took %lld bytes, at most %lld",
+                          problem_text(&f.problem), threads, op == 0 ? "training" : "backward",
+                          (long long)seen.bytes, (long long)allowed);
+                }
+                watch(0);
+                const bn_status status = bn_forward_inference(&f.problem, &f.inference);
+                stop();
+                check_ok(status, "inference");
+                check(seen.bytes == 0, "inference took %lld bytes", (long long)seen.bytes);
+                guarded_free_all();
+            }
+}
+
+/* The instrument itself: this program's allocations pass through it. */
+static void the_allocator_in_between_works(void **state)
+{
+    (void)state;
+    void *memory = NULL;
+    watch(1);
+    void *volatile plain = malloc(100);
+    const int refused = posix_memalign(&memory, 64, 1000);
+    stop();
+    free(plain);
+    check(seen.allocations == 2 && seen.bytes == 1100 && seen.workspaces == 1,
+          "it saw %lld allocations of %lld bytes", (long long)seen.allocations,
+          (long long)seen.bytes);
+    check(refused == ENOMEM && memory == NULL, "it does not refuse");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(the_allocator_in_between_works, fixture_teardown),
+        cmocka_unit_test_teardown(a_refused_workspace_changes_nothing, fixture_teardown),
+        cmocka_unit_test_teardown(a_refused_layer_is_none, fixture_teardown),
+        cmocka_unit_test_teardown(a_layer_without_memory_stays_as_it_is, fixture_teardown),
+        cmocka_unit_test_teardown(a_state_without_memory, fixture_teardown),
+        cmocka_unit_test_teardown(the_steady_state_allocates_nothing, fixture_teardown),
+        cmocka_unit_test_teardown(nothing_is_left_behind, fixture_teardown),
+        cmocka_unit_test_teardown(errors_allocate_nothing, fixture_teardown),
+        cmocka_unit_test_teardown(no_memory_grows_with_the_batch, fixture_teardown),
+    };
+    return cmocka_run_group_tests_name("abi: memory", tests, NULL, NULL);
+}

@@ -1,0 +1,84 @@
+// Properties of every plan: the pieces cover the tensor, the shape alone decides the order of the sums.
+
+import CBatchNormKernels
+import Testing
+
+@testable import BatchNorm
+
+@Suite struct PlannerTests {
+    static let machines = [
+        Machine(isa: .generic, threads: 1, l2: 256 << 10, l3: 4 << 20),
+        Machine(isa: .avx2, threads: 2, l2: 512 << 10, l3: 32 << 20),
+        Machine(isa: .avx512, threads: 64, l2: 2 << 20, l3: 512 << 20),
+    ]
+
+    static let grids: [bnk_grid] = {
+        let sizes: [Int64] = [1, 2, 3, 15, 16, 17, 35, 63, 64, 100, 1000, 1025, 4096]
+        var grids: [bnk_grid] = []
+        for rows in sizes {
+            for channels in sizes {
+                for inner in sizes + [100_352] where rows * channels * inner < 1 << 32 {
+                    for isDouble: Int32 in [0, 1] {
+                        grids.append(
+                            bnk_grid(
+                                rows: rows, channels: channels, inner: inner, is_double: isDouble))
+                    }
+                }
+            }
+        }
+        return grids
+    }()
+
+    private static let kinds: [Planner.Kind] = [.forwardTraining, .forwardInference, .backward]
+
+    @Test func keepsWhatTheKernelsRelyOn() {
+        for grid in Self.grids {
+            for machine in Self.machines {
+                for kind in Self.kinds {
+                    let plan = Planner.plan(grid: grid, kind: kind, machine: machine)
+                    let isSound =
+                        1...grid.channels ~= plan.run && 1...grid.rows ~= plan.group_rows
+                        && 1...grid.inner ~= plan.segment && plan.fold >= 1
+                        && 1...Int32(machine.threads) ~= plan.threads
+                        && plan.isa <= machine.isa.rawValue
+                    let followsItsForm =
+                        plan.by_columns == 0
+                        ? plan.run == 1 && plan.fold == 1
+                        : plan.segment == grid.inner
+                            && plan.run * grid.inner * plan.fold <= Int64(BNK_MAX_COLUMNS)
+                            && (plan.fold == 1 || (grid.inner == 1 && plan.run == grid.channels))
+                            && (plan.group_rows % plan.fold == 0 || plan.group_rows == grid.rows)
+                    #expect(isSound && followsItsForm, "\(grid) \(kind) \(machine) \(plan)")
+                }
+            }
+        }
+    }
+
+    @Test func theMachineDoesNotDecideTheOrderOfTheSums() {
+        for grid in Self.grids {
+            let plans = Self.machines.map {
+                Planner.plan(grid: grid, kind: .forwardTraining, machine: $0)
+            }
+            for plan in plans {
+                #expect(
+                    plan.by_columns == plans[0].by_columns && plan.fold == plans[0].fold
+                        && plan.run == plans[0].run && plan.group_rows == plans[0].group_rows
+                        && plan.segment == plans[0].segment)
+            }
+        }
+    }
+
+    @Test func smallProblemsStayOnOneThreadAndInCache() {
+        let grid = bnk_grid(rows: 8, channels: 16, inner: 16, is_double: 0)
+        let plan = Planner.plan(grid: grid, kind: .forwardTraining, machine: Self.machines[2])
+        #expect(plan.threads == 1)
+        #expect(plan.stream == 0)
+    }
+
+    @Test func oneChannelOfOneImageCanUseAllCores() {
+        let grid = bnk_grid(rows: 1, channels: 1, inner: 1 << 22, is_double: 0)
+        let plan = Planner.plan(grid: grid, kind: .forwardTraining, machine: Self.machines[2])
+        #expect((grid.inner + plan.segment - 1) / plan.segment >= 64)
+        #expect(plan.threads == 64)
+    }
+}

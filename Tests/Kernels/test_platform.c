@@ -1,0 +1,91 @@
+/*
+ * What the kernels say of the machine, and memory.
+ */
+#include "check.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "bnk.h"
+
+static void the_instruction_set_is_one_of_ours(void **state)
+{
+    (void)state;
+    const int32_t isa = bnk_supported_isa();
+    check(isa >= BNK_ISA_GENERIC && isa < BNK_ISA_COUNT, "isa is %d", isa);
+    check(isa == bnk_supported_isa(), "asked twice, answered differently");
+#if defined(__x86_64__)
+    check(isa >= BNK_ISA_AVX2 || !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+          "the CPU has AVX2 and FMA, the answer is %d", isa);
+#endif
+}
+
+static void caches_grow_with_their_level(void **state)
+{
+    (void)state;
+    const int64_t l1 = bnk_cache_size(1), l2 = bnk_cache_size(2), l3 = bnk_cache_size(3);
+    check(l1 >= 4096 && l1 < l2 && l2 <= l3, "L1 %lld, L2 %lld, L3 %lld", (long long)l1,
+          (long long)l2, (long long)l3);
+}
+
+static void there_is_a_thread(void **state)
+{
+    (void)state;
+    check(bnk_default_threads() >= 1, "%d threads", bnk_default_threads());
+}
+
+static void memory_is_aligned_and_usable(void **state)
+{
+    (void)state;
+    for (int64_t bytes = 1; bytes < 100000; bytes = bytes * 3 + 1) {
+        unsigned char *memory = bnk_allocate(bytes);
+        check(memory != NULL, "%lld bytes", (long long)bytes);
+        check((uintptr_t)memory % 64 == 0, "%lld bytes at %p", (long long)bytes, (void *)memory);
+        memset(memory, 0x5B, (size_t)bytes);
+        bnk_free(memory);
+    }
+    bnk_free(NULL);
+}
+
+static void too_much_memory_is_refused(void **state)
+{
+    (void)state;
+    check(bnk_allocate(INT64_MAX - 63) == NULL, "there was room for 2^63 bytes");
+}
+
+static void *write_own_text(void *result)
+{
+    char *text = bnk_thread_text();
+    *(int *)result = text[0] == 0; /* nothing of another thread's */
+    memset(text, 'b', BNK_TEXT_SIZE);
+    return text;
+}
+
+static void text_belongs_to_its_thread(void **state)
+{
+    (void)state;
+    char *text = bnk_thread_text();
+    memset(text, 'a', BNK_TEXT_SIZE);
+    pthread_t thread;
+    int was_empty = 0;
+    void *other;
+    check(pthread_create(&thread, NULL, write_own_text, &was_empty) == 0, "pthread_create");
+    check(pthread_join(thread, &other) == 0, "pthread_join");
+    check(was_empty, "a new thread's text is not empty");
+    check(other != text, "two threads share a text");
+    for (int i = 0; i < BNK_TEXT_SIZE; i++) check(text[i] == 'a', "another thread wrote here");
+    check(bnk_thread_text() == text, "the text moved");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_instruction_set_is_one_of_ours),
+        cmocka_unit_test(caches_grow_with_their_level),
+        cmocka_unit_test(there_is_a_thread),
+        cmocka_unit_test(memory_is_aligned_and_usable),
+        cmocka_unit_test(too_much_memory_is_refused),
+        cmocka_unit_test(text_belongs_to_its_thread),
+    };
+    return cmocka_run_group_tests_name("kernels: platform", tests, NULL, NULL);
+}
