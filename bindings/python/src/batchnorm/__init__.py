@@ -1,0 +1,47 @@
+"""Batch normalization on CPUs, forward and backward, for NumPy arrays.
+
+`batchnorm.functional` has the stateless functions, `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`
+are layers that keep parameters and running statistics. Names and conventions are PyTorch's. The
+work is done by libbatchnorm, a C library, without copying arrays and without holding the
+interpreter lock.
+
+>>> import numpy as np, batchnorm
+>>> layer = batchnorm.BatchNorm2d(3)
+>>> images = np.random.default_rng(0).normal(5, 2, (8, 3, 16, 16)).astype(np.float32)
+>>> normalized = layer(images)
+>>> float(abs(normalized.mean()).round(4)), float(normalized.std().round(4))
+(0.0, 1.0)
+"""
+
+from __future__ import annotations
+
+from . import functional
+from .errors import (
+    BatchNormError,
+    BatchNormMemoryError,
+    BatchNormRuntimeError,
+    BatchNormValueError,
+    Status,
+)
+from .machine import get_isa, get_num_threads, set_max_isa, set_num_threads, version
+from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchNormError",
+    "BatchNormMemoryError",
+    "BatchNormRuntimeError",
+    "BatchNormValueError",
+    "Status",
+    "functional",
+    "get_isa",
+    "get_num_threads",
+    "set_max_isa",
+    "set_num_threads",
+    "version",
+]
+
+#: The version of the library that is loaded; the package has no other.
+__version__ = version()

@@ -1,0 +1,313 @@
+"""The C library, exactly as include/batchnorm.h declares it: each struct, enum and function once.
+
+Called by: functional, modules, machine; by nobody outside the package. Invariant:
+tests/test_header.py compares every line of this with the header. A function that returns a
+bn_status raises on failure here, so that no caller can forget to look.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_uint32, c_void_p
+from pathlib import Path
+from typing import Any
+
+from .errors import error_for
+
+LIBRARY_NAME = "libbatchnorm.so.0"
+
+
+def _load() -> ctypes.CDLL:
+    """The library: where BATCHNORM_LIBRARY says, else inside this package, else the system's.
+
+    CDLL, not PyDLL: the interpreter lock is released for the duration of every call.
+    """
+    override = os.environ.get("BATCHNORM_LIBRARY")
+    packaged = Path(__file__).with_name(LIBRARY_NAME)
+    if override:
+        name, origin = override, "named by the environment variable BATCHNORM_LIBRARY"
+    elif packaged.exists():
+        name, origin = str(packaged), "inside the package"
+    else:
+        name, origin = LIBRARY_NAME, "searched for by the system's loader"
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise ImportError(
+            f"batchnorm cannot load its shared library {name} ({origin}): {error}. Install the "
+            f"package with pip, or set BATCHNORM_LIBRARY to the path of a built {LIBRARY_NAME}.",
+            name="batchnorm",
+            path=name,
+        ) from error
+
+
+_library = _load()
+
+
+# Enums: the values of the C enums, under the C names without their prefix.
+
+
+class Dtype(enum.IntEnum):
+    FLOAT32 = 1
+    FLOAT64 = 2
+
+
+class Layout(enum.IntEnum):
+    NCHW = 1
+    NHWC = 2
+
+
+class Averaging(enum.IntEnum):
+    EXPONENTIAL = 0
+    CUMULATIVE = 1
+
+
+class Variance(enum.IntEnum):
+    UNBIASED = 0
+    BIASED = 1
+
+
+class OneValue(enum.IntEnum):
+    ERROR = 0
+    USE_RUNNING = 1
+    ALLOW = 2
+
+
+class Nonfinite(enum.IntEnum):
+    REPORT = 0
+    ERROR = 1
+
+
+class Statistics(enum.IntEnum):
+    BATCH = 0
+    RUNNING = 1
+
+
+class Isa(enum.IntEnum):
+    GENERIC = 0
+    AVX2 = 1
+    AVX512 = 2
+
+
+# Structs. Pointers to array elements are c_void_p: the callers put addresses in.
+
+
+class bn_problem(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("dtype", c_int32),
+        ("layout", c_int32),
+        ("rank", c_int32),
+        ("sizes", c_int64 * 5),
+    )
+
+
+class bn_forward_training_args(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("averaging", c_int32),
+        ("running_variance", c_int32),
+        ("one_value", c_int32),
+        ("nonfinite", c_int32),
+        ("reserved", c_int32),
+        ("epsilon", c_double),
+        ("momentum", c_double),
+        ("input", c_void_p),
+        ("input_count", c_int64),
+        ("output", c_void_p),
+        ("output_count", c_int64),
+        ("weight", c_void_p),
+        ("weight_count", c_int64),
+        ("bias", c_void_p),
+        ("bias_count", c_int64),
+        ("running_mean", c_void_p),
+        ("running_mean_count", c_int64),
+        ("running_var", c_void_p),
+        ("running_var_count", c_int64),
+        ("num_batches_tracked", c_void_p),
+        ("saved_mean", c_void_p),
+        ("saved_mean_count", c_int64),
+        ("saved_invstd", c_void_p),
+        ("saved_invstd_count", c_int64),
+        ("nonfinite_channels", c_int64),
+        ("statistics_used", c_int32),
+        ("reserved_out", c_int32),
+    )
+
+
+class bn_forward_inference_args(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("reserved", c_int32),
+        ("epsilon", c_double),
+        ("input", c_void_p),
+        ("input_count", c_int64),
+        ("output", c_void_p),
+        ("output_count", c_int64),
+        ("weight", c_void_p),
+        ("weight_count", c_int64),
+        ("bias", c_void_p),
+        ("bias_count", c_int64),
+        ("running_mean", c_void_p),
+        ("running_mean_count", c_int64),
+        ("running_var", c_void_p),
+        ("running_var_count", c_int64),
+    )
+
+
+class bn_backward_args(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("statistics", c_int32),
+        ("epsilon", c_double),
+        ("input", c_void_p),
+        ("input_count", c_int64),
+        ("grad_output", c_void_p),
+        ("grad_output_count", c_int64),
+        ("grad_input", c_void_p),
+        ("grad_input_count", c_int64),
+        ("grad_weight", c_void_p),
+        ("grad_weight_count", c_int64),
+        ("grad_bias", c_void_p),
+        ("grad_bias_count", c_int64),
+        ("weight", c_void_p),
+        ("weight_count", c_int64),
+        ("saved_mean", c_void_p),
+        ("saved_mean_count", c_int64),
+        ("saved_invstd", c_void_p),
+        ("saved_invstd_count", c_int64),
+        ("running_mean", c_void_p),
+        ("running_mean_count", c_int64),
+        ("running_var", c_void_p),
+        ("running_var_count", c_int64),
+    )
+
+
+class bn_layer_options(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("dtype", c_int32),
+        ("num_features", c_int64),
+        ("epsilon", c_double),
+        ("momentum", c_double),
+        ("averaging", c_int32),
+        ("running_variance", c_int32),
+        ("one_value", c_int32),
+        ("nonfinite", c_int32),
+        ("has_weight", c_int32),
+        ("has_bias", c_int32),
+        ("track_running_stats", c_int32),
+        ("reserved", c_int32),
+    )
+
+
+# Functions. Types first: what a bn_status is to ctypes, and an opaque layer.
+
+bn_status = c_int32
+bn_layer_p = c_void_p
+
+
+def _raise_on_failure(status: int, _function: Any, _arguments: Any) -> None:
+    if status:
+        raise error_for(status, bn_last_error_message().decode("utf-8", "replace"))
+
+
+def _declare(name: str, result: Any, *arguments: Any) -> Any:
+    try:
+        function = getattr(_library, name)
+    except AttributeError:
+        raise ImportError(
+            f"{_library._name} has no function {name}: it is not the libbatchnorm that this "
+            "package was written for",
+            name="batchnorm",
+            path=_library._name,
+        ) from None
+    function.restype = result
+    function.argtypes = arguments
+    return function
+
+
+def _declare_checked(name: str, *arguments: Any) -> Any:
+    """A function that returns a bn_status: raises on failure, returns None on success."""
+    function = _declare(name, bn_status, *arguments)
+    function.errcheck = _raise_on_failure
+    return function
+
+
+bn_status_name = _declare("bn_status_name", c_char_p, bn_status)
+bn_last_error_message = _declare("bn_last_error_message", c_char_p)
+
+bn_forward_training = _declare_checked(
+    "bn_forward_training", POINTER(bn_problem), POINTER(bn_forward_training_args)
+)
+bn_forward_inference = _declare_checked(
+    "bn_forward_inference", POINTER(bn_problem), POINTER(bn_forward_inference_args)
+)
+bn_backward = _declare_checked("bn_backward", POINTER(bn_problem), POINTER(bn_backward_args))
+
+bn_layer_create = _declare_checked(
+    "bn_layer_create", POINTER(bn_layer_options), POINTER(bn_layer_p)
+)
+bn_layer_destroy = _declare("bn_layer_destroy", None, bn_layer_p)
+bn_layer_get_options = _declare_checked(
+    "bn_layer_get_options", bn_layer_p, POINTER(bn_layer_options)
+)
+bn_layer_set_training = _declare_checked("bn_layer_set_training", bn_layer_p, c_int32)
+bn_layer_get_training = _declare_checked("bn_layer_get_training", bn_layer_p, POINTER(c_int32))
+bn_layer_forward = _declare_checked(
+    "bn_layer_forward", bn_layer_p, POINTER(bn_problem), c_void_p, c_int64, c_void_p, c_int64
+)
+bn_layer_backward = _declare_checked(
+    "bn_layer_backward", bn_layer_p, POINTER(bn_problem), *(c_void_p, c_int64) * 5
+)
+bn_layer_get_weight = _declare_checked("bn_layer_get_weight", bn_layer_p, c_void_p, c_int64)
+bn_layer_set_weight = _declare_checked("bn_layer_set_weight", bn_layer_p, c_void_p, c_int64)
+bn_layer_get_bias = _declare_checked("bn_layer_get_bias", bn_layer_p, c_void_p, c_int64)
+bn_layer_set_bias = _declare_checked("bn_layer_set_bias", bn_layer_p, c_void_p, c_int64)
+bn_layer_get_running_mean = _declare_checked(
+    "bn_layer_get_running_mean", bn_layer_p, c_void_p, c_int64
+)
+bn_layer_set_running_mean = _declare_checked(
+    "bn_layer_set_running_mean", bn_layer_p, c_void_p, c_int64
+)
+bn_layer_get_running_var = _declare_checked(
+    "bn_layer_get_running_var", bn_layer_p, c_void_p, c_int64
+)
+bn_layer_set_running_var = _declare_checked(
+    "bn_layer_set_running_var", bn_layer_p, c_void_p, c_int64
+)
+bn_layer_get_num_batches_tracked = _declare_checked(
+    "bn_layer_get_num_batches_tracked", bn_layer_p, POINTER(c_int64)
+)
+bn_layer_set_num_batches_tracked = _declare_checked(
+    "bn_layer_set_num_batches_tracked", bn_layer_p, c_int64
+)
+bn_layer_weight_data = _declare("bn_layer_weight_data", c_void_p, bn_layer_p)
+bn_layer_bias_data = _declare("bn_layer_bias_data", c_void_p, bn_layer_p)
+bn_layer_get_saved_mean = _declare_checked("bn_layer_get_saved_mean", bn_layer_p, c_void_p, c_int64)
+bn_layer_get_saved_invstd = _declare_checked(
+    "bn_layer_get_saved_invstd", bn_layer_p, c_void_p, c_int64
+)
+bn_layer_get_statistics_used = _declare_checked(
+    "bn_layer_get_statistics_used", bn_layer_p, POINTER(c_int32)
+)
+bn_layer_get_nonfinite_channels = _declare_checked(
+    "bn_layer_get_nonfinite_channels", bn_layer_p, POINTER(c_int64)
+)
+bn_layer_reset_running_stats = _declare_checked("bn_layer_reset_running_stats", bn_layer_p)
+
+bn_layer_state_size = _declare_checked("bn_layer_state_size", bn_layer_p, POINTER(c_int64))
+bn_layer_save_state = _declare_checked("bn_layer_save_state", bn_layer_p, c_void_p, c_int64)
+bn_layer_load_state = _declare_checked("bn_layer_load_state", bn_layer_p, c_void_p, c_int64)
+bn_layer_create_from_state = _declare_checked(
+    "bn_layer_create_from_state", c_void_p, c_int64, POINTER(bn_layer_p)
+)
+
+bn_set_num_threads = _declare_checked("bn_set_num_threads", c_int32)
+bn_get_num_threads = _declare("bn_get_num_threads", c_int32)
+bn_set_max_isa = _declare_checked("bn_set_max_isa", c_int32)
+bn_get_isa = _declare("bn_get_isa", c_int32)
+bn_isa_name = _declare("bn_isa_name", c_char_p, c_int32)
+bn_version = _declare("bn_version", c_char_p)

@@ -1,0 +1,438 @@
+"""Batch normalization as functions: your arrays in, your arrays or new ones out, nothing kept.
+
+Tensors have the shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), float32 or float64, and
+are never copied. Two memory orders are known, as in PyTorch: C-contiguous (NCHW), and
+channels-last (NHWC), which is a view such as ``np.moveaxis(nhwc, -1, 1)`` whose strides say that
+the channel is innermost. Results have the input's memory order. Where both orders are the same
+memory (one channel, or one spatial value) the array counts as C-contiguous. Arrays whose *last
+axis* is the channel, (N, H, W, C), are taken with ``channel_axis=-1``; results then have that axis
+order too. Any other strides raise `ValueError`.
+
+Parameters and running statistics are one-dimensional contiguous arrays of C elements and the
+input's dtype; `saved_mean` and `saved_invstd` are float64 always, because a float32 mean can be
+off by more than the standard deviation.
+
+Destination arguments (`out`, `grad_input`, ...) must have the shape, dtype and memory order of the
+array that would be made without them. `out` may be the input itself and `grad_input` may be
+`grad_output` or the input; any other overlap of memory is an error.
+
+Errors: `TypeError` for wrong types and dtypes, `ValueError` for wrong shapes, strides and options,
+`BatchNormError` with a `status` for what the library finds. In every case nothing has been written.
+
+Threads: all functions may be called from any thread on arrays that do not overlap; the interpreter
+lock is released while the library works. After `os.fork` the child can go on using them.
+"""
+
+from __future__ import annotations
+
+from ctypes import byref, sizeof
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _lowlevel as c
+from ._arrays import (
+    Array,
+    ChannelAxis,
+    Float64Array,
+    MaybeArray,
+    address,
+    counter_address,
+    destination,
+    form_of,
+    tensor_address,
+    vector_address,
+)
+from ._options import (
+    NONFINITES,
+    ONE_VALUES,
+    STATISTICS,
+    STATISTICS_WORDS,
+    VARIANCES,
+    NonfinitePolicy,
+    OneValuePolicy,
+    RunningVariance,
+    StatisticsUsed,
+    parse,
+)
+
+__all__ = [
+    "Gradients",
+    "TrainingResult",
+    "backward",
+    "batch_norm",
+    "forward_inference",
+    "forward_training",
+]
+
+
+class TrainingResult(NamedTuple):
+    """What `forward_training` returns."""
+
+    output: Array
+    """The normalized input; `out` if that was given."""
+    saved_mean: Float64Array
+    """Mean that normalized each channel, (C,), for `backward`."""
+    saved_invstd: Float64Array
+    """1 / sqrt(variance + eps) of each channel, (C,), for `backward`."""
+    statistics_used: StatisticsUsed
+    """"batch", or "running" where `one_value="use_running"` took effect."""
+    nonfinite_channels: int
+    """How many channels held NaN or infinity."""
+
+
+class Gradients(NamedTuple):
+    """What `backward` returns; None for what `output_mask` skipped."""
+
+    grad_input: MaybeArray
+    """Gradient of the loss with respect to the input, in the input's shape."""
+    grad_weight: MaybeArray
+    """... with respect to the weight, (C,)."""
+    grad_bias: MaybeArray
+    """... with respect to the bias, (C,)."""
+
+
+def batch_norm(
+    input: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    channel_axis: ChannelAxis = 1,
+    out: Array | None = None,
+) -> Array:
+    """Normalize a batch per channel; the counterpart of `torch.nn.functional.batch_norm`.
+
+    ``(input - mean) / sqrt(variance + eps) * weight + bias``, where mean and variance are the
+    batch's if `training` is true, and `running_mean` and `running_var` otherwise.
+
+    Parameters
+    ----------
+    input : (N, C, ...) array, float32 or float64
+    running_mean, running_var : (C,) array or None
+        Required if not training. In training, optional: updated in place to
+        ``(1 - momentum) * old + momentum * batch``, with the unbiased batch variance.
+    weight, bias : (C,) array or None
+        None means 1 and 0.
+    training : bool
+    momentum : float
+        The weight of the *new* batch, as in PyTorch (Keras, Flax and ONNX call ``1 - momentum``
+        so).
+    eps : float
+        At least 0; added to the variance inside the square root.
+    channel_axis : 1 or -1
+        Which axis of `input` is the channel.
+    out : array or None
+        Where the result goes; may be `input`.
+
+    Returns
+    -------
+    array
+        A new array like `input`, or `out`.
+
+    See Also
+    --------
+    forward_training : the same in training, and what `backward` needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    >>> y = batch_norm(x, None, None, training=True)
+    >>> print(y.mean(axis=(0, 2)).round(3) + 0.0, y.std(axis=(0, 2)).round(3))
+    [0. 0. 0.] [1. 1. 1.]
+    """
+    if training:
+        return forward_training(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            momentum=momentum,
+            eps=eps,
+            channel_axis=channel_axis,
+            out=out,
+        ).output
+    return forward_inference(
+        input, running_mean, running_var, weight, bias, eps=eps, channel_axis=channel_axis, out=out
+    )
+
+
+def forward_training(
+    input: Array,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    num_batches_tracked: NDArray[np.int64] | None = None,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    running_variance: RunningVariance = "unbiased",
+    one_value: OneValuePolicy = "error",
+    nonfinite: NonfinitePolicy = "report",
+    channel_axis: ChannelAxis = 1,
+    out: Array | None = None,
+    saved_mean: Float64Array | None = None,
+    saved_invstd: Float64Array | None = None,
+) -> TrainingResult:
+    """Normalize by the batch's own statistics, and keep what `backward` needs.
+
+    Parameters
+    ----------
+    input : (N, C, ...) array, float32 or float64
+        An empty batch (N or a spatial size is 0) is allowed: statistics and counter stay as they
+        are, and saved_mean is 0 and saved_invstd 1 unless destinations are given, which then stay
+        as they are.
+    running_mean, running_var : (C,) array or None, updated in place
+        Both or neither.
+    weight, bias : (C,) array or None
+        None means 1 and 0.
+    num_batches_tracked : int64 array of one element or None, updated in place
+        Counts the batches that the running statistics have taken in.
+    momentum : float or None
+        Weight of the new batch in the running statistics. None: the plain mean over all batches,
+        1/k at the k-th, which needs `num_batches_tracked`.
+    eps : float
+        At least 0.
+    running_variance : "unbiased" or "biased"
+        Which batch variance enters `running_var`: sum / (M - 1) as in PyTorch, or sum / M as in
+        ONNX, Keras and Flax, with M values per channel.
+    one_value : "error", "use_running" or "allow"
+        What to do if a channel has one value only, whose variance says nothing: refuse, as PyTorch
+        does; normalize by the running statistics; or return `bias` and leave `running_var` alone.
+    nonfinite : "report" or "error"
+        Outputs of a channel that holds NaN or infinity are NaN; its running statistics stay as
+        they are and the other channels do not notice. "error" raises `BatchNormError` with
+        `Status.NONFINITE` *after* that: destinations and running statistics have been written.
+    channel_axis : 1 or -1
+        Which axis of `input` is the channel.
+    out : array like `input` or None
+        May be `input` itself; but `backward` needs the input.
+    saved_mean, saved_invstd : float64 (C,) array or None
+        Destinations.
+
+    Returns
+    -------
+    TrainingResult
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> result = forward_training(x)
+    >>> result.saved_mean, result.statistics_used
+    (array([ 2., 20.]), 'batch')
+    """
+    form = form_of(input, "input", channel_axis)
+    out, output = destination(out, "out", form, input)
+    if saved_mean is None:
+        saved_mean = np.zeros(form.channels)
+    if saved_invstd is None:
+        saved_invstd = np.ones(form.channels)
+    dtype = form.dtype
+
+    args = c.bn_forward_training_args(
+        sizeof(c.bn_forward_training_args),
+        c.Averaging.CUMULATIVE if momentum is None else c.Averaging.EXPONENTIAL,
+        parse(VARIANCES, "running_variance", running_variance),
+        parse(ONE_VALUES, "one_value", one_value),
+        parse(NONFINITES, "nonfinite", nonfinite),
+    )
+    args.epsilon = eps
+    args.momentum = 0.0 if momentum is None else momentum
+    args.input = address(input)
+    args.input_count = form.elements
+    args.output = output
+    args.output_count = form.elements
+    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
+    args.bias, args.bias_count = vector_address(bias, "bias", dtype)
+    args.running_mean, args.running_mean_count = vector_address(
+        running_mean, "running_mean", dtype, written=True
+    )
+    args.running_var, args.running_var_count = vector_address(
+        running_var, "running_var", dtype, written=True
+    )
+    args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
+    args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", written=True)
+    args.saved_invstd, args.saved_invstd_count = vector_address(
+        saved_invstd, "saved_invstd", written=True
+    )
+    c.bn_forward_training(byref(form.problem), byref(args))
+    return TrainingResult(
+        out,
+        saved_mean,
+        saved_invstd,
+        STATISTICS_WORDS[args.statistics_used],
+        args.nonfinite_channels,
+    )
+
+
+def forward_inference(
+    input: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: ChannelAxis = 1,
+    out: Array | None = None,
+) -> Array:
+    """Normalize by running statistics, which are constants here.
+
+    Parameters
+    ----------
+    input : (N, C, ...) array, float32 or float64
+    running_mean, running_var : (C,) array
+    weight, bias : (C,) array or None
+        None means 1 and 0.
+    eps : float
+        At least 0.
+    channel_axis : 1 or -1
+        Which axis of `input` is the channel.
+    out : array like `input` or None
+        May be `input` itself.
+
+    Returns
+    -------
+    array
+        A new array like `input`, or `out`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0], [5.0]])
+    >>> forward_inference(x, np.array([3.0]), np.array([4.0]), eps=0.0).ravel()
+    array([-1.,  1.])
+    """
+    form = form_of(input, "input", channel_axis)
+    out, output = destination(out, "out", form, input)
+    dtype = form.dtype
+
+    args = c.bn_forward_inference_args(sizeof(c.bn_forward_inference_args))
+    args.epsilon = eps
+    args.input = address(input)
+    args.input_count = form.elements
+    args.output = output
+    args.output_count = form.elements
+    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
+    args.bias, args.bias_count = vector_address(bias, "bias", dtype)
+    args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
+    args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
+    c.bn_forward_inference(byref(form.problem), byref(args))
+    return out
+
+
+def backward(
+    grad_output: Array,
+    input: Array,
+    weight: Array | None = None,
+    *,
+    saved_mean: Float64Array | None = None,
+    saved_invstd: Float64Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    statistics: StatisticsUsed = "batch",
+    eps: float = 1e-5,
+    output_mask: tuple[bool, bool, bool] = (True, True, True),
+    channel_axis: ChannelAxis = 1,
+    grad_input: Array | None = None,
+    grad_weight: Array | None = None,
+    grad_bias: Array | None = None,
+) -> Gradients:
+    """Gradients of a loss with respect to input, weight and bias.
+
+    Follows `torch.ops.aten.native_batch_norm_backward`; the formulas stand in batchnorm.h.
+
+    Parameters
+    ----------
+    grad_output : array like `input`
+        Gradient of the loss with respect to the forward's output.
+    input : (N, C, ...) array, float32 or float64
+        The forward's input.
+    weight : (C,) array or None
+        The forward's weight.
+    saved_mean, saved_invstd : float64 (C,) array
+        What `forward_training` returned. Required if `statistics` is "batch".
+    running_mean, running_var : (C,) array
+        As they were in the forward. Required if `statistics` is "running".
+    statistics : "batch" or "running"
+        What the forward normalized by: `TrainingResult.statistics_used`, or "running" after
+        `forward_inference` (the statistics are then constants, "frozen").
+    eps : float
+        The forward's; used if `statistics` is "running".
+    output_mask : (bool, bool, bool)
+        Which of grad_input, grad_weight and grad_bias to compute.
+    channel_axis : 1 or -1
+        Which axis of `input` and `grad_output` is the channel.
+    grad_input : array like `input` or None
+        Destination; may be `grad_output` or `input`.
+    grad_weight, grad_bias : (C,) array or None
+        Destinations. Gradients are written, not added.
+
+    Returns
+    -------
+    Gradients
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> forward = forward_training(x)
+    >>> g = backward(
+    ...     np.array([[1.0], [0.0], [0.0]]),
+    ...     x,
+    ...     saved_mean=forward.saved_mean,
+    ...     saved_invstd=forward.saved_invstd,
+    ... )
+    >>> g.grad_bias
+    array([1.])
+    >>> bool(abs(g.grad_input.sum()) < 1e-12)  # the mean has no influence on the output
+    True
+    """
+    form = form_of(input, "input", channel_axis)
+    dtype = form.dtype
+    want_input, want_weight, want_bias = output_mask
+    for wanted, name, given in (
+        (want_input, "grad_input", grad_input),
+        (want_weight, "grad_weight", grad_weight),
+        (want_bias, "grad_bias", grad_bias),
+    ):
+        if given is not None and not wanted:
+            raise ValueError(f"{name} was given, but output_mask {output_mask} skips it")
+    if want_weight and grad_weight is None:
+        grad_weight = np.empty(form.channels, dtype)
+    if want_bias and grad_bias is None:
+        grad_bias = np.empty(form.channels, dtype)
+
+    args = c.bn_backward_args(
+        sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics)
+    )
+    args.epsilon = eps
+    args.input = address(input)
+    args.input_count = form.elements
+    args.grad_output = tensor_address(grad_output, "grad_output", form)
+    args.grad_output_count = form.elements
+    if want_input:
+        grad_input, args.grad_input = destination(grad_input, "grad_input", form, input)
+        args.grad_input_count = form.elements
+    args.grad_weight, args.grad_weight_count = vector_address(
+        grad_weight, "grad_weight", dtype, written=True
+    )
+    args.grad_bias, args.grad_bias_count = vector_address(
+        grad_bias, "grad_bias", dtype, written=True
+    )
+    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
+    args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean")
+    args.saved_invstd, args.saved_invstd_count = vector_address(saved_invstd, "saved_invstd")
+    args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
+    args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
+    c.bn_backward(byref(form.problem), byref(args))
+    return Gradients(grad_input, grad_weight, grad_bias)

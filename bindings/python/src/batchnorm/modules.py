@@ -1,0 +1,711 @@
+"""Layers that keep parameters, running statistics and mode: torch.nn.BatchNorm1d/2d/3d for NumPy.
+
+A layer is a handle of the C library, which owns all of its numbers and rules; this file checks
+arrays and names things. Invariant: every use of a handle holds its lock, because the library
+serves one thread at a time per layer and ctypes releases the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from ctypes import byref, c_int32, c_int64, c_void_p, sizeof
+from typing import Any, ClassVar, TypeVar, cast
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import _lowlevel as c
+from ._arrays import (
+    DTYPES,
+    Array,
+    ChannelAxis,
+    Float64Array,
+    Form,
+    MaybeArray,
+    address,
+    destination,
+    form_of,
+    tensor_address,
+    vector_address,
+)
+from ._options import (
+    NONFINITES,
+    ONE_VALUES,
+    STATISTICS_WORDS,
+    VARIANCES,
+    NonfinitePolicy,
+    OneValuePolicy,
+    RunningVariance,
+    StatisticsUsed,
+    integer,
+    parse,
+)
+from .errors import BatchNormError, BatchNormRuntimeError, Status
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+_Self = TypeVar("_Self", bound="_BatchNorm")
+
+
+class _Handle:
+    """Owns one bn_layer: destroyed when the layer and every view on its memory are gone."""
+
+    __slots__ = ("lock", "pointer")
+
+    def __init__(self, pointer: c_void_p) -> None:
+        self.pointer = pointer
+        self.lock = threading.Lock()
+
+    def __del__(self, _destroy: Any = c.bn_layer_destroy) -> None:
+        _destroy(self.pointer)
+
+
+class _Borrowed:
+    """Lets NumPy make an array on a handle's memory that keeps the handle alive (as its base)."""
+
+    def __init__(self, handle: _Handle, pointer: int, count: int, dtype: np.dtype[Any]) -> None:
+        self.handle = handle
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (count,),
+            "typestr": dtype.str,
+            "data": (pointer, False),
+        }
+
+
+class _BatchNorm:
+    """What the three layers share. See BatchNorm2d for the user's documentation."""
+
+    __slots__ = (
+        "__weakref__",
+        "_bias",
+        "_channel_axis",
+        "_form",
+        "_handle",
+        "_input",
+        "_options",
+        "_weight",
+        "grad_bias",
+        "grad_weight",
+    )
+
+    _RANKS: ClassVar[dict[int, str]]
+
+    grad_weight: MaybeArray
+    grad_bias: MaybeArray
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: DTypeLike = np.float32,
+        has_weight: bool | None = None,
+        has_bias: bool | None = None,
+        running_variance: RunningVariance = "unbiased",
+        one_value: OneValuePolicy = "error",
+        nonfinite: NonfinitePolicy = "report",
+        channel_axis: ChannelAxis = 1,
+    ) -> None:
+        kind = np.dtype(dtype)
+        if kind not in DTYPES:
+            raise TypeError(f"dtype is {kind}, expected float32 or float64")
+        options = c.bn_layer_options(
+            sizeof(c.bn_layer_options),
+            DTYPES[kind],
+            integer("num_features", num_features),
+            eps,
+            0.0 if momentum is None else momentum,
+            c.Averaging.CUMULATIVE if momentum is None else c.Averaging.EXPONENTIAL,
+            parse(VARIANCES, "running_variance", running_variance),
+            parse(ONE_VALUES, "one_value", one_value),
+            parse(NONFINITES, "nonfinite", nonfinite),
+            bool(affine if has_weight is None else has_weight),
+            bool(affine if has_bias is None else has_bias),
+            bool(track_running_stats),
+        )
+        pointer = c_void_p()
+        c.bn_layer_create(byref(options), byref(pointer))
+        self._adopt(_Handle(pointer), channel_axis)
+
+    def _adopt(self, handle: _Handle, channel_axis: ChannelAxis) -> None:
+        if channel_axis not in (1, -1):
+            raise ValueError(f"channel_axis is {channel_axis!r}, expected 1 or -1")
+        options = c.bn_layer_options(sizeof(c.bn_layer_options))
+        c.bn_layer_get_options(handle.pointer, byref(options))
+        self._handle = handle
+        self._options = options
+        self._channel_axis: ChannelAxis = channel_axis
+        self._weight = self._view(c.bn_layer_weight_data(handle.pointer))
+        self._bias = self._view(c.bn_layer_bias_data(handle.pointer))
+        self._input: Array | None = None
+        self._form: Form | None = None
+        self.grad_weight = None
+        self.grad_bias = None
+
+    def _view(self, pointer: int | None) -> Array | None:
+        if pointer is None:
+            return None
+        return np.asarray(_Borrowed(self._handle, pointer, self.num_features, self.dtype))
+
+    # Options, as they were given to the constructor.
+
+    @property
+    def num_features(self) -> int:
+        """Number of channels C."""
+        return cast(int, self._options.num_features)
+
+    @property
+    def eps(self) -> float:
+        """What is added to the variance inside the square root."""
+        return cast(float, self._options.epsilon)
+
+    @property
+    def momentum(self) -> float | None:
+        """Weight of a new batch in the running statistics; None: the plain mean of all batches."""
+        if self._options.averaging == c.Averaging.CUMULATIVE:
+            return None
+        return cast(float, self._options.momentum)
+
+    @property
+    def affine(self) -> bool:
+        """Whether the layer has a weight or a bias."""
+        return bool(self._options.has_weight or self._options.has_bias)
+
+    @property
+    def track_running_stats(self) -> bool:
+        """Whether the layer keeps running statistics; if not, evaluation uses the batch's."""
+        return bool(self._options.track_running_stats)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of tensors, parameters and running statistics."""
+        return np.dtype(c.Dtype(self._options.dtype).name.lower())
+
+    # Mode.
+
+    @property
+    def training(self) -> bool:
+        """True after construction and `train()`, False after `eval()`."""
+        mode = c_int32()
+        with self._handle.lock:
+            c.bn_layer_get_training(self._handle.pointer, byref(mode))
+        return bool(mode.value)
+
+    def train(self: _Self, mode: bool = True) -> _Self:
+        """Normalize by the batch and update the running statistics from now on. Returns self."""
+        with self._handle.lock:
+            c.bn_layer_set_training(self._handle.pointer, bool(mode))
+        return self
+
+    def eval(self: _Self) -> _Self:
+        """Normalize by the running statistics from now on. Returns self."""
+        return self.train(False)
+
+    # Forward and backward.
+
+    def __call__(self, input: Array, out: Array | None = None) -> Array:
+        """The same as `forward`."""
+        return self.forward(input, out)
+
+    def forward(self, input: Array, out: Array | None = None) -> Array:
+        """Normalize, in the layer's mode.
+
+        Parameters
+        ----------
+        input : array of the layer's dtype and rank
+            C-contiguous or channels-last, see `batchnorm.functional`. The layer keeps a reference
+            to it for `backward`, until the next forward; do not write to it in between.
+        out : array like `input`, optional
+            Where the result goes. It may be `input` itself; `backward` then needs a copy of the
+            input.
+
+        Returns
+        -------
+        array
+            A new array like `input`, or `out`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong type, dtype, rank, channel count, strides or memory of `input` or `out`; one
+            value per channel in training (see `one_value`). Nothing has been changed.
+        BatchNormError
+            With `Status.NONFINITE`, if `nonfinite="error"`: everything has been done nevertheless.
+        """
+        form = form_of(input, "input", self._channel_axis)
+        if input.ndim not in self._RANKS:
+            expected = " or ".join(f"{rank} {text}" for rank, text in self._RANKS.items())
+            raise ValueError(
+                f"input has {input.ndim} dimensions, shape {input.shape}, expected {expected}"
+            )
+        out, target = destination(out, "out", form, input)
+        source = address(input)
+        handle = self._handle
+        with handle.lock:
+            try:
+                c.bn_layer_forward(
+                    handle.pointer,
+                    byref(form.problem),
+                    source,
+                    form.elements,
+                    target,
+                    form.elements,
+                )
+            except BatchNormError as error:
+                if error.status == Status.NONFINITE:
+                    self._remember(form, None if source == target else input)
+                raise
+            self._remember(form, None if source == target else input)
+        return out
+
+    def _remember(self, form: Form, input: Array | None) -> None:
+        self._form = form
+        self._input = input
+
+    def backward(
+        self,
+        grad_output: Array,
+        out: Array | None = None,
+        *,
+        input: Array | None = None,
+        output_mask: tuple[bool, bool, bool] = (True, True, True),
+    ) -> MaybeArray:
+        """Gradients of a loss, for the last forward and the statistics which that one used.
+
+        Sets `grad_weight` and `grad_bias` to new arrays (C,) (written, not added; None if the
+        layer has no such parameter or `output_mask` skips it). May be called more than once per
+        forward.
+
+        Parameters
+        ----------
+        grad_output : array like the forward's input
+            Gradient of the loss with respect to the forward's output.
+        out : array like the forward's input, optional
+            Where the result goes; may be `grad_output`.
+        input : array, optional
+            The forward's input, only needed after a forward in place, which has overwritten it.
+        output_mask : (bool, bool, bool)
+            Which gradients to compute: input, weight, bias.
+
+        Returns
+        -------
+        array or None
+            Gradient with respect to the input, `out` if that was given; None if skipped.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong type, dtype, shape, strides or memory. Nothing has been changed.
+        BatchNormRuntimeError
+            With `Status.NO_FORWARD`, before the first forward.
+        """
+        form = self._form
+        if input is None:
+            input = self._input
+        if form is None:
+            # Any input will do: there was no forward, and the library says so.
+            form = form_of(grad_output, "grad_output", self._channel_axis)
+            input = grad_output if input is None else input
+        if input is None:
+            raise ValueError(
+                "the last forward was in place and has overwritten its input; "
+                "pass a copy that was made before: backward(grad_output, input=copy)"
+            )
+        want_input, want_weight, want_bias = output_mask
+        if out is not None and not want_input:
+            raise ValueError(f"out was given, but output_mask {output_mask} skips grad_input")
+        features = self.num_features
+        weight = (
+            np.empty(features, form.dtype) if want_weight and self._weight is not None else None
+        )
+        bias = np.empty(features, form.dtype) if want_bias and self._bias is not None else None
+
+        count = form.elements
+        source = tensor_address(input, "input", form)
+        gradient = tensor_address(grad_output, "grad_output", form)
+        target = None
+        if want_input:
+            out, target = destination(out, "out", form, input)
+        handle = self._handle
+        with handle.lock:
+            c.bn_layer_backward(
+                handle.pointer,
+                byref(form.problem),
+                source,
+                count,
+                gradient,
+                count,
+                target,
+                0 if target is None else count,
+                *vector_address(weight, "grad_weight", form.dtype),
+                *vector_address(bias, "grad_bias", form.dtype),
+            )
+        self.grad_weight = weight
+        self.grad_bias = bias
+        return out
+
+    # Parameters: views on the layer's own memory.
+
+    @property
+    def weight(self) -> MaybeArray:
+        """The scale (C,), None if there is none: a writable view on the layer's own memory.
+
+        ``layer.weight -= rate * layer.grad_weight`` updates the layer. The view stays valid when
+        the layer is gone. Assigning copies an array of the same shape and dtype into the layer.
+        """
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: Array) -> None:
+        self._assign(self._weight, "weight", value)
+
+    @property
+    def bias(self) -> MaybeArray:
+        """The shift (C,), None if there is none: a writable view, as `weight` is."""
+        return self._bias
+
+    @bias.setter
+    def bias(self, value: Array) -> None:
+        self._assign(self._bias, "bias", value)
+
+    def _assign(self, view: Array | None, name: str, value: Array) -> None:
+        if value is view:  # the second half of `layer.weight -= ...`
+            return
+        if view is None:
+            raise BatchNormRuntimeError(f"the layer has no {name} to assign", Status.NO_PARAMETER)
+        self._check(name, value)
+        with self._handle.lock:
+            view[...] = value
+
+    def _check(self, name: str, value: Array) -> None:
+        shape = (self.num_features,)
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"{name} is of type {type(value).__name__}, expected numpy.ndarray")
+        if value.dtype != self.dtype:
+            raise TypeError(
+                f"{name} has dtype {value.dtype}, expected {self.dtype}; "
+                f"convert it with .astype(numpy.{self.dtype})"
+            )
+        if value.shape != shape:
+            raise ValueError(f"{name} has shape {value.shape}, expected {shape}")
+
+    # Running statistics: copies out, copies in.
+
+    @property
+    def running_mean(self) -> MaybeArray:
+        """The running mean (C,), a read-only copy; None if the layer keeps none. Assignable."""
+        return self._running(c.bn_layer_get_running_mean)
+
+    @running_mean.setter
+    def running_mean(self, value: Array) -> None:
+        self._set_running(c.bn_layer_set_running_mean, "running_mean", value)
+
+    @property
+    def running_var(self) -> MaybeArray:
+        """The running variance (C,), a read-only copy; None if the layer keeps none. Assignable."""
+        return self._running(c.bn_layer_get_running_var)
+
+    @running_var.setter
+    def running_var(self, value: Array) -> None:
+        self._set_running(c.bn_layer_set_running_var, "running_var", value)
+
+    @property
+    def num_batches_tracked(self) -> int | Any:
+        """How many batches the running statistics took in; None if there are none. Assignable."""
+        if not self.track_running_stats:
+            return None
+        count = c_int64()
+        with self._handle.lock:
+            c.bn_layer_get_num_batches_tracked(self._handle.pointer, byref(count))
+        return count.value
+
+    @num_batches_tracked.setter
+    def num_batches_tracked(self, value: int) -> None:
+        count = integer("num_batches_tracked", value)
+        with self._handle.lock:
+            c.bn_layer_set_num_batches_tracked(self._handle.pointer, count)
+
+    def reset_running_stats(self) -> None:
+        """Running mean 0, running variance 1, counter 0.
+
+        Raises `BatchNormRuntimeError` if the layer keeps no running statistics.
+        """
+        with self._handle.lock:
+            c.bn_layer_reset_running_stats(self._handle.pointer)
+
+    def _running(self, getter: Any) -> MaybeArray:
+        return self._copy(getter, self.dtype) if self.track_running_stats else None
+
+    def _set_running(self, setter: Any, name: str, value: Array) -> None:
+        if self.track_running_stats:
+            self._check(name, value)
+        value = np.ascontiguousarray(value)
+        with self._handle.lock:
+            setter(self._handle.pointer, address(value), value.size)
+
+    def _copy(self, getter: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+        values = np.empty(self.num_features, dtype)
+        with self._handle.lock:
+            getter(self._handle.pointer, address(values), values.size)
+        values.flags.writeable = False
+        return values
+
+    # What the last forward found. Before the first: BatchNormRuntimeError with Status.NO_FORWARD.
+
+    @property
+    def saved_mean(self) -> Float64Array:
+        """The mean (C,) that the last forward normalized with: a read-only float64 copy."""
+        return self._copy(c.bn_layer_get_saved_mean, np.dtype(np.float64))
+
+    @property
+    def saved_invstd(self) -> Float64Array:
+        """1 / sqrt(variance + eps) (C,) of the last forward: a read-only float64 copy."""
+        return self._copy(c.bn_layer_get_saved_invstd, np.dtype(np.float64))
+
+    @property
+    def statistics_used(self) -> StatisticsUsed:
+        """Which statistics the last forward used: "batch" or "running"."""
+        used = c_int32()
+        with self._handle.lock:
+            c.bn_layer_get_statistics_used(self._handle.pointer, byref(used))
+        return STATISTICS_WORDS[used.value]
+
+    @property
+    def nonfinite_channels(self) -> int:
+        """How many channels of the last forward's input held NaN or infinity."""
+        channels = c_int64()
+        with self._handle.lock:
+            c.bn_layer_get_nonfinite_channels(self._handle.pointer, byref(channels))
+        return channels.value
+
+    # State.
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Copies of parameters and running statistics under PyTorch's names.
+
+        Keys: "weight", "bias", "running_mean", "running_var" (each (C,), of the layer's dtype) and
+        "num_batches_tracked" (int64, no dimensions), as far as the layer has them.
+        """
+        state: dict[str, NDArray[Any]] = {}
+        for name in self._state_names():
+            value = getattr(self, name)
+            state[name] = np.array(value, np.int64 if name == "num_batches_tracked" else self.dtype)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`, of this class or of PyTorch's (as arrays or CPU tensors).
+
+        Everything is checked before anything is changed.
+
+        Raises
+        ------
+        ValueError
+            Missing or unexpected keys, wrong shapes, a negative counter.
+        TypeError
+            Wrong dtypes.
+        """
+        names = self._state_names()
+        missing = [name for name in names if name not in state]
+        unexpected = [name for name in state if name not in names]
+        if missing or unexpected:
+            raise ValueError(f"state has missing keys {missing} and unexpected keys {unexpected}")
+        values = {name: np.asarray(state[name]) for name in names}
+        for name in names:
+            if name != "num_batches_tracked":
+                self._check(name, values[name])
+        if "num_batches_tracked" in values:  # first, for it is the one that the library may refuse
+            counter = values.pop("num_batches_tracked")
+            if counter.dtype.kind not in "iu":
+                raise TypeError(f"num_batches_tracked has dtype {counter.dtype}, expected int64")
+            if counter.size != 1:
+                raise ValueError(
+                    f"num_batches_tracked has shape {counter.shape}, expected one element"
+                )
+            self.num_batches_tracked = int(counter.item())
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def _state_names(self) -> list[str]:
+        names = [name for name in ("weight", "bias") if getattr(self, name) is not None]
+        if self.track_running_stats:
+            names += ["running_mean", "running_var", "num_batches_tracked"]
+        return names
+
+    def to_bytes(self) -> bytes:
+        """Options, mode, parameters, running statistics and counter as one checksummed block.
+
+        The format is the C library's (batchnorm.h, section 7), the same on every machine.
+        `channel_axis` and what `backward` needs are not part of it.
+        """
+        size = c_int64()
+        with self._handle.lock:
+            c.bn_layer_state_size(self._handle.pointer, byref(size))
+            block = np.empty(size.value, np.uint8)
+            c.bn_layer_save_state(self._handle.pointer, address(block), block.size)
+        return block.tobytes()
+
+    def load_bytes(self, state: bytes | bytearray | memoryview) -> None:
+        """Take over mode, parameters, statistics and counter from `to_bytes` of a layer like this.
+
+        Raises `BatchNormError` if the block is damaged, foreign, or from a layer with other
+        options; nothing has been changed then.
+        """
+        block = np.frombuffer(state, np.uint8)
+        with self._handle.lock:
+            c.bn_layer_load_state(self._handle.pointer, address(block), block.size)
+
+    @classmethod
+    def from_bytes(
+        cls: type[_Self], state: bytes | bytearray | memoryview, *, channel_axis: ChannelAxis = 1
+    ) -> _Self:
+        """Make a layer, options and all, from `to_bytes`.
+
+        Raises `BatchNormError` if the block is damaged or foreign.
+        """
+        block = np.frombuffer(state, np.uint8)
+        pointer = c_void_p()
+        c.bn_layer_create_from_state(address(block), block.size, byref(pointer))
+        layer = cls.__new__(cls)
+        layer._adopt(_Handle(pointer), channel_axis)
+        return layer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle, copy.copy and copy.deepcopy: the state, and whatever a subclass keeps in __dict__.
+        extra = getattr(self, "__dict__", None) or None
+        return _restore, (type(self), self.to_bytes(), self._channel_axis), extra
+
+    def __repr__(self) -> str:
+        text = (
+            f"{type(self).__name__}({self.num_features}, eps={self.eps:g}, "
+            f"momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+        options = self._options
+        if self.affine and not options.has_weight:
+            text += ", has_weight=False"
+        if self.affine and not options.has_bias:
+            text += ", has_bias=False"
+        if self.dtype != np.float32:
+            text += f", dtype={self.dtype}"
+        for name, word, default in (
+            ("running_variance", c.Variance(options.running_variance).name.lower(), "unbiased"),
+            ("one_value", c.OneValue(options.one_value).name.lower(), "error"),
+            ("nonfinite", c.Nonfinite(options.nonfinite).name.lower(), "report"),
+        ):
+            if word != default:
+                text += f", {name}={word!r}"
+        if self._channel_axis != 1:
+            text += f", channel_axis={self._channel_axis}"
+        return text + ")"
+
+
+def _restore(cls: type[_BatchNorm], state: bytes, channel_axis: ChannelAxis) -> Any:
+    return cls.from_bytes(state, channel_axis=channel_axis)
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch normalization of (N, C) or (N, C, L) arrays; see `torch.nn.BatchNorm1d`.
+
+    Parameters and notes: as for `BatchNorm2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = BatchNorm1d(2, dtype=np.float64)
+    >>> layer(np.array([[1.0, 10.0], [3.0, 30.0]])).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> layer.running_mean
+    array([0.2, 2. ])
+    """
+
+    __slots__ = ()
+    _RANKS: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch normalization of (N, C, H, W) arrays; see `torch.nn.BatchNorm2d`.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of channels C, at least 1.
+    eps : float
+        At least 0; added to the variance inside the square root.
+    momentum : float or None
+        Weight of a new batch in the running statistics (PyTorch's direction). None: the plain mean
+        over all batches.
+    affine : bool
+        Whether there are `weight` (from 1) and `bias` (from 0).
+    track_running_stats : bool
+        Whether to keep running statistics. If not, evaluation uses the batch's statistics too.
+    dtype : float32 or float64, keyword only from here
+        Of tensors, parameters and running statistics.
+    has_weight, has_bias : bool or None
+        One of the two without the other; None means as `affine` says.
+    running_variance : "unbiased" or "biased"
+        Which batch variance enters `running_var`: PyTorch's, or that of ONNX, Keras and Flax.
+    one_value : "error", "use_running" or "allow"
+        Training on one value per channel: refuse, normalize by the running statistics, or return
+        `bias`.
+    nonfinite : "report" or "error"
+        NaN or infinity in a channel: only count it in `nonfinite_channels`, or raise after the
+        work.
+    channel_axis : 1 or -1
+        Which axis of the tensors is the channel; -1 takes (N, H, W, C).
+
+    Notes
+    -----
+    Threads: a layer does one call at a time; calls from other threads wait. Different layers are
+    independent. Two threads that train one layer mix their statistics, and `backward` belongs to
+    whatever forward was last: use one layer per thread, or the functions of `batchnorm.functional`.
+
+    Fork: a child process has its own copy of the layer and can go on using it, provided that no
+    other thread was inside a call of that layer at the time of the fork.
+
+    Pickling and copying keep options, mode, parameters, statistics and counter (and attributes that
+    a subclass adds), but not the last forward and its gradients.
+
+    Options are fixed when the layer is made; mode, parameters and statistics can change.
+
+    Examples
+    --------
+    A step of training, and evaluation:
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> layer = BatchNorm2d(3)
+    >>> x = rng.normal(size=(4, 3, 8, 8)).astype(np.float32)
+    >>> y = layer(x)
+    >>> grad_x = layer.backward(y)
+    >>> layer.weight -= 0.1 * layer.grad_weight
+    >>> layer.bias -= 0.1 * layer.grad_bias
+    >>> layer.eval()(x[:1]).shape
+    (1, 3, 8, 8)
+    >>> layer
+    BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+    """
+
+    __slots__ = ()
+    _RANKS: ClassVar = {4: "(N, C, H, W)"}
+
+
+class BatchNorm3d(_BatchNorm):
+    """Batch normalization of (N, C, D, H, W) arrays; see `torch.nn.BatchNorm3d`.
+
+    Parameters and notes: as for `BatchNorm2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> BatchNorm3d(2)(np.ones((1, 2, 2, 2, 2), np.float32)).max()
+    np.float32(0.0)
+    """
+
+    __slots__ = ()
+    _RANKS: ClassVar = {5: "(N, C, D, H, W)"}
