@@ -1,0 +1,273 @@
+/* cell.c — buffers, timing and the worker's protocol; see cell.h. */
+#define _GNU_SOURCE
+#include "cell.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum { HUGE_PAGE = 2 << 20 };
+
+const char *const operation_names[OPERATIONS] = { "forward", "inference", "backward", "frozen" };
+
+void die(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("error ", stdout);
+    vfprintf(stdout, format, arguments);
+    fputs("\n", stdout);
+    va_end(arguments);
+    fflush(stdout);
+    exit(2);
+}
+
+/* ---- the cell ------------------------------------------------------------------------------- */
+
+/* The kernel's figure: sysconf's is that of the whole socket on some machines. */
+static size_t last_level_cache(void)
+{
+    FILE *file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r");
+    size_t kilobytes = 0;
+    if (file) {
+        if (fscanf(file, "%zuK", &kilobytes) != 1) kilobytes = 0;
+        fclose(file);
+    }
+    return kilobytes ? kilobytes << 10 : 32u << 20;
+}
+
+void cell_initialize(cell *k, int threads)
+{
+    *k = (cell){ .rank = 4,
+                 .sizes = { 32, 64, 56, 56 },
+                 .threads = threads,
+                 .seconds = 0.02,
+                 .llc = last_level_cache() };
+}
+
+static int choice(const char *key, const char *value, const char *first, const char *second)
+{
+    if (!strcmp(value, first)) return 0;
+    if (!strcmp(value, second)) return 1;
+    die("%s is '%s', expected %s or %s", key, value, first, second);
+}
+
+void cell_set(cell *k, const char *key, const char *value)
+{
+    if (!strcmp(key, "op")) {
+        for (k->op = 0; k->op < OPERATIONS && strcmp(value, operation_names[k->op]);) k->op++;
+        if (k->op == OPERATIONS)
+            die("op is '%s', expected forward, inference, backward or frozen", value);
+    } else if (!strcmp(key, "shape")) {
+        const char *at = value;
+        for (k->rank = 0; k->rank < 5;) {
+            char *end;
+            k->sizes[k->rank++] = strtoll(at, &end, 10);
+            if (end == at || *end != 'x') {
+                at = end;
+                break;
+            }
+            at = end + 1;
+        }
+        if (*at || k->rank < 2)
+            die("shape is '%s', expected NxC, NxCxL, NxCxHxW or NxCxDxHxW", value);
+    } else if (!strcmp(key, "layout")) {
+        k->nhwc = choice(key, value, "nchw", "nhwc");
+    } else if (!strcmp(key, "dtype")) {
+        k->is_double = choice(key, value, "float32", "float64");
+    } else if (!strcmp(key, "buffers")) {
+        k->cold = choice(key, value, "warm", "cold");
+    } else if (!strcmp(key, "pages")) {
+        k->small_pages = choice(key, value, "huge", "small");
+    } else if (!strcmp(key, "api")) {
+        k->layer = choice(key, value, "stateless", "layer");
+    } else if (!strcmp(key, "threads")) {
+        if ((k->threads = atoi(value)) < 1) die("threads is '%s', expected at least 1", value);
+    } else if (!strcmp(key, "ms")) {
+        if (!((k->seconds = atof(value) / 1000) > 0))
+            die("ms is '%s', expected a positive number", value);
+    } else if (!strcmp(key, "llc")) {
+        k->llc = (size_t)strtoull(value, NULL, 10);
+    } else {
+        die("unknown option '%s'", key);
+    }
+}
+
+double get(const cell *k, const void *from, int64_t i)
+{
+    return k->is_double ? ((const double *)from)[i] : (double)((const float *)from)[i];
+}
+static void put(const cell *k, void *to, int64_t i, double value)
+{
+    if (k->is_double)
+        ((double *)to)[i] = value;
+    else
+        ((float *)to)[i] = (float)value;
+}
+
+/* Bell-shaped values, mean 0.5, deviation about 1: no denormals, no constants. */
+static void fill(const cell *k, void *to, uint64_t seed)
+{
+    uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
+    for (int64_t i = 0; i < k->count; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        double sum =
+            (double)(state >> 16 & 0xffff) + (double)(state >> 32 & 0xffff) + (double)(state >> 48);
+        put(k, to, i, sum / 32768.0 - 2.5);
+    }
+}
+
+static size_t round_up(size_t value, size_t to)
+{
+    return (value + to - 1) / to * to;
+}
+
+void cell_open(cell *k)
+{
+    k->n = k->sizes[0];
+    k->c = k->sizes[1];
+    k->s = 1;
+    for (int i = 2; i < k->rank; i++) k->s *= k->sizes[i];
+    k->count = k->n * k->c * k->s;
+    if (k->n < 1 || k->c < 1 || k->s < 1) die("the shape has a size below 1");
+    k->bytes = (size_t)k->count * (k->is_double ? sizeof(double) : sizeof(float));
+
+    /* An odd number of cache lines between tensors: at equal offsets within pages they would fight
+     * for the same cache sets. */
+    size_t tensors = has_gradient(k) ? 3 : 2;
+    k->tensor_size = round_up(k->bytes, 4096) + 17 * 64;
+    k->set_size = tensors * k->tensor_size;
+    k->sets = k->cold ? (int)(4 * k->llc / (tensors * k->bytes) + 1) : 1;
+    if (k->sets > 1 << 16) k->sets = 1 << 16;
+    k->memory_size = round_up((size_t)k->sets * k->set_size, HUGE_PAGE);
+    char *memory = mmap(NULL, k->memory_size + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) die("no memory for %zu bytes: %s", k->memory_size, strerror(errno));
+    k->memory = (char *)round_up((size_t)memory, HUGE_PAGE);
+    size_t before = (size_t)(k->memory - memory);
+    if (before) munmap(memory, before);
+    if (before < HUGE_PAGE) munmap(k->memory + k->memory_size, HUGE_PAGE - before);
+    madvise(k->memory, k->memory_size, k->small_pages ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+
+    fill(k, input_of(k, 0), 1);
+    if (tensors == 3) fill(k, gradient_of(k, 0), 2);
+    memset(output_of(k, 0), 0, k->bytes);
+    for (int set = 1; set < k->sets; set++) memcpy(tensor(k, set, 0), tensor(k, 0, 0), k->set_size);
+
+    size_t row = round_up((size_t)k->c * sizeof(double), 64);
+    char *block = aligned_alloc(64, PARAMETERS * row);
+    if (!block) die("no memory for %zu bytes", PARAMETERS * row);
+    memset(block, 0, PARAMETERS * row);
+    for (int i = 0; i < PARAMETERS; i++) k->parameters[i] = block + (size_t)i * row;
+    for (int64_t i = 0; i < k->c; i++) {
+        put(k, k->parameters[WEIGHT], i, 1.0 + 0.001 * (double)(i % 7));
+        put(k, k->parameters[BIAS], i, 0.01 * (double)(i % 5));
+        put(k, k->parameters[RUNNING_MEAN], i, 0.4);
+        put(k, k->parameters[RUNNING_VAR], i, 0.9);
+        ((double *)k->parameters[SAVED_MEAN])[i] = 0.5;
+        ((double *)k->parameters[SAVED_INVSTD])[i] = 1.1;
+    }
+}
+
+void cell_close(cell *k)
+{
+    if (k->memory) munmap(k->memory, k->memory_size);
+    free(k->parameters[0]);
+    k->memory = NULL;
+    k->parameters[0] = NULL;
+}
+
+/* ---- timing --------------------------------------------------------------------------------- */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+double repetition(const contender *c, cell *k, long loops)
+{
+    static int set;
+    if (set >= k->sets) set = 0;
+    double start = now();
+    for (long i = 0; i < loops; i++) {
+        c->call(c, k, set);
+        if (++set == k->sets) set = 0;
+    }
+    return (now() - start) / (double)loops;
+}
+
+double timed(const contender *c, cell *k)
+{
+    repetition(c, k, 1);
+    return repetition(c, k, c->loops);
+}
+
+void calibrate(contender *c, cell *k)
+{
+    double best = repetition(c, k, 1);
+    for (long loops = 1; best * (double)loops < k->seconds / 8; loops *= 4)
+        best = fmin(best, repetition(c, k, loops));
+    c->loops = (long)ceil(k->seconds / best);
+}
+
+/* ---- the worker ----------------------------------------------------------------------------- */
+
+static void open_requested(const worker *w, cell *k, contender *list, int *count)
+{
+    char *word;
+    while ((word = strtok(NULL, " \n"))) {
+        char *value = strchr(word, '=');
+        if (!value) die("'%s' is not KEY=VALUE", word);
+        *value = 0;
+        cell_set(k, word, value + 1);
+    }
+    cell_open(k);
+    *count = w->line_up(k, list);
+    for (int i = 0; i < *count; i++) calibrate(&list[i], k);
+    fputs("contenders", stdout);
+    for (int i = 0; i < *count; i++) printf(" %s", list[i].name);
+}
+
+void serve(const worker *w, cell *k)
+{
+    char line[1024];
+    contender list[MAX_CONTENDERS];
+    int open = 0, count = 0;
+    printf("ready %s\n", w->ready);
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        char *word = strtok(line, " \n");
+        if (!word) continue;
+        if (w->resume) w->resume();
+        if (open && strcmp(word, "round")) {
+            w->close();
+            cell_close(k);
+            open = 0;
+        }
+        if (!strcmp(word, "cell")) {
+            open_requested(w, k, list, &count);
+            open = 1;
+        } else if (!strcmp(word, "round")) {
+            if (!open) die("a round without a cell");
+            double times[MAX_CONTENDERS];
+            for (int i = 0; i < count; i++) times[i] = timed(&list[i], k);
+            fputs("times", stdout);
+            for (int i = 0; i < count; i++) printf(" %.9g", times[i]);
+        } else if (!strcmp(word, "close")) {
+            fputs("closed", stdout);
+        } else {
+            die("unknown command '%s'", word);
+        }
+        if (w->pause) w->pause();
+        puts("");
+        fflush(stdout);
+    }
+}

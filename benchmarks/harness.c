@@ -1,0 +1,455 @@
+/*
+ * harness.c — times libbatchnorm and the limit (copy, triad) in one process, on the same buffers.
+ *
+ * Used by hand (`harness --op forward --shape 32x64x56x56`) and by run.py (`harness --serve`), which
+ * interleaves it with the peers. The library is loaded by path, so that any build can be timed.
+ * Every contender of a cell is timed in turn, round by round: what disturbs one disturbs all.
+ */
+#define _GNU_SOURCE
+#include "harness.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <math.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "../include/batchnorm.h"
+#include "cell.h"
+
+enum { MAX_ROUNDS = 1000 };
+
+/* ---- the library --------------------------------------------------------------------------- */
+
+static struct {
+    __typeof__(&bn_forward_training) forward_training;
+    __typeof__(&bn_forward_inference) forward_inference;
+    __typeof__(&bn_backward) backward;
+    __typeof__(&bn_last_error_message) last_error_message;
+    __typeof__(&bn_set_num_threads) set_num_threads;
+    __typeof__(&bn_get_isa) get_isa;
+    __typeof__(&bn_isa_name) isa_name;
+    __typeof__(&bn_version) version;
+    __typeof__(&bn_layer_create) layer_create;
+    __typeof__(&bn_layer_destroy) layer_destroy;
+    __typeof__(&bn_layer_set_training) layer_set_training;
+    __typeof__(&bn_layer_forward) layer_forward;
+    __typeof__(&bn_layer_backward) layer_backward;
+} bn;
+
+static void load_library(const char *path)
+{
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) die("cannot load the library: %s", dlerror());
+#define LOAD(name)                                                     \
+    if (!(bn.name = (__typeof__(bn.name))dlsym(library, "bn_" #name))) \
+        die("%s has no bn_" #name, path);
+    LOAD(forward_training)
+    LOAD(forward_inference)
+    LOAD(backward)
+    LOAD(last_error_message)
+    LOAD(set_num_threads)
+    LOAD(get_isa)
+    LOAD(isa_name)
+    LOAD(version)
+    LOAD(layer_create)
+    LOAD(layer_destroy)
+    LOAD(layer_set_training)
+    LOAD(layer_forward)
+    LOAD(layer_backward)
+#undef LOAD
+}
+
+/* ---- this library --------------------------------------------------------------------------- */
+
+static bn_problem problem;
+static bn_layer *layer;
+
+static void open_ours(cell *k)
+{
+    problem = (bn_problem)BN_PROBLEM_INIT;
+    problem.dtype = k->is_double ? BN_DTYPE_FLOAT64 : BN_DTYPE_FLOAT32;
+    problem.layout = k->nhwc ? BN_LAYOUT_NHWC : BN_LAYOUT_NCHW;
+    problem.rank = k->rank;
+    memcpy(problem.sizes, k->sizes, sizeof problem.sizes);
+    omp_set_num_threads(k->threads);
+    bn.set_num_threads(k->threads);
+    if (!k->layer) return;
+    bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+    options.dtype = problem.dtype;
+    options.num_features = k->c;
+    if (bn.layer_create(&options, &layer)) die("%s", bn.last_error_message());
+    bn.layer_set_training(layer, k->op == FORWARD || k->op == BACKWARD);
+    if (has_gradient(k) &&
+        bn.layer_forward(layer, &problem, input_of(k, 0), k->count, output_of(k, 0), k->count))
+        die("%s", bn.last_error_message());
+}
+
+static void close_ours(void)
+{
+    bn.layer_destroy(layer);
+    layer = NULL;
+}
+
+static void call_ours(const contender *self, cell *k, int set)
+{
+    (void)self;
+    bn_status status;
+    const void *x = input_of(k, set);
+    void *y = output_of(k, set), *const *p = k->parameters;
+    if (k->layer) {
+        status = has_gradient(k) ? bn.layer_backward(layer, &problem, x, k->count,
+                                                     gradient_of(k, set), k->count, y, k->count,
+                                                     p[GRAD_WEIGHT], k->c, p[GRAD_BIAS], k->c)
+                                 : bn.layer_forward(layer, &problem, x, k->count, y, k->count);
+    } else if (k->op == FORWARD) {
+        bn_forward_training_args a = BN_FORWARD_TRAINING_ARGS_INIT;
+        a.input = x;
+        a.output = y;
+        a.input_count = a.output_count = k->count;
+        a.weight = p[WEIGHT];
+        a.bias = p[BIAS];
+        a.running_mean = p[RUNNING_MEAN];
+        a.running_var = p[RUNNING_VAR];
+        a.saved_mean = p[SAVED_MEAN];
+        a.saved_invstd = p[SAVED_INVSTD];
+        a.weight_count = a.bias_count = a.running_mean_count = a.running_var_count = k->c;
+        a.saved_mean_count = a.saved_invstd_count = k->c;
+        status = bn.forward_training(&problem, &a);
+    } else if (k->op == INFERENCE) {
+        bn_forward_inference_args a = BN_FORWARD_INFERENCE_ARGS_INIT;
+        a.input = x;
+        a.output = y;
+        a.input_count = a.output_count = k->count;
+        a.weight = p[WEIGHT];
+        a.bias = p[BIAS];
+        a.running_mean = p[RUNNING_MEAN];
+        a.running_var = p[RUNNING_VAR];
+        a.weight_count = a.bias_count = a.running_mean_count = a.running_var_count = k->c;
+        status = bn.forward_inference(&problem, &a);
+    } else {
+        bn_backward_args a = BN_BACKWARD_ARGS_INIT;
+        a.statistics = k->op == FROZEN ? BN_STATISTICS_RUNNING : BN_STATISTICS_BATCH;
+        a.input = x;
+        a.grad_output = gradient_of(k, set);
+        a.grad_input = y;
+        a.input_count = a.grad_output_count = a.grad_input_count = k->count;
+        a.weight = p[WEIGHT];
+        a.grad_weight = p[GRAD_WEIGHT];
+        a.grad_bias = p[GRAD_BIAS];
+        a.running_mean = p[RUNNING_MEAN];
+        a.running_var = p[RUNNING_VAR];
+        a.saved_mean = p[SAVED_MEAN];
+        a.saved_invstd = p[SAVED_INVSTD];
+        a.weight_count = a.grad_weight_count = a.grad_bias_count = k->c;
+        a.running_mean_count = a.running_var_count = k->c;
+        a.saved_mean_count = a.saved_invstd_count = k->c;
+        status = bn.backward(&problem, &a);
+    }
+    if (status != BN_STATUS_OK) die("status %d: %s", status, bn.last_error_message());
+}
+
+/* A benchmark of wrong results is worth nothing: checks the first and the last channel. */
+static int64_t at(const cell *k, int64_t n, int64_t c, int64_t s)
+{
+    return k->nhwc ? (n * k->s + s) * k->c + c : (n * k->c + c) * k->s + s;
+}
+
+static void check_result(cell *k)
+{
+    call_ours(NULL, k, 0);
+    const void *x = input_of(k, 0), *y = output_of(k, 0);
+    double m = (double)(k->n * k->s);
+    for (int64_t c = 0; c < k->c; c += k->c > 1 ? k->c - 1 : 1) {
+        double mean = 0, square = 0, s1 = 0, s2 = 0, r;
+        for (int64_t n = 0; n < k->n; n++)
+            for (int64_t s = 0; s < k->s; s++) mean += get(k, x, at(k, n, c, s)) / m;
+        for (int64_t n = 0; n < k->n; n++)
+            for (int64_t s = 0; s < k->s; s++) {
+                double d = get(k, x, at(k, n, c, s)) - mean;
+                square += d * d / m;
+            }
+        double weight = get(k, k->parameters[WEIGHT], c), bias = get(k, k->parameters[BIAS], c);
+        if (k->layer) weight = 1, bias = 0;
+        r = 1 / sqrt(square + 1e-5);
+        if (k->op == INFERENCE || k->op == FROZEN) {
+            mean = k->layer ? 0 : get(k, k->parameters[RUNNING_MEAN], c);
+            r = 1 / sqrt((k->layer ? 1 : get(k, k->parameters[RUNNING_VAR], c)) + 1e-5);
+        } else if (k->op == BACKWARD && !k->layer) {
+            mean = ((double *)k->parameters[SAVED_MEAN])[c];
+            r = ((double *)k->parameters[SAVED_INVSTD])[c];
+        }
+        if (has_gradient(k))
+            for (int64_t n = 0; n < k->n; n++)
+                for (int64_t s = 0; s < k->s; s++) {
+                    double g = get(k, gradient_of(k, 0), at(k, n, c, s));
+                    s1 += g;
+                    s2 += g * (get(k, x, at(k, n, c, s)) - mean);
+                }
+        if (k->op == FROZEN) s1 = s2 = 0;
+        for (int64_t i = 0; i < k->n * k->s; i += 1 + k->n * k->s / 97) {
+            int64_t index = at(k, i / k->s, c, i % k->s);
+            double centered = get(k, x, index) - mean;
+            double want =
+                has_gradient(k)
+                    ? weight * r *
+                          (get(k, gradient_of(k, 0), index) - s1 / m - centered * r * r * s2 / m)
+                    : centered * r * weight + bias;
+            double have = get(k, y, index);
+            if (!(fabs(have - want) <= 1e-4 * (1 + fabs(want))))
+                die("wrong result: channel %lld, value %lld is %.9g, expected %.9g", (long long)c,
+                    (long long)i, have, want);
+        }
+    }
+}
+
+/* ---- contenders ----------------------------------------------------------------------------- */
+
+static sweep sweeps[MAX_CONTENDERS];
+
+static void call_limit(const contender *self, cell *k, int set)
+{
+    limit_run(self->context, output_of(k, set), input_of(k, set),
+              has_gradient(k) ? gradient_of(k, set) : NULL, k->bytes);
+}
+
+static void call_bare(const contender *self, cell *k, int set)
+{
+    (void)self;
+    void *const *p = k->parameters;
+    bare_job job = { k->n,
+                     k->c,
+                     k->s,
+                     k->nhwc,
+                     k->op == INFERENCE || k->op == FROZEN,
+                     input_of(k, set),
+                     has_gradient(k) ? gradient_of(k, set) : NULL,
+                     output_of(k, set),
+                     p[WEIGHT],
+                     p[BIAS],
+                     p[RUNNING_MEAN],
+                     p[RUNNING_VAR],
+                     p[GRAD_WEIGHT],
+                     p[GRAD_BIAS],
+                     p[SAVED_MEAN],
+                     p[SAVED_INVSTD] };
+    (k->is_double ? bare_run_f64 : bare_run_f32)(&job);
+}
+
+/* The number of interleaved streams that this size and kind of store like best. */
+static int best_streams(cell *k, int nontemporal)
+{
+    static const int candidates[] = { 1, 2, 4, 8 };
+    double best[4] = { 1e9, 1e9, 1e9, 1e9 };
+    for (int round = 0; round < 4; round++)
+        for (int i = 0; i < 4; i++) {
+            sweep how = { k->threads, -candidates[i], nontemporal, has_gradient(k), 0 };
+            contender c = { .call = call_limit, .context = &how };
+            double loops = ceil(0.001 / (repetition(&c, k, 1) + 1e-7));
+            best[i] = fmin(best[i], repetition(&c, k, (long)loops));
+        }
+    int winner = 0;
+    for (int i = 1; i < 4; i++)
+        if (best[i] < best[winner]) winner = i;
+    return candidates[winner];
+}
+
+static const char *only; /* --only batchnorm: nothing to compare with */
+
+/* Names: copy or triad; -nt non-temporal stores; -xK K interleaved streams; -serial one thread;
+ * +reads: all inputs are read once more, as NHWC must where a strip of channels outgrows the cache. */
+static int line_up(cell *k, contender *list)
+{
+    open_ours(k);
+    check_result(k);
+    int count = 0;
+    list[count++] = (contender){ .name = "batchnorm", .call = call_ours };
+    if (only) return count;
+    const char *base = has_gradient(k) ? "triad" : "copy";
+    int streams[2] = { best_streams(k, 0), best_streams(k, 1) };
+    for (int reads = 0; reads <= (k->nhwc && (k->op == FORWARD || k->op == BACKWARD)); reads++)
+        for (int many = 0; many < 2; many++)
+            for (int nt = 0; nt < 2; nt++) {
+                contender *c = &list[count];
+                char suffix[16] = "";
+                if (many) snprintf(suffix, sizeof suffix, "-x%d", streams[nt]);
+                snprintf(c->name, sizeof c->name, "%s%s%s%s", base, reads ? "+reads" : "",
+                         nt ? "-nt" : "", suffix);
+                c->call = call_limit;
+                c->context = &sweeps[count];
+                sweeps[count++] =
+                    (sweep){ k->threads, many ? -streams[nt] : 1, nt, has_gradient(k), reads };
+            }
+    if (k->threads > 1 && k->bytes <= 1 << 20) {
+        contender *c = &list[count];
+        snprintf(c->name, sizeof c->name, "%s-serial", base);
+        c->call = call_limit;
+        c->context = &sweeps[count];
+        sweeps[count++] = (sweep){ 1, 1, 0, has_gradient(k), 0 };
+    }
+    if (k->count <= BARE_MAX) list[count++] = (contender){ .name = "bare", .call = call_bare };
+    return count;
+}
+
+/* libomp's threads spin for 200 ms after a region, a time that they take with them from its start. (A
+ * soft omp_pause_resource_all changes nothing there.) The barrier keeps the region from being optimized
+ * away. */
+static int usual_blocktime;
+
+static void pause_threads(void)
+{
+    kmp_set_blocktime(0);
+#pragma omp parallel
+    {
+#pragma omp barrier
+    }
+}
+
+static void resume_threads(void)
+{
+    kmp_set_blocktime(usual_blocktime);
+}
+
+/* ---- commands ------------------------------------------------------------------------------- */
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static double median(double *values, int count)
+{
+    qsort(values, (size_t)count, sizeof *values, by_value);
+    return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+}
+
+static void report(cell *k, int rounds)
+{
+    static contender list[MAX_CONTENDERS];
+    static double times[MAX_CONTENDERS][MAX_ROUNDS];
+    int count = line_up(k, list);
+    for (int i = 0; i < count; i++) calibrate(&list[i], k);
+    for (int r = 0; r < rounds; r++)
+        for (int i = 0; i < count; i++) times[i][r] = timed(&list[i], k);
+
+    double traffic = (double)k->bytes * (has_gradient(k) ? 3 : 2), first[MAX_ROUNDS];
+    memcpy(first, times[0], sizeof first); /* median() sorts */
+    printf("%-20s %11s %11s %8s %9s %16s\n", "", "median us", "min us", "GB/s", "spread",
+           "ours / this");
+    for (int i = 0; i < count; i++) {
+        double ratios[MAX_ROUNDS];
+        for (int r = 0; r < rounds; r++) ratios[r] = first[r] / times[i][r];
+        double middle = median(times[i], rounds);
+        printf("%-20s %11.2f %11.2f %8.2f %8.1f%% %16.3f\n", list[i].name, 1e6 * middle,
+               1e6 * times[i][0], traffic / middle * 1e-9,
+               100 * (times[i][rounds * 3 / 4] - times[i][rounds / 4]) / middle,
+               median(ratios, rounds));
+    }
+    close_ours();
+}
+
+/* What the library takes beyond the caller's buffers; see allocations.c, which must be preloaded. */
+static void memory(cell *k, long calls)
+{
+    void (*reset)(void) = (void (*)(void))dlsym(RTLD_DEFAULT, "allocations_reset");
+    void (*read)(long *, long *, long *) =
+        (void (*)(long *, long *, long *))dlsym(RTLD_DEFAULT, "allocations_read");
+    if (!reset || !read) die("--memory needs LD_PRELOAD=liballocations.so");
+    struct rusage before, after;
+    for (int i = 0; i < 3; i++) call_ours(NULL, k, 0);
+    getrusage(RUSAGE_SELF, &before);
+    reset();
+    for (long i = 0; i < calls; i++) call_ours(NULL, k, 0);
+    long count, peak, kept;
+    read(&count, &peak, &kept);
+    getrusage(RUSAGE_SELF, &after);
+    printf("calls=%ld allocations_per_call=%g peak_bytes=%ld kept_bytes=%ld rss_growth_kb=%ld\n",
+           calls, (double)count / (double)calls, peak, kept, after.ru_maxrss - before.ru_maxrss);
+}
+
+static const char usage[] =
+    "harness [--op forward|inference|backward|frozen] [--layout nchw|nhwc] [--dtype "
+    "float32|float64]\n"
+    "        [--shape NxCx...] [--threads T] [--buffers warm|cold] [--pages huge|small]\n"
+    "        [--api stateless|layer] [--rounds 15] [--ms 20] [--only batchnorm] [--library FILE]\n"
+    "        [--calls K   no timing, K calls: for valgrind and perf]\n"
+    "        [--memory K  allocations of K calls, with LD_PRELOAD=liballocations.so]\n"
+    "        [--serve     commands from standard input, see cell.h]\n";
+
+/* <repository>/build-bench/harness -> <repository>/build/libbatchnorm.so.0 */
+static const char *default_library(void)
+{
+    static char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 64);
+    if (length < 0) die("cannot find myself: %s", strerror(errno));
+    path[length] = 0;
+    *strrchr(path, '/') = 0;
+    return strcat(path, "/../build/libbatchnorm.so.0");
+}
+
+int main(int argc, char **argv)
+{
+    cell k;
+    cell_initialize(&k, omp_get_max_threads());
+    const char *library = getenv("BATCHNORM_LIBRARY");
+    int serving = 0, rounds = 15;
+    long calls = 0, counted = 0;
+    for (int i = 1; i < argc; i++) {
+        const char *key = argv[i];
+        if (!strcmp(key, "--serve")) {
+            serving = 1;
+            continue;
+        }
+        if (strncmp(key, "--", 2) || i + 1 == argc) {
+            fputs(usage, stderr);
+            return 1;
+        }
+        const char *value = argv[++i];
+        if (!strcmp(key, "--library"))
+            library = value;
+        else if (!strcmp(key, "--only"))
+            only = value;
+        else if (!strcmp(key, "--rounds"))
+            rounds = atoi(value);
+        else if (!strcmp(key, "--calls"))
+            calls = atol(value);
+        else if (!strcmp(key, "--memory"))
+            counted = atol(value);
+        else
+            cell_set(&k, key + 2, value);
+    }
+    if (rounds < 1 || rounds > MAX_ROUNDS)
+        die("rounds is %d, expected 1 to %d", rounds, MAX_ROUNDS);
+    if (only && strcmp(only, "batchnorm")) die("only is '%s', expected batchnorm", only);
+    load_library(library ? library : default_library());
+
+    if (serving) {
+        worker w = { .line_up = line_up,
+                     .close = close_ours,
+                     .resume = resume_threads,
+                     .pause = pause_threads };
+        usual_blocktime = kmp_get_blocktime();
+        snprintf(w.ready, sizeof w.ready, "batchnorm=%s isa=%s", bn.version(),
+                 bn.isa_name(bn.get_isa()));
+        serve(&w, &k);
+        return 0;
+    }
+    cell_open(&k);
+    if (calls || counted) {
+        open_ours(&k);
+        if (counted) memory(&k, counted);
+        for (long i = 0; i < calls; i++) call_ours(NULL, &k, (int)(i % k.sets));
+        close_ours();
+    } else {
+        printf("%s %s %s, %d thread%s, %s buffers, %s pages, version %s, %s\n",
+               operation_names[k.op], k.nhwc ? "NHWC" : "NCHW", k.is_double ? "float64" : "float32",
+               k.threads, k.threads > 1 ? "s" : "", k.cold ? "cold" : "warm",
+               k.small_pages ? "small" : "huge", bn.version(), bn.isa_name(bn.get_isa()));
+        report(&k, rounds);
+    }
+    cell_close(&k);
+}

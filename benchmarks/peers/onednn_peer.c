@@ -1,0 +1,144 @@
+/*
+ * onednn_peer.c — oneDNN's batch normalization as a peer: plain layouts and its own blocked one. A worker
+ * of run.py, in a process of its own because oneDNN brings another OpenMP runtime (libgomp).
+ * It does the work it offers: no running statistics in the forward; float32 only.
+ */
+#include <dnnl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "../cell.h"
+
+static dnnl_engine_t engine;
+static dnnl_stream_t stream;
+
+static void check(dnnl_status_t status, const char *what)
+{
+    if (status != dnnl_success) die("oneDNN: %s gives status %d", what, (int)status);
+}
+#define CHECK(call) check((call), #call)
+
+enum { MAX_ARGUMENTS = 10 };
+
+typedef struct setup {
+    dnnl_primitive_t primitive;
+    int count;
+    dnnl_exec_arg_t arguments[MAX_ARGUMENTS];
+    dnnl_memory_t input, output, gradient; /* those of the arguments that are rotated */
+} setup;
+
+static setup setups[2];
+static int used;
+
+static dnnl_memory_t bind(setup *s, int name, const_dnnl_memory_desc_t desc, void *data)
+{
+    dnnl_memory_t memory;
+    CHECK(dnnl_memory_create(&memory, desc, engine, data));
+    s->arguments[s->count++] = (dnnl_exec_arg_t){ name, memory };
+    return memory;
+}
+
+/* 0 if oneDNN does not do it. */
+static int prepare(setup *s, cell *k, dnnl_format_tag_t tag)
+{
+    memset(s, 0, sizeof *s);
+    dnnl_memory_desc_t data, channels;
+    dnnl_dims_t dims = { k->sizes[0], k->sizes[1], k->sizes[2], k->sizes[3], k->sizes[4] },
+                c = { k->c };
+    CHECK(dnnl_memory_desc_create_with_tag(&data, k->rank, dims, dnnl_f32, tag));
+    CHECK(dnnl_memory_desc_create_with_tag(&channels, 1, c, dnnl_f32, dnnl_a));
+    int fixed = k->op == INFERENCE || k->op == FROZEN;
+    unsigned flags =
+        (unsigned)(dnnl_use_scale | dnnl_use_shift) | (fixed ? (unsigned)dnnl_use_global_stats : 0);
+    dnnl_primitive_desc_t forward, backward = NULL;
+    if (dnnl_batch_normalization_forward_primitive_desc_create(
+            &forward, engine, k->op == INFERENCE ? dnnl_forward_inference : dnnl_forward_training,
+            data, data, 1e-5f, flags, NULL) != dnnl_success)
+        return 0;
+    if (has_gradient(k) && dnnl_batch_normalization_backward_primitive_desc_create(
+                               &backward, engine, dnnl_backward, data, data, data, 1e-5f, flags,
+                               forward, NULL) != dnnl_success)
+        return 0;
+    CHECK(dnnl_primitive_create(&s->primitive, backward ? backward : forward));
+
+    void *const *p = k->parameters;
+    s->input = bind(s, DNNL_ARG_SRC, data, input_of(k, 0));
+    bind(s, DNNL_ARG_SCALE, channels, p[WEIGHT]);
+    if (!backward) bind(s, DNNL_ARG_SHIFT, channels, p[BIAS]);
+    /* The training forward writes its statistics, all others read them. */
+    bind(s, DNNL_ARG_MEAN, channels, k->op == FORWARD ? p[SAVED_MEAN] : p[RUNNING_MEAN]);
+    bind(s, DNNL_ARG_VARIANCE, channels, k->op == FORWARD ? p[SAVED_INVSTD] : p[RUNNING_VAR]);
+    if (backward) {
+        s->gradient = bind(s, DNNL_ARG_DIFF_DST, data, gradient_of(k, 0));
+        s->output = bind(s, DNNL_ARG_DIFF_SRC, data, output_of(k, 0));
+        bind(s, DNNL_ARG_DIFF_SCALE, channels, p[GRAD_WEIGHT]);
+        bind(s, DNNL_ARG_DIFF_SHIFT, channels, p[GRAD_BIAS]);
+        dnnl_primitive_desc_destroy(backward);
+    } else {
+        s->output = bind(s, DNNL_ARG_DST, data, output_of(k, 0));
+    }
+    dnnl_primitive_desc_destroy(forward);
+    dnnl_memory_desc_destroy(data);
+    dnnl_memory_desc_destroy(channels);
+    return 1;
+}
+
+static void call(const contender *self, cell *k, int set)
+{
+    const setup *s = self->context;
+    if (k->sets > 1) {
+        CHECK(dnnl_memory_set_data_handle(s->input, input_of(k, set)));
+        CHECK(dnnl_memory_set_data_handle(s->output, output_of(k, set)));
+        if (s->gradient) CHECK(dnnl_memory_set_data_handle(s->gradient, gradient_of(k, set)));
+    }
+    CHECK(dnnl_primitive_execute(s->primitive, stream, s->count, s->arguments));
+    CHECK(dnnl_stream_wait(stream));
+}
+
+static void add(cell *k, contender *list, const char *name, dnnl_format_tag_t tag)
+{
+    if (!prepare(&setups[used], k, tag)) return;
+    list[used] = (contender){ .call = call, .context = &setups[used] };
+    snprintf(list[used].name, sizeof list[used].name, "%s", name);
+    used++;
+}
+
+static int line_up(cell *k, contender *list)
+{
+    static const dnnl_format_tag_t nchw[] = { dnnl_ab, dnnl_abc, dnnl_abcd, dnnl_abcde },
+                                   nhwc[] = { dnnl_ab, dnnl_acb, dnnl_acdb, dnnl_acdeb },
+                                   by8[] = { 0, dnnl_aBc8b, dnnl_aBcd8b, dnnl_aBcde8b },
+                                   by16[] = { 0, dnnl_aBc16b, dnnl_aBcd16b, dnnl_aBcde16b };
+    used = 0;
+    if (k->is_double) return 0;
+    add(k, list, "oneDNN", (k->nhwc ? nhwc : nchw)[k->rank - 2]);
+    /* Its blocked layout, where the channels fill the blocks; the same memory, read in that order. */
+    int wide =
+        (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core;
+    if (!k->nhwc && k->rank > 2 && k->c % (wide ? 16 : 8) == 0)
+        add(k, list, "oneDNN-blocked", (wide ? by16 : by8)[k->rank - 2]);
+    return used;
+}
+
+static void close_setups(void)
+{
+    for (int i = 0; i < used; i++) {
+        for (int j = 0; j < setups[i].count; j++)
+            dnnl_memory_destroy(setups[i].arguments[j].memory);
+        dnnl_primitive_destroy(setups[i].primitive);
+    }
+    used = 0;
+}
+
+int main(void)
+{
+    CHECK(dnnl_engine_create(&engine, dnnl_cpu, 0));
+    CHECK(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
+    cell k;
+    cell_initialize(&k, 1);
+    worker w = { .line_up = line_up, .close = close_setups };
+    const dnnl_version_t *version = dnnl_version();
+    snprintf(w.ready, sizeof w.ready, "oneDNN=%d.%d.%d", version->major, version->minor,
+             version->patch);
+    serve(&w, &k);
+}
