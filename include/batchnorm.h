@@ -218,9 +218,11 @@ typedef int32_t bn_one_value;
 enum { BN_ONE_VALUE_ERROR = 0, BN_ONE_VALUE_USE_RUNNING = 1, BN_ONE_VALUE_ALLOW = 2 };
 
 /* What training does with NaN or infinity. In either case the outputs of such a channel are NaN, its
- * running statistics keep their old value, and all other channels are untouched, to the bit.
- * REPORT: success; args.nonfinite_channels tells how many. ERROR: BN_STATUS_NONFINITE, returned after all
- * of that has been done, so that outputs and the other channels' statistics are valid. */
+ * running statistics keep their old value, and all other channels are untouched, to the bit. Statistics
+ * that overflow count as well: a variance beyond float32's range in running_var (the output is right
+ * then), and float64 values whose squares overflow.
+ * REPORT: success; args.nonfinite_channels tells how many. ERROR: BN_STATUS_NONFINITE, returned after
+ * all of that has been done, so that outputs and the other channels' statistics are valid. */
 typedef int32_t bn_nonfinite;
 enum { BN_NONFINITE_REPORT = 0, BN_NONFINITE_ERROR = 1 };
 
@@ -487,7 +489,8 @@ BN_API int32_t bn_get_num_threads(void);
 typedef int32_t bn_isa;
 enum { BN_ISA_GENERIC = 0, BN_ISA_AVX2 = 1, BN_ISA_AVX512 = 2 };
 
-/* Caps the instruction set; a cap above what the CPU has is allowed and changes nothing. */
+/* Caps the instruction set; a cap above what the CPU has is allowed and changes nothing. The last call
+ * counts, and replaces what the environment said. */
 BN_API bn_status bn_set_max_isa(bn_isa isa);
 /* The instruction set in use. */
 BN_API bn_isa bn_get_isa(void);

@@ -5,9 +5,7 @@
 import CBatchNormKernels
 
 enum Planner {
-    enum Kind: Int32, Sendable { case forwardTraining, forwardInference, backward }
-
-    static func plan(grid: bnk_grid, kind: Kind, machine: Machine) -> bnk_plan {
+    static func plan(grid: bnk_grid, machine: Machine) -> bnk_plan {
         var plan = partition(grid)
         let elementSize = grid.is_double != 0 ? 8 : 4
         let values = Int(grid.rows) &* Int(grid.channels) &* Int(grid.inner)
@@ -15,7 +13,7 @@ enum Planner {
 
         plan.isa = machine.isa.rawValue
         plan.threads = bytes < serialBytes ? 1 : Int32(clamping: machine.threads)
-        plan.stream = streams(outputBytes: bytes, kind: kind, machine: machine) ? 1 : 0
+        plan.stream = streams(tensorBytes: bytes, machine: machine) ? 1 : 0
         plan.fused = fuses(plan, grid, elementSize: elementSize, machine: machine) ? 1 : 0
         return plan
     }
@@ -80,9 +78,10 @@ enum Planner {
     /// Below this many bytes of input a parallel region costs more than it gains.
     static let serialBytes = 128 << 10
 
-    /// Outputs that the last-level cache would not keep are written past it.
-    private static func streams(outputBytes: Int, kind: Kind, machine: Machine) -> Bool {
-        outputBytes > machine.l3 / 4
+    /// Outputs that take more than a quarter of the last-level cache are written past the caches: there non-temporal stores
+    /// were faster, measured, even where output and input together would just have stayed.
+    private static func streams(tensorBytes: Int, machine: Machine) -> Bool {
+        tensorBytes > machine.l3 / 4
     }
 
     /// Whether a task takes a run through reduction and application. It saves reading the input from memory twice

@@ -21,7 +21,7 @@ static void apply_columns(const bnk_cut *cut, const bnk_leaves *leaves, const bn
     const int64_t inner = cut->grid->inner, ahead = bnk_ahead(cut);
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
 
-    double memory[5 * BNK_MAX_COLUMNS];
+    double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
     bnk_linears columns = *channels;
     if (inner > 1 || fold > 1) {
         const int64_t c = piece->channels;
@@ -30,7 +30,10 @@ static void apply_columns(const bnk_cut *cut, const bnk_leaves *leaves, const bn
         bnk_expand(channels->center, is_double, c, inner, fold, columns.center);
         bnk_expand(channels->slope, is_double, c, inner, fold, columns.slope);
         bnk_expand(channels->offset, is_double, c, inner, fold, columns.offset);
-        if (dy) bnk_expand(channels->factor, is_double, c, inner, fold, columns.factor);
+        if (dy) {
+            bnk_expand(channels->factor, is_double, c, inner, fold, columns.factor);
+            bnk_expand(channels->slope_rest, is_double, c, inner, fold, columns.slope_rest);
+        }
     }
 
     int64_t row = 0;
@@ -60,4 +63,35 @@ void bnk_apply_piece(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_pie
         apply_columns(cut, leaves, piece, channels, from, grad, to);
     else
         apply_rows(cut, leaves, piece, channels, from, grad, to);
+}
+
+/* Whole rows, one behind the other in memory, rather than strips of them, where nothing has to be
+ * expanded. */
+static int takes_whole_rows(const bnk_cut *cut)
+{
+    return cut->plan->by_columns && cut->grid->inner == 1 && cut->plan->fold == 1;
+}
+
+int64_t bnk_apply_tasks(const bnk_cut *cut)
+{
+    const int64_t tasks = cut->runs * cut->pieces;
+    return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid->rows) : tasks;
+}
+
+void bnk_apply_task(const bnk_cut *cut, const bnk_leaves *leaves, int64_t task,
+                    const bnk_linears *linears, const void *x, const void *dy, void *y)
+{
+    /* Last read, first applied: what the reduction saw last is still in cache. */
+    const int64_t tasks = bnk_apply_tasks(cut), reversed = tasks - 1 - task;
+    bnk_piece piece = bnk_piece_at(cut, reversed % cut->runs, reversed / cut->runs);
+    if (takes_whole_rows(cut)) {
+        const int64_t end = cut->grid->rows * (reversed + 1) / tasks;
+        piece.channel = 0;
+        piece.channels = cut->grid->channels;
+        piece.row = cut->grid->rows * reversed / tasks;
+        piece.rows = end - piece.row;
+        piece.start = piece.row * cut->stride * cut->element;
+    }
+    const bnk_linears own = bnk_linears_from(linears, piece.channel, cut->grid->is_double);
+    bnk_apply_piece(cut, leaves, &piece, &own, x, dy, y);
 }

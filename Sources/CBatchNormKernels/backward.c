@@ -102,7 +102,7 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
     const double gain = bnk_get(job->weight, is_double, channel, 1) * invstd;
     if (job->frozen) {
         /* dx = dy * gain, by the forward's leaf with dy as x; -0 keeps the sign of every zero. */
-        const bnk_linear scaled = { 1, -0.0, bnk_round(gain, is_double), -0.0, 0 };
+        const bnk_linear scaled = { 1, -0.0, bnk_round(gain, is_double), 0, -0.0, 0 };
         return scaled;
     }
     /* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c) */
@@ -118,13 +118,15 @@ static int needs_sums(const bnk_backward *job)
     return job->grad_weight || job->grad_bias || (job->grad_input && !job->frozen);
 }
 
-static void apply_piece(const backward *t, const bnk_piece *piece, const bnk_linears *linears)
+/* What the apply leaves take as x and as dy: frozen, dy is the forward's x. */
+static const void *applied_x(const bnk_backward *job)
 {
-    const bnk_backward *job = t->job;
-    if (!job->grad_input) return;
-    const void *x = job->frozen ? job->grad_output : job->input;
-    const void *dy = job->frozen ? NULL : job->grad_output;
-    bnk_apply_piece(&t->cut, t->leaves, piece, linears, x, dy, job->grad_input);
+    return job->frozen ? job->grad_output : job->input;
+}
+
+static const void *applied_dy(const bnk_backward *job)
+{
+    return job->frozen ? NULL : job->grad_output;
 }
 
 /* ---- channels whole ---- */
@@ -136,7 +138,7 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
     const int32_t is_double = cut->grid->is_double;
     for (int64_t run = begin; run < end; run++) {
         grad_sums total[BNK_MAX_COLUMNS], own[BNK_MAX_COLUMNS];
-        double memory[5 * BNK_MAX_COLUMNS];
+        double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
         const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
         const bnk_piece whole = bnk_whole_run(cut, run);
         for (int64_t c = 0; c < whole.channels; c++) total[c] = (grad_sums){ 0, 0 };
@@ -151,7 +153,9 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
             }
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(&linears, is_double, c, finish_channel(t, whole.channel + c, total[c]));
-        apply_piece(t, &whole, &linears);
+        if (t->job->grad_input)
+            bnk_apply_piece(cut, t->leaves, &whole, &linears, applied_x(t->job), applied_dy(t->job),
+                            t->job->grad_input);
     }
 }
 
@@ -187,14 +191,9 @@ static void add_channels(void *context, int64_t begin, int64_t end)
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
-    const bnk_cut *cut = &t->cut;
-    for (int64_t task = begin; task < end; task++) {
-        /* Last read, first read again: what the reduction saw last is still in cache. */
-        const int64_t reversed = cut->pieces * cut->runs - 1 - task;
-        const bnk_piece piece = bnk_piece_at(cut, reversed % cut->runs, reversed / cut->runs);
-        const bnk_linears own = bnk_linears_from(&t->linears, piece.channel, cut->grid->is_double);
-        apply_piece(t, &piece, &own);
-    }
+    for (int64_t task = begin; task < end; task++)
+        bnk_apply_task(&t->cut, t->leaves, task, &t->linears, applied_x(t->job), applied_dy(t->job),
+                       t->job->grad_input);
 }
 
 /* ---- entries ---- */
@@ -204,7 +203,7 @@ int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan)
     if (plan->fused) return 0;
     const bnk_cut cut = bnk_cut_grid(grid, plan);
     return cut.pieces * grid->channels * (int64_t)sizeof(grad_sums) +
-           5 * grid->channels * cut.element;
+           BNK_LINEARS * grid->channels * cut.element;
 }
 
 void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job)
@@ -220,5 +219,5 @@ void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_back
         bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels, grid->is_double);
     if (needs_sums(job)) bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, reduce_pieces, &t);
     bnk_parallel(plan->threads, grid->channels, add_channels, &t);
-    bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, apply_pieces, &t);
+    if (job->grad_input) bnk_parallel(plan->threads, bnk_apply_tasks(&t.cut), apply_pieces, &t);
 }

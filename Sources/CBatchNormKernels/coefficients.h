@@ -10,9 +10,9 @@
 #ifndef BNK_COEFFICIENTS_H
 #define BNK_COEFFICIENTS_H
 
-#include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 /* Element `i` of a parameter array; `absent` if there is none. */
 static inline double bnk_get(const void *values, int32_t is_double, int64_t i, double absent)
@@ -42,19 +42,24 @@ static inline double bnk_invstd(double variance, double epsilon)
     return v == 0 ? 0 : 1 / sqrt(v);
 }
 
-/* The largest power of two that is not above invstd; 1 where there is none. */
+/* The largest power of two that is not above invstd, by cutting off the fraction's bits; 1 where there
+ * is none. */
 static inline double bnk_scale(double invstd)
 {
-    int exponent;
-    if (!(invstd > 0) || isinf(invstd)) return 1;
-    frexp(invstd, &exponent);
-    return ldexp(1, exponent - 1);
+    const uint64_t exponent_bits = 0x7ff0000000000000;
+    uint64_t bits;
+    memcpy(&bits, &invstd, sizeof bits);
+    bits &= exponent_bits;
+    if (bits == 0 || bits == exponent_bits) return 1;
+    memcpy(&invstd, &bits, sizeof bits);
+    return invstd;
 }
 
-/* y = (x * scale + center) * slope + offset, and for gradients + dy * factor; in the element type's
- * precision. */
+/* y = t * slope + offset with t = x * scale + center; for gradients y = t * (slope + slope_rest) +
+ * offset + dy * factor, where two more roundings would else make the error too large. In the
+ * element type's precision. */
 typedef struct bnk_linear {
-    double scale, center, slope, offset, factor;
+    double scale, center, slope, slope_rest, offset, factor;
 } bnk_linear;
 
 /* (x - mean) * gain + bias, where gain is about invstd. */
@@ -65,15 +70,18 @@ static inline bnk_linear bnk_linear_of(double mean, double mean_rest, double inv
     f.scale = bnk_round(bnk_scale(invstd), is_double);
     f.center = bnk_round(-mean * f.scale, is_double);
     f.slope = bnk_round(gain / f.scale, is_double);
+    f.slope_rest = bnk_round(gain / f.scale - f.slope, is_double);
     const double lost = (f.center + mean * f.scale) + mean_rest * f.scale;
     f.offset = bnk_round(bias - lost * f.slope, is_double);
     f.factor = 0;
     return f;
 }
 
+enum { BNK_LINEARS = 6 };
+
 /* The same for many channels or columns: arrays of the element type. */
 typedef struct bnk_linears {
-    void *scale, *center, *slope, *offset, *factor;
+    void *scale, *center, *slope, *slope_rest, *offset, *factor;
 } bnk_linears;
 
 static inline void bnk_linears_set(const bnk_linears *to, int32_t is_double, int64_t i,
@@ -84,6 +92,7 @@ static inline void bnk_linears_set(const bnk_linears *to, int32_t is_double, int
     bnk_set(to->slope, is_double, i, f.slope);
     bnk_set(to->offset, is_double, i, f.offset);
     bnk_set(to->factor, is_double, i, f.factor);
+    bnk_set(to->slope_rest, is_double, i, f.slope_rest);
 }
 
 static inline bnk_linear bnk_linears_get(const bnk_linears *from, int32_t is_double, int64_t i)
@@ -94,15 +103,18 @@ static inline bnk_linear bnk_linears_get(const bnk_linears *from, int32_t is_dou
     f.slope = bnk_get(from->slope, is_double, i, 0);
     f.offset = bnk_get(from->offset, is_double, i, 0);
     f.factor = bnk_get(from->factor, is_double, i, 0);
+    f.slope_rest = bnk_get(from->slope_rest, is_double, i, 0);
     return f;
 }
 
-/* Five arrays of `length` elements in one piece of memory. */
+/* BNK_LINEARS arrays of `length` elements in one piece of memory. */
 static inline bnk_linears bnk_linears_in(void *memory, int64_t length, int32_t is_double)
 {
     char *p = memory;
     const int64_t bytes = length * (is_double ? 8 : 4);
-    const bnk_linears f = { p, p + bytes, p + 2 * bytes, p + 3 * bytes, p + 4 * bytes };
+    const bnk_linears f = {
+        p, p + bytes, p + 2 * bytes, p + 3 * bytes, p + 4 * bytes, p + 5 * bytes
+    };
     return f;
 }
 
@@ -110,9 +122,9 @@ static inline bnk_linears bnk_linears_in(void *memory, int64_t length, int32_t i
 static inline bnk_linears bnk_linears_from(const bnk_linears *f, int64_t i, int32_t is_double)
 {
     const int64_t bytes = i * (is_double ? 8 : 4);
-    const bnk_linears from = { (char *)f->scale + bytes, (char *)f->center + bytes,
-                               (char *)f->slope + bytes, (char *)f->offset + bytes,
-                               (char *)f->factor + bytes };
+    const bnk_linears from = { (char *)f->scale + bytes,  (char *)f->center + bytes,
+                               (char *)f->slope + bytes,  (char *)f->slope_rest + bytes,
+                               (char *)f->offset + bytes, (char *)f->factor + bytes };
     return from;
 }
 

@@ -48,7 +48,7 @@ static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece)
             double sums[2];
             t->leaves->row_sums(tile, rows, cut->stride, length, pivot, sums);
             const bnk_moments own = bnk_moments_of_sums(n, pivot, sums[0], sums[1]);
-            all = count == 0 ? own : bnk_moments_merge(count, all, n, own);
+            bnk_moments_add(&all, count, &own, n, 1);
             count += n;
         }
     }
@@ -63,6 +63,7 @@ static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_
     double pivot[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], squares[BNK_MAX_COLUMNS];
     double channel_pivot[BNK_MAX_COLUMNS], channel_sum[BNK_MAX_COLUMNS],
         channel_squares[BNK_MAX_COLUMNS];
+    bnk_moments own[BNK_MAX_COLUMNS];
     const char *x = (const char *)t->job->input + piece->start;
     double count = 0;
 
@@ -86,11 +87,9 @@ static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_
         bnk_collapse(squares, channels, inner, fold, channel_squares);
 
         const double n = (double)(lines * fold * inner);
-        for (int64_t c = 0; c < channels; c++) {
-            const bnk_moments own =
-                bnk_moments_of_sums(n, channel_pivot[c], channel_sum[c], channel_squares[c]);
-            moments[c] = count == 0 ? own : bnk_moments_merge(count, moments[c], n, own);
-        }
+        for (int64_t c = 0; c < channels; c++)
+            own[c] = bnk_moments_of_sums(n, channel_pivot[c], channel_sum[c], channel_squares[c]);
+        bnk_moments_add(moments, count, own, n, channels);
         count += n;
         row += lines * fold;
     }
@@ -143,7 +142,7 @@ static void train_runs(void *context, int64_t begin, int64_t end)
     const int32_t is_double = cut->grid->is_double;
     for (int64_t run = begin; run < end; run++) {
         bnk_moments merged[BNK_MAX_COLUMNS], own[BNK_MAX_COLUMNS];
-        double memory[5 * BNK_MAX_COLUMNS];
+        double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
         const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
         const bnk_piece whole = bnk_whole_run(cut, run);
         double count = 0;
@@ -154,8 +153,7 @@ static void train_runs(void *context, int64_t begin, int64_t end)
                 column_piece_moments(t, &piece, own);
             else
                 own[0] = row_piece_moments(t, &piece);
-            for (int64_t c = 0; c < piece.channels; c++)
-                merged[c] = p == 0 ? own[c] : bnk_moments_merge(count, merged[c], n, own[c]);
+            bnk_moments_add(merged, count, own, n, piece.channels);
             count += n;
         }
         for (int64_t c = 0; c < whole.channels; c++)
@@ -182,36 +180,36 @@ static void reduce_pieces(void *context, int64_t begin, int64_t end)
     }
 }
 
+/* Channels that a task of merge_channels takes together. */
+enum { MERGED = 64 };
+
 static void merge_channels(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
     const bnk_cut *cut = &t->cut;
-    const int32_t is_double = cut->grid->is_double;
-    for (int64_t c = begin; c < end; c++) {
-        bnk_moments merged = { 0, 0, 0 };
+    for (int64_t task = begin; task < end; task++) {
+        const int64_t first = task * MERGED;
+        const int64_t channels = bnk_min(MERGED, cut->grid->channels - first);
+        bnk_moments merged[MERGED];
         double count = 0;
         for (int64_t p = 0; p < cut->pieces; p++) {
-            const bnk_piece piece = bnk_piece_at(cut, c / cut->plan->run, p);
-            const bnk_moments own = t->partial[p * cut->grid->channels + c];
+            const bnk_piece piece = bnk_piece_at(cut, 0, p); /* in every run of the same size */
             const double n = (double)(piece.rows * piece.length);
-            merged = p == 0 ? own : bnk_moments_merge(count, merged, n, own);
+            bnk_moments_add(merged, count, t->partial + p * cut->grid->channels + first, n,
+                            channels);
             count += n;
         }
-        bnk_linears_set(&t->linears, is_double, c, finish_channel(t->job, cut->grid, c, merged));
+        for (int64_t c = 0; c < channels; c++)
+            bnk_linears_set(&t->linears, cut->grid->is_double, first + c,
+                            finish_channel(t->job, cut->grid, first + c, merged[c]));
     }
 }
 
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
-    const bnk_cut *cut = &t->cut;
-    for (int64_t task = begin; task < end; task++) {
-        /* Last written, first read: what the reduction saw last is still in cache. */
-        const int64_t reversed = cut->pieces * cut->runs - 1 - task;
-        const bnk_piece piece = bnk_piece_at(cut, reversed % cut->runs, reversed / cut->runs);
-        const bnk_linears own = bnk_linears_from(&t->linears, piece.channel, cut->grid->is_double);
-        bnk_apply_piece(cut, t->leaves, &piece, &own, t->job->input, NULL, t->job->output);
-    }
+    for (int64_t task = begin; task < end; task++)
+        bnk_apply_task(&t->cut, t->leaves, task, &t->linears, t->job->input, NULL, t->job->output);
 }
 
 /* ---- entries ---- */
@@ -221,7 +219,7 @@ int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan)
     if (plan->fused) return 0;
     const bnk_cut cut = bnk_cut_grid(grid, plan);
     return cut.pieces * grid->channels * (int64_t)sizeof(bnk_moments) +
-           5 * grid->channels * cut.element;
+           BNK_LINEARS * grid->channels * cut.element;
 }
 
 void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forward *job)
@@ -237,8 +235,8 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
     t.linears =
         bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels, grid->is_double);
     bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, reduce_pieces, &t);
-    bnk_parallel(plan->threads, grid->channels, merge_channels, &t);
-    bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, apply_pieces, &t);
+    bnk_parallel(plan->threads, bnk_ceil_div(grid->channels, MERGED), merge_channels, &t);
+    bnk_parallel(plan->threads, bnk_apply_tasks(&t.cut), apply_pieces, &t);
 }
 
 typedef struct inference {
@@ -255,7 +253,7 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
     const int32_t is_double = cut->grid->is_double;
     for (int64_t task = begin; task < end; task++) {
         const bnk_piece piece = bnk_piece_at(cut, task % cut->runs, task / cut->runs);
-        double memory[5 * BNK_MAX_COLUMNS];
+        double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
         const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
         for (int64_t i = 0; i < piece.channels; i++) {
             const int64_t c = piece.channel + i;

@@ -15,8 +15,8 @@
 #include "bnk.h"
 #include "coefficients.h"
 
-/* t = x * scale + center, y = t * slope + offset, dx = dy * factor + t * slope + offset: each
- * product and sum rounded once, together. See coefficients.h for what the numbers are. */
+/* t = x * scale + center, y = t * slope + offset, dx = t * (slope + slope_rest) + offset + dy * factor:
+ * each product and sum rounded once, together. See coefficients.h for what the numbers are. */
 typedef struct bnk_leaves {
     /* sums[0] = sum(x - pivot), sums[1] = sum((x - pivot)^2) */
     void (*row_sums)(const void *x, int64_t rows, int64_t stride, int64_t length, double pivot,

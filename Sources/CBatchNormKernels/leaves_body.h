@@ -2,7 +2,7 @@
  * The algorithm of every leaf, once. Included by leaves_types.h per element type (BNK_T) and
  * instruction set.
  *
- * Four rows are walked side by side, for four streams keep a core's memory busier than one. Sums
+ * Sums walk four rows side by side: four streams keep a core's memory busier than one. Sums
  * are float64: a product of float32 differences is then exact, squares cannot overflow, and a pivot
  * taken from the data bounds the cancellation (see moments.h). Multiply and add stay apart in the
  * sums (no FMA), so that CPUs without it need no emulation there; the files are compiled with
@@ -80,11 +80,11 @@ BNK_INLINE void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int
 BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride, int64_t length,
                                    double pivot, bnk_double16 sums[2])
 {
-    const bnk_double16 p = pivot - (bnk_double16){ 0 };
+    const bnk_double16 p = pivot - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
     bnk_double16 s = sums[0], q = sums[1];
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int r = 0; r < together; r++) {
-            const bnk_double16 c = BNK_NAME(lanes_at)(x + r * stride + i) - p;
+            const bnk_double16 c = BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), p, one);
             s += c;
             q += c * c;
         }
@@ -132,13 +132,13 @@ BNK_INLINE void BNK_NAME(add_grad_rows)(const BNK_T *x, const BNK_T *dy, int tog
                                         int64_t stride, int64_t length, double mean,
                                         bnk_double16 sums[2])
 {
-    const bnk_double16 m = mean - (bnk_double16){ 0 };
+    const bnk_double16 m = mean - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
     bnk_double16 s = sums[0], q = sums[1];
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int r = 0; r < together; r++) {
             const bnk_double16 g = BNK_NAME(lanes_at)(dy + r * stride + i);
             s += g;
-            q += g * (BNK_NAME(lanes_at)(x + r * stride + i) - m);
+            q += g * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one);
         }
     sums[0] = s;
     sums[1] = q;
@@ -183,23 +183,30 @@ static void BNK_NAME(row_grad_sums)(const void *x, const void *dy, int64_t rows,
 
 /* ---- sums by columns ---- */
 
-/* `together` rows; each column adds them in ascending order. */
+/* Eight columns of `together` rows; each column adds them in ascending order. */
+BNK_INLINE void BNK_NAME(add_columns)(const BNK_T *x, int together, int64_t stride,
+                                      const double *pivot, double *sum, double *sum_squares)
+{
+    const bnk_double8 p = *(const bnk_double8_at *)pivot, one = BNK_ONES(bnk_double8);
+    bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_squares;
+    for (int r = 0; r < together; r++) {
+        const bnk_double8 c = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), p, one);
+        s += c;
+        q += c * c;
+    }
+    *(bnk_double8_at *)sum = s;
+    *(bnk_double8_at *)sum_squares = q;
+}
+
 BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t stride,
                                            int64_t columns, int64_t ahead, const double *pivot,
                                            double *sum, double *sum_squares)
 {
     int64_t j = 0;
     for (; j + 8 <= columns; j += 8) {
-        const bnk_double8 p = *(const bnk_double8_at *)(pivot + j);
-        bnk_double8 s = *(bnk_double8_at *)(sum + j), q = *(bnk_double8_at *)(sum_squares + j);
-        for (int r = 0; r < together; r++) {
-            BNK_PREFETCH(x + r * stride + j + ahead);
-            const bnk_double8 c = BNK_NAME(half_at)(x + r * stride + j) - p;
-            s += c;
-            q += c * c;
-        }
-        *(bnk_double8_at *)(sum + j) = s;
-        *(bnk_double8_at *)(sum_squares + j) = q;
+        if (j % BNK_LINE_LENGTH == 0)
+            for (int r = 0; r < together; r++) BNK_PREFETCH(x + r * stride + j + ahead);
+        BNK_NAME(add_columns)(x + j, together, stride, pivot + j, sum + j, sum_squares + j);
     }
     for (; j < columns; j++)
         for (int r = 0; r < together; r++) {
@@ -220,6 +227,21 @@ static void BNK_NAME(column_sums)(const void *x, int64_t rows, int64_t stride, i
         BNK_NAME(column_sums_rows)(row, 1, stride, columns, ahead, pivot, sum, sum_squares);
 }
 
+BNK_INLINE void BNK_NAME(add_grad_columns)(const BNK_T *x, const BNK_T *dy, int together,
+                                           int64_t stride, const double *mean, double *sum,
+                                           double *sum_product)
+{
+    const bnk_double8 m = *(const bnk_double8_at *)mean, one = BNK_ONES(bnk_double8);
+    bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_product;
+    for (int r = 0; r < together; r++) {
+        const bnk_double8 g = BNK_NAME(half_at)(dy + r * stride);
+        s += g;
+        q += g * BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), m, one);
+    }
+    *(bnk_double8_at *)sum = s;
+    *(bnk_double8_at *)sum_product = q;
+}
+
 BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy, int together,
                                                 int64_t stride, int64_t columns, int64_t ahead,
                                                 const double *mean, double *sum,
@@ -227,17 +249,13 @@ BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy,
 {
     int64_t j = 0;
     for (; j + 8 <= columns; j += 8) {
-        const bnk_double8 m = *(const bnk_double8_at *)(mean + j);
-        bnk_double8 s = *(bnk_double8_at *)(sum + j), q = *(bnk_double8_at *)(sum_product + j);
-        for (int r = 0; r < together; r++) {
-            BNK_PREFETCH(x + r * stride + j + ahead);
-            BNK_PREFETCH(dy + r * stride + j + ahead);
-            const bnk_double8 g = BNK_NAME(half_at)(dy + r * stride + j);
-            s += g;
-            q += g * (BNK_NAME(half_at)(x + r * stride + j) - m);
-        }
-        *(bnk_double8_at *)(sum + j) = s;
-        *(bnk_double8_at *)(sum_product + j) = q;
+        if (j % BNK_LINE_LENGTH == 0)
+            for (int r = 0; r < together; r++) {
+                BNK_PREFETCH(x + r * stride + j + ahead);
+                BNK_PREFETCH(dy + r * stride + j + ahead);
+            }
+        BNK_NAME(add_grad_columns)(x + j, dy + j, together, stride, mean + j, sum + j,
+                                   sum_product + j);
     }
     for (; j < columns; j++)
         for (int r = 0; r < together; r++) {
@@ -261,17 +279,18 @@ static void BNK_NAME(column_grad_sums)(const void *x, const void *dy, int64_t ro
 /* ---- application ---- */
 
 /*
- * One burst of one row, [i, end): what lies before `head`, whole cache lines, the rest. x, dy and y
- * point at the row's first value, f at a bnk_linear or bnk_linears.
+ * Applies to one row: what lies before the first cache line of y, whole lines, the rest. x, dy and y point at the
+ * row's first value, f at a bnk_linear or bnk_linears. Rows are taken one after another: non-temporal stores that
+ * alternate between rows are ten times slower on AMD, and a single stream is as fast as several elsewhere.
  */
-typedef void BNK_NAME(burst)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t i, int64_t end,
-                             int64_t head, int64_t ahead, const void *f, int stream);
+typedef void BNK_NAME(apply_row)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t length,
+                                 int64_t ahead, const void *f, int stream);
 
 #define BNK_AT(p) (*(const BNK_LINE_AT *)((p) + i))
 
-BNK_INLINE void BNK_NAME(row_burst)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t i,
-                                    int64_t end, int64_t head, int64_t ahead, const void *linear,
-                                    int stream)
+BNK_INLINE void BNK_NAME(apply_row_values)(const BNK_T *x, const BNK_T *dy, BNK_T *y,
+                                           int64_t length, int64_t ahead, const void *linear,
+                                           int stream)
 {
     (void)dy;
     (void)ahead;
@@ -280,104 +299,96 @@ BNK_INLINE void BNK_NAME(row_burst)(const BNK_T *x, const BNK_T *dy, BNK_T *y, i
                 offset = (BNK_T)f->offset;
     const BNK_LINE s = BNK_NAME(broadcast)(scale), c = BNK_NAME(broadcast)(center),
                    a = BNK_NAME(broadcast)(slope), b = BNK_NAME(broadcast)(offset);
-    for (; i < head; i++) y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset);
-    for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
+    int64_t i = 0;
+    for (const int64_t head = stream ? BNK_NAME(head)(y, length) : 0; i < head; i++)
+        y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset);
+    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH) {
         BNK_NAME(store)(y + i, BNK_FMA(BNK_FMA(BNK_AT(x), s, c), a, b), stream);
     }
-    for (; i < end; i++) y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset);
+    for (; i < length; i++) y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset);
 }
 
-BNK_INLINE void BNK_NAME(row_grad_burst)(const BNK_T *x, const BNK_T *dy, BNK_T *dx, int64_t i,
-                                         int64_t end, int64_t head, int64_t ahead,
-                                         const void *linear, int stream)
+BNK_INLINE void BNK_NAME(apply_row_gradients)(const BNK_T *x, const BNK_T *dy, BNK_T *dx,
+                                              int64_t length, int64_t ahead, const void *linear,
+                                              int stream)
 {
     (void)ahead;
     const bnk_linear *f = linear;
     const BNK_T scale = (BNK_T)f->scale, center = (BNK_T)f->center, slope = (BNK_T)f->slope,
-                offset = (BNK_T)f->offset, factor = (BNK_T)f->factor;
+                slope_rest = (BNK_T)f->slope_rest, offset = (BNK_T)f->offset,
+                factor = (BNK_T)f->factor;
     const BNK_LINE s = BNK_NAME(broadcast)(scale), c = BNK_NAME(broadcast)(center),
-                   a = BNK_NAME(broadcast)(slope), b = BNK_NAME(broadcast)(offset),
-                   g = BNK_NAME(broadcast)(factor);
-#define BNK_ONE() \
-    dx[i] = BNK_FMA_ONE(dy[i], factor, BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset))
-    for (; i < head; i++) BNK_ONE();
-    for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
-        const BNK_LINE rest = BNK_FMA(BNK_FMA(BNK_AT(x), s, c), a, b);
+                   a = BNK_NAME(broadcast)(slope), r = BNK_NAME(broadcast)(slope_rest),
+                   b = BNK_NAME(broadcast)(offset), g = BNK_NAME(broadcast)(factor);
+#define BNK_ONE()                                                                     \
+    do {                                                                              \
+        const BNK_T t = BNK_FMA_ONE(x[i], scale, center);                             \
+        const BNK_T rest = BNK_FMA_ONE(t, slope, BNK_FMA_ONE(t, slope_rest, offset)); \
+        dx[i] = BNK_FMA_ONE(dy[i], factor, rest);                                     \
+    } while (0)
+    int64_t i = 0;
+    for (const int64_t head = stream ? BNK_NAME(head)(dx, length) : 0; i < head; i++) BNK_ONE();
+    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH) {
+        const BNK_LINE t = BNK_FMA(BNK_AT(x), s, c);
+        const BNK_LINE rest = BNK_FMA(t, a, BNK_FMA(t, r, b));
         BNK_NAME(store)(dx + i, BNK_FMA(BNK_AT(dy), g, rest), stream);
     }
-    for (; i < end; i++) BNK_ONE();
+    for (; i < length; i++) BNK_ONE();
 #undef BNK_ONE
 }
 
-BNK_INLINE void BNK_NAME(column_burst)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t i,
-                                       int64_t end, int64_t head, int64_t ahead,
-                                       const void *linears, int stream)
+BNK_INLINE void BNK_NAME(apply_column_values)(const BNK_T *x, const BNK_T *dy, BNK_T *y,
+                                              int64_t length, int64_t ahead, const void *linears,
+                                              int stream)
 {
     (void)dy;
     const bnk_linears *f = linears;
     const BNK_T *scale = f->scale, *center = f->center, *slope = f->slope, *offset = f->offset;
 #define BNK_ONE() y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale[i], center[i]), slope[i], offset[i])
-    for (; i < head; i++) BNK_ONE();
-    for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
+    int64_t i = 0;
+    for (const int64_t head = stream ? BNK_NAME(head)(y, length) : 0; i < head; i++) BNK_ONE();
+    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH) {
         BNK_PREFETCH(x + i + ahead);
         const BNK_LINE t = BNK_FMA(BNK_AT(x), BNK_AT(scale), BNK_AT(center));
         BNK_NAME(store)(y + i, BNK_FMA(t, BNK_AT(slope), BNK_AT(offset)), stream);
     }
-    for (; i < end; i++) BNK_ONE();
+    for (; i < length; i++) BNK_ONE();
 #undef BNK_ONE
 }
 
-BNK_INLINE void BNK_NAME(column_grad_burst)(const BNK_T *x, const BNK_T *dy, BNK_T *dx, int64_t i,
-                                            int64_t end, int64_t head, int64_t ahead,
-                                            const void *linears, int stream)
+BNK_INLINE void BNK_NAME(apply_column_gradients)(const BNK_T *x, const BNK_T *dy, BNK_T *dx,
+                                                 int64_t length, int64_t ahead, const void *linears,
+                                                 int stream)
 {
     const bnk_linears *f = linears;
-    const BNK_T *scale = f->scale, *center = f->center, *slope = f->slope, *offset = f->offset,
-                *factor = f->factor;
-#define BNK_ONE()                         \
-    dx[i] = BNK_FMA_ONE(dy[i], factor[i], \
-                        BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale[i], center[i]), slope[i], offset[i]))
-    for (; i < head; i++) BNK_ONE();
-    for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
+    const BNK_T *scale = f->scale, *center = f->center, *slope = f->slope,
+                *slope_rest = f->slope_rest, *offset = f->offset, *factor = f->factor;
+#define BNK_ONE()                                                                              \
+    do {                                                                                       \
+        const BNK_T t = BNK_FMA_ONE(x[i], scale[i], center[i]);                                \
+        const BNK_T rest = BNK_FMA_ONE(t, slope[i], BNK_FMA_ONE(t, slope_rest[i], offset[i])); \
+        dx[i] = BNK_FMA_ONE(dy[i], factor[i], rest);                                           \
+    } while (0)
+    int64_t i = 0;
+    for (const int64_t head = stream ? BNK_NAME(head)(dx, length) : 0; i < head; i++) BNK_ONE();
+    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH) {
         BNK_PREFETCH(x + i + ahead);
         BNK_PREFETCH(dy + i + ahead);
         const BNK_LINE t = BNK_FMA(BNK_AT(x), BNK_AT(scale), BNK_AT(center));
-        const BNK_LINE rest = BNK_FMA(t, BNK_AT(slope), BNK_AT(offset));
+        const BNK_LINE tail = BNK_FMA(t, BNK_AT(slope_rest), BNK_AT(offset));
+        const BNK_LINE rest = BNK_FMA(t, BNK_AT(slope), tail);
         BNK_NAME(store)(dx + i, BNK_FMA(BNK_AT(dy), BNK_AT(factor), rest), stream);
     }
-    for (; i < end; i++) BNK_ONE();
+    for (; i < length; i++) BNK_ONE();
 #undef BNK_ONE
 }
 
-/*
- * Walks four rows in bursts of BNK_BURST bytes: long enough that a row's stores fill its cache
- * lines before the next row's begin (on AMD, non-temporal stores that alternate line by line
- * between rows are ten times slower), short enough that all four rows keep being prefetched. From
- * the second burst on, a row's bursts begin at the start of a cache line of y. Rows that follow one
- * another in memory are one stream already.
- */
-BNK_INLINE void BNK_NAME(walk)(BNK_NAME(burst) * apply, const BNK_T *x, const BNK_T *dy, BNK_T *y,
-                               int64_t rows, int64_t stride, int64_t length, int64_t ahead,
-                               const void *f, int stream)
+BNK_INLINE void BNK_NAME(apply_rows)(BNK_NAME(apply_row) * apply, const BNK_T *x, const BNK_T *dy,
+                                     BNK_T *y, int64_t rows, int64_t stride, int64_t length,
+                                     int64_t ahead, const void *f, int stream)
 {
-    const int64_t most = stride == length ? 1 : 4;
-    for (int64_t row = 0; row < rows; row += most) {
-        const int64_t together = rows - row < most ? rows - row : most;
-        int64_t done[4] = { 0 };
-        for (int64_t left = together, burst = 1; left > 0; burst++)
-            for (int64_t r = 0; r < together; r++) {
-                const int64_t start = (row + r) * stride;
-                const int64_t head = stream ? BNK_NAME(head)(y + start, length) : 0;
-                int64_t end = head + burst * (BNK_BURST / (int64_t)sizeof(BNK_T));
-                if (done[r] == length) continue;
-                if (end >= length) {
-                    end = length;
-                    left--;
-                }
-                apply(x + start, dy + start, y + start, done[r], end, head, ahead, f, stream);
-                done[r] = end;
-            }
-    }
+    for (int64_t row = 0; row < rows; row++, x += stride, dy += stride, y += stride)
+        apply(x, dy, y, length, ahead, f, stream);
     BNK_NAME(finish_stream)(stream);
 }
 
@@ -385,9 +396,9 @@ static void BNK_NAME(row_apply)(const void *x, void *y, int64_t rows, int64_t st
                                 int64_t length, const bnk_linear *f, int stream)
 {
     if (stream)
-        BNK_NAME(walk)(BNK_NAME(row_burst), x, x, y, rows, stride, length, 0, f, 1);
+        BNK_NAME(apply_rows)(BNK_NAME(apply_row_values), x, x, y, rows, stride, length, 0, f, 1);
     else
-        BNK_NAME(walk)(BNK_NAME(row_burst), x, x, y, rows, stride, length, 0, f, 0);
+        BNK_NAME(apply_rows)(BNK_NAME(apply_row_values), x, x, y, rows, stride, length, 0, f, 0);
 }
 
 static void BNK_NAME(row_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows,
@@ -395,18 +406,22 @@ static void BNK_NAME(row_grad_apply)(const void *x, const void *dy, void *dx, in
                                      int stream)
 {
     if (stream)
-        BNK_NAME(walk)(BNK_NAME(row_grad_burst), x, dy, dx, rows, stride, length, 0, f, 1);
+        BNK_NAME(apply_rows)(BNK_NAME(apply_row_gradients), x, dy, dx, rows, stride, length, 0, f,
+                             1);
     else
-        BNK_NAME(walk)(BNK_NAME(row_grad_burst), x, dy, dx, rows, stride, length, 0, f, 0);
+        BNK_NAME(apply_rows)(BNK_NAME(apply_row_gradients), x, dy, dx, rows, stride, length, 0, f,
+                             0);
 }
 
 static void BNK_NAME(column_apply)(const void *x, void *y, int64_t rows, int64_t stride,
                                    int64_t columns, int64_t ahead, const bnk_linears *f, int stream)
 {
     if (stream)
-        BNK_NAME(walk)(BNK_NAME(column_burst), x, x, y, rows, stride, columns, ahead, f, 1);
+        BNK_NAME(apply_rows)(BNK_NAME(apply_column_values), x, x, y, rows, stride, columns, ahead,
+                             f, 1);
     else
-        BNK_NAME(walk)(BNK_NAME(column_burst), x, x, y, rows, stride, columns, ahead, f, 0);
+        BNK_NAME(apply_rows)(BNK_NAME(apply_column_values), x, x, y, rows, stride, columns, ahead,
+                             f, 0);
 }
 
 static void BNK_NAME(column_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows,
@@ -414,9 +429,11 @@ static void BNK_NAME(column_grad_apply)(const void *x, const void *dy, void *dx,
                                         const bnk_linears *f, int stream)
 {
     if (stream)
-        BNK_NAME(walk)(BNK_NAME(column_grad_burst), x, dy, dx, rows, stride, columns, ahead, f, 1);
+        BNK_NAME(apply_rows)(BNK_NAME(apply_column_gradients), x, dy, dx, rows, stride, columns,
+                             ahead, f, 1);
     else
-        BNK_NAME(walk)(BNK_NAME(column_grad_burst), x, dy, dx, rows, stride, columns, ahead, f, 0);
+        BNK_NAME(apply_rows)(BNK_NAME(apply_column_gradients), x, dy, dx, rows, stride, columns,
+                             ahead, f, 0);
 }
 
 #undef BNK_AT

@@ -5,11 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
-/* The row helpers are written for any number of rows and must be unrolled for theirs. */
+/* The helpers are written for any number of rows, or any row, and must be specialized for theirs. */
 #define BNK_INLINE static inline __attribute__((always_inline))
 #define BNK_LEAF static __attribute__((noinline))
 
-#define BNK_BURST 1024
 #define BNK_PREFETCH(p) __builtin_prefetch(p)
 
 #define BNK_PASTE_(name, type, isa) bnk_##name##_##type##_##isa

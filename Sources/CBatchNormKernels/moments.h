@@ -13,6 +13,8 @@
 #ifndef BNK_MOMENTS_H
 #define BNK_MOMENTS_H
 
+#include <stdint.h>
+
 typedef struct bnk_moments {
     double mean;
     double mean_rest; /* mean + mean_rest is the mean */
@@ -34,21 +36,42 @@ static inline bnk_moments bnk_moments_of_sums(double count, double pivot, double
     return moments;
 }
 
-/* Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing sample
- * variances", 1979. */
-static inline bnk_moments bnk_moments_merge(double a_count, bnk_moments a, double b_count,
-                                            bnk_moments b)
+/* The shares of two counts that a merge needs, apart from it because many channels have the same. */
+typedef struct bnk_shares {
+    double b;    /* b / (a + b) */
+    double both; /* a * b / (a + b) */
+} bnk_shares;
+
+static inline bnk_shares bnk_shares_of(double a_count, double b_count)
 {
-    const double count = a_count + b_count;
+    bnk_shares shares;
+    shares.b = b_count / (a_count + b_count); /* 1 if there is no a yet */
+    shares.both = a_count * shares.b;
+    return shares;
+}
+
+/* Moments of a and b together. Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing
+ * sample variances", 1979. */
+static inline bnk_moments bnk_moments_merge(bnk_moments a, bnk_moments b, bnk_shares shares)
+{
     const double delta = (b.mean - a.mean) + (b.mean_rest - a.mean_rest);
-    const double step = delta * (b_count / count) + a.mean_rest;
+    const double step = delta * shares.b + a.mean_rest;
     const double mean = a.mean + step;
     const double part = mean - a.mean;
     bnk_moments moments;
     moments.mean = mean;
     moments.mean_rest = (a.mean - (mean - part)) + (step - part);
-    moments.m2 = (a.m2 + b.m2) + delta * delta * (a_count * (b_count / count));
+    moments.m2 = (a.m2 + b.m2) + delta * delta * shares.both;
     return moments;
+}
+
+/* all[c] = all[c] and own[c] together, for each of some channels; the first time, when all has no values, own[c]. */
+static inline void bnk_moments_add(bnk_moments *all, double all_count, const bnk_moments *own,
+                                   double own_count, int64_t channels)
+{
+    const bnk_shares shares = bnk_shares_of(all_count, own_count);
+    for (int64_t c = 0; c < channels; c++)
+        all[c] = all_count == 0 ? own[c] : bnk_moments_merge(all[c], own[c], shares);
 }
 
 #endif

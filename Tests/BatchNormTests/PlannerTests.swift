@@ -29,27 +29,23 @@ import Testing
         return grids
     }()
 
-    private static let kinds: [Planner.Kind] = [.forwardTraining, .forwardInference, .backward]
-
     @Test func keepsWhatTheKernelsRelyOn() {
         for grid in Self.grids {
             for machine in Self.machines {
-                for kind in Self.kinds {
-                    let plan = Planner.plan(grid: grid, kind: kind, machine: machine)
-                    let isSound =
-                        1...grid.channels ~= plan.run && 1...grid.rows ~= plan.group_rows
-                        && 1...grid.inner ~= plan.segment && plan.fold >= 1
-                        && 1...Int32(machine.threads) ~= plan.threads
-                        && plan.isa <= machine.isa.rawValue
-                    let followsItsForm =
-                        plan.by_columns == 0
-                        ? plan.run == 1 && plan.fold == 1
-                        : plan.segment == grid.inner
-                            && plan.run * grid.inner * plan.fold <= Int64(BNK_MAX_COLUMNS)
-                            && (plan.fold == 1 || (grid.inner == 1 && plan.run == grid.channels))
-                            && (plan.group_rows % plan.fold == 0 || plan.group_rows == grid.rows)
-                    #expect(isSound && followsItsForm, "\(grid) \(kind) \(machine) \(plan)")
-                }
+                let plan = Planner.plan(grid: grid, machine: machine)
+                let isSound =
+                    1...grid.channels ~= plan.run && 1...grid.rows ~= plan.group_rows
+                    && 1...grid.inner ~= plan.segment && plan.fold >= 1
+                    && 1...Int32(machine.threads) ~= plan.threads
+                    && plan.isa <= machine.isa.rawValue
+                let followsItsForm =
+                    plan.by_columns == 0
+                    ? plan.run == 1 && plan.fold == 1
+                    : plan.segment == grid.inner
+                        && plan.run * grid.inner * plan.fold <= Int64(BNK_MAX_COLUMNS)
+                        && (plan.fold == 1 || (grid.inner == 1 && plan.run == grid.channels))
+                        && (plan.group_rows % plan.fold == 0 || plan.group_rows == grid.rows)
+                #expect(isSound && followsItsForm, "\(grid) \(machine) \(plan)")
             }
         }
     }
@@ -57,7 +53,7 @@ import Testing
     @Test func theMachineDoesNotDecideTheOrderOfTheSums() {
         for grid in Self.grids {
             let plans = Self.machines.map {
-                Planner.plan(grid: grid, kind: .forwardTraining, machine: $0)
+                Planner.plan(grid: grid, machine: $0)
             }
             for plan in plans {
                 #expect(
@@ -70,14 +66,14 @@ import Testing
 
     @Test func smallProblemsStayOnOneThreadAndInCache() {
         let grid = bnk_grid(rows: 8, channels: 16, inner: 16, is_double: 0)
-        let plan = Planner.plan(grid: grid, kind: .forwardTraining, machine: Self.machines[2])
+        let plan = Planner.plan(grid: grid, machine: Self.machines[2])
         #expect(plan.threads == 1)
         #expect(plan.stream == 0)
     }
 
     @Test func oneChannelOfOneImageCanUseAllCores() {
         let grid = bnk_grid(rows: 1, channels: 1, inner: 1 << 22, is_double: 0)
-        let plan = Planner.plan(grid: grid, kind: .forwardTraining, machine: Self.machines[2])
+        let plan = Planner.plan(grid: grid, machine: Self.machines[2])
         #expect((grid.inner + plan.segment - 1) / plan.segment >= 64)
         #expect(plan.threads == 64)
     }
