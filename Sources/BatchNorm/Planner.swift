@@ -24,9 +24,9 @@ enum Planner {
     static let shortestRow = 256
     /// A run of columns should be long enough to stream from memory, and short enough for its sums to stay in L1.
     static let columnsWanted = 512
-    /// So many pieces keep the cores of a large machine busy,
-    static let piecesWanted = 32
-    /// unless each were smaller than this many values.
+    /// So many pieces keep the cores of a large machine busy. Each costs a merge per channel,
+    static func piecesWanted(channels: Int) -> Int { channels <= 64 ? 64 : 32 }
+    /// and none should be smaller than this many values.
     static let smallestPiece = 16384
 
     static func partition(_ grid: bnk_grid) -> bnk_plan {
@@ -37,7 +37,7 @@ enum Planner {
         plan.segment = grid.inner
 
         if inner >= shortestRow {
-            let wanted = pieces(runs: channels, valuesPerRun: rows &* inner)
+            let wanted = pieces(channels: channels, runs: channels, valuesPerRun: rows &* inner)
             if wanted <= rows {
                 // Four rows are walked at once, so that groups of four lose nothing.
                 plan.group_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4)))
@@ -61,7 +61,8 @@ enum Planner {
             plan.fold = Int64(min(roundUp(ceilDiv(columnsWanted, channels), to: step), maxColumns / channels))
         }
         let run = Int(plan.run), fold = Int(plan.fold)
-        let wanted = pieces(runs: ceilDiv(channels, run), valuesPerRun: rows &* run &* inner)
+        let wanted = pieces(
+            channels: channels, runs: ceilDiv(channels, run), valuesPerRun: rows &* run &* inner)
         plan.group_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4 * fold)))
         return plan
     }
@@ -69,8 +70,8 @@ enum Planner {
     private static let maxColumns = Int(BNK_MAX_COLUMNS)
 
     /// Into how many pieces each run is cut.
-    private static func pieces(runs: Int, valuesPerRun: Int) -> Int {
-        max(1, min(ceilDiv(piecesWanted, runs), valuesPerRun / smallestPiece))
+    private static func pieces(channels: Int, runs: Int, valuesPerRun: Int) -> Int {
+        max(1, min(ceilDiv(piecesWanted(channels: channels), runs), valuesPerRun / smallestPiece))
     }
 
     // MARK: - By machine
