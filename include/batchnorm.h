@@ -41,7 +41,8 @@
  *
  * Threads: stateless functions may be called from any number of threads at once on buffers that do
  * not overlap. A layer serves one thread at a time; different layers are independent. Error
- * messages belong to the thread that received the error.
+ * messages belong to the thread that received the error. A call needs up to 256 KB of stack, on the
+ * calling thread and on OpenMP's (OMP_STACKSIZE, by default megabytes).
  *
  * Ownership: tensors and parameter arrays are the caller's, always; the library keeps no pointer to
  * them after a call. A bn_layer is the library's, from bn_layer_create to bn_layer_destroy.

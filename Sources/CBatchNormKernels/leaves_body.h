@@ -279,9 +279,10 @@ static void BNK_NAME(column_grad_sums)(const void *x, const void *dy, int64_t ro
 /* ---- application ---- */
 
 /*
- * Applies to one row: what lies before the first cache line of y, whole lines, the rest. x, dy and y point at the
- * row's first value, f at a bnk_linear or bnk_linears. Rows are taken one after another: non-temporal stores that
- * alternate between rows are ten times slower on AMD, and a single stream is as fast as several elsewhere.
+ * Applies to one row: what lies before the first cache line of y, whole lines, the rest. x, dy and y
+ * point at the row's first value, f at a bnk_linear or bnk_linears. Rows are taken one after
+ * another: walking several at once gained nothing where the reduction has left x in cache, and
+ * non-temporal stores that alternate between rows took ten times as long (AMD Zen 3).
  */
 typedef void BNK_NAME(apply_row)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t length,
                                  int64_t ahead, const void *f, int stream);
