@@ -56,7 +56,8 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
     const int64_t inner = cut->grid->inner, channels = piece->channels;
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
     const int64_t lines = piece->rows / fold, rest = piece->rows % fold;
-    const int64_t columns = channels * inner * fold, ahead = bnk_ahead(cut);
+    const int64_t columns = channels * inner * fold;
+    const int ahead = bnk_from_memory(cut);
     double mean[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], product[BNK_MAX_COLUMNS];
     double own[BNK_MAX_COLUMNS];
     const char *x = (const char *)t->job->input + piece->start;

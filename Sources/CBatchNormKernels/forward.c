@@ -81,8 +81,8 @@ static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_
             channel_pivot[c] = bnk_get(tile, cut->grid->is_double, c * inner, 0);
         bnk_expand_double(channel_pivot, channels, inner, fold, pivot);
         for (int64_t j = 0; j < columns; j++) sum[j] = squares[j] = 0;
-        t->leaves->column_sums(tile, lines, cut->stride * fold, columns, bnk_ahead(cut), pivot, sum,
-                               squares);
+        t->leaves->column_sums(tile, lines, cut->stride * fold, columns, bnk_from_memory(cut),
+                               pivot, sum, squares);
         bnk_collapse(sum, channels, inner, fold, channel_sum);
         bnk_collapse(squares, channels, inner, fold, channel_squares);
 

@@ -4,7 +4,8 @@
  *
  * "row" leaves work on rows x length values of ONE channel, whose parameters are scalars. "column"
  * leaves work on rows x columns values, each column with parameters and sums of its own. `stride`
- * counts elements from row to row. Column leaves prefetch what lies `ahead` elements further on.
+ * counts elements from row to row. With `ahead` the sums' rows come from memory and are prefetched; the
+ * column applications prefetch what lies `ahead` elements further on.
  * Outputs may be the very memory of an input, never overlap it otherwise.
  */
 #ifndef BNK_LEAVES_H
@@ -30,12 +31,12 @@ typedef struct bnk_leaves {
                            int64_t length, const bnk_linear *f, int stream);
 
     /* The same by columns; sums are added to what the arrays hold. */
-    void (*column_sums)(const void *x, int64_t rows, int64_t stride, int64_t columns, int64_t ahead,
+    void (*column_sums)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
                         const double *pivot, double *sum, double *sum_squares);
     void (*column_apply)(const void *x, void *y, int64_t rows, int64_t stride, int64_t columns,
                          int64_t ahead, const bnk_linears *f, int stream);
     void (*column_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
-                             int64_t columns, int64_t ahead, const double *mean, double *sum,
+                             int64_t columns, int ahead, const double *mean, double *sum,
                              double *sum_product);
     void (*column_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows, int64_t stride,
                               int64_t columns, int64_t ahead, const bnk_linears *f, int stream);

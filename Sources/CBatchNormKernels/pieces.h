@@ -75,11 +75,13 @@ static inline bnk_piece bnk_whole_run(const bnk_cut *cut, int64_t run)
     return piece;
 }
 
-/*
- * How far ahead by columns to prefetch, in elements: the four lines after the four that are being
- * read, which the hardware, seeing lines too short for its streams, fetches late. Not where the
- * lines are in cache anyway.
- */
+/* Whether the lines that are summed by columns come from beyond L2. */
+static inline int bnk_from_memory(const bnk_cut *cut)
+{
+    return !cut->plan->fused;
+}
+
+/* How far ahead to prefetch where columns are applied, in elements. */
 static inline int64_t bnk_ahead(const bnk_cut *cut)
 {
     return cut->plan->fused ? 0 : 4 * cut->plan->fold * cut->stride;

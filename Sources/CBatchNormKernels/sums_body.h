@@ -1,0 +1,269 @@
+/*
+ * The algorithm of the sums, once. Included by leaves_body.h.
+ *
+ * Sums walk four rows side by side: four streams keep a core's memory busier than one. They are
+ * float64: a product of float32 differences is then exact, squares cannot overflow, and a pivot
+ * taken from the data bounds the cancellation (see moments.h). Multiply and add stay apart (no
+ * FMA), so that CPUs without it need no emulation; the files are compiled with -ffp-contract=off.
+ */
+
+BNK_INLINE bnk_double16 BNK_NAME(lanes_at)(const BNK_T *p)
+{
+    return __builtin_convertvector(*(const BNK_LANES_AT *)p, bnk_double16);
+}
+
+BNK_INLINE bnk_double8 BNK_NAME(half_at)(const BNK_T *p)
+{
+    return __builtin_convertvector(*(const BNK_HALF_AT *)p, bnk_double8);
+}
+
+/* The order of the last additions: halves onto each other. */
+BNK_INLINE double BNK_NAME(sum_lanes)(bnk_double16 v)
+{
+    double lane[BNK_LANES];
+    memcpy(lane, &v, sizeof lane);
+    for (int width = BNK_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+/* ---- sums by rows ---- */
+
+/* `count` values of each of some rows, made a full vector with a value that adds nothing. */
+BNK_INLINE void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int64_t stride,
+                              int64_t count, double filler)
+{
+    for (int r = 0; r < together; r++)
+        for (int64_t i = 0; i < BNK_LANES; i++)
+            padded[r * BNK_LANES + i] = i < count ? row[r * stride + i] : (BNK_T)filler;
+}
+
+/*
+ * The inner loops of the sums, in functions of their own so that all sums stay in registers.
+ * sums[0] += x - pivot, sums[1] += (x - pivot)^2 in 16 lanes; length is a multiple of 16.
+ */
+BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride, int64_t length,
+                                   double pivot, bnk_double16 sums[2])
+{
+    const bnk_double16 p = pivot - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
+    bnk_double16 s = sums[0], q = sums[1];
+    for (int64_t i = 0; i < length; i += BNK_LANES)
+        for (int r = 0; r < together; r++) {
+            const bnk_double16 c = BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), p, one);
+            s += c;
+            q += c * c;
+        }
+    sums[0] = s;
+    sums[1] = q;
+}
+
+BNK_LEAF void BNK_NAME(add_four_rows)(const BNK_T *x, int64_t stride, int64_t length, double pivot,
+                                      bnk_double16 sums[2])
+{
+    BNK_NAME(add_rows)(x, 4, stride, length, pivot, sums);
+}
+
+BNK_LEAF void BNK_NAME(add_one_row)(const BNK_T *x, int64_t length, double pivot,
+                                    bnk_double16 sums[2])
+{
+    BNK_NAME(add_rows)(x, 1, 0, length, pivot, sums);
+}
+
+static void BNK_NAME(row_sums)(const void *x, int64_t rows, int64_t stride, int64_t length,
+                               double pivot, double sums[2])
+{
+    bnk_double16 lanes[2] = { { 0 }, { 0 } };
+    BNK_T padded[4 * BNK_LANES];
+    const int64_t tail = length % BNK_LANES, whole = length - tail;
+    const BNK_T *row = x;
+    for (; rows >= 4; rows -= 4, row += 4 * stride) {
+        BNK_NAME(add_four_rows)(row, stride, whole, pivot, lanes);
+        if (tail == 0) continue;
+        BNK_NAME(pad)(padded, row + whole, 4, stride, tail, pivot);
+        BNK_NAME(add_four_rows)(padded, BNK_LANES, BNK_LANES, pivot, lanes);
+    }
+    for (; rows > 0; rows--, row += stride) {
+        BNK_NAME(add_one_row)(row, whole, pivot, lanes);
+        if (tail == 0) continue;
+        BNK_NAME(pad)(padded, row + whole, 1, stride, tail, pivot);
+        BNK_NAME(add_one_row)(padded, BNK_LANES, pivot, lanes);
+    }
+    sums[0] = BNK_NAME(sum_lanes)(lanes[0]);
+    sums[1] = BNK_NAME(sum_lanes)(lanes[1]);
+}
+
+/* sums[0] += dy, sums[1] += dy * (x - mean) in 16 lanes; length is a multiple of 16. */
+BNK_INLINE void BNK_NAME(add_grad_rows)(const BNK_T *x, const BNK_T *dy, int together,
+                                        int64_t stride, int64_t length, double mean,
+                                        bnk_double16 sums[2])
+{
+    const bnk_double16 m = mean - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
+    bnk_double16 s = sums[0], q = sums[1];
+    for (int64_t i = 0; i < length; i += BNK_LANES)
+        for (int r = 0; r < together; r++) {
+            const bnk_double16 g = BNK_NAME(lanes_at)(dy + r * stride + i);
+            s += g;
+            q += g * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one);
+        }
+    sums[0] = s;
+    sums[1] = q;
+}
+
+BNK_LEAF void BNK_NAME(add_two_grad_rows)(const BNK_T *x, const BNK_T *dy, int64_t stride,
+                                          int64_t length, double mean, bnk_double16 sums[2])
+{
+    BNK_NAME(add_grad_rows)(x, dy, 2, stride, length, mean, sums);
+}
+
+BNK_LEAF void BNK_NAME(add_one_grad_row)(const BNK_T *x, const BNK_T *dy, int64_t length,
+                                         double mean, bnk_double16 sums[2])
+{
+    BNK_NAME(add_grad_rows)(x, dy, 1, 0, length, mean, sums);
+}
+
+static void BNK_NAME(row_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
+                                    int64_t length, double mean, double sums[2])
+{
+    bnk_double16 lanes[2] = { { 0 }, { 0 } };
+    BNK_T padded_x[2 * BNK_LANES], padded_dy[2 * BNK_LANES];
+    const int64_t tail = length % BNK_LANES, whole = length - tail;
+    const BNK_T *xr = x, *gr = dy;
+    for (; rows >= 2; rows -= 2, xr += 2 * stride, gr += 2 * stride) {
+        BNK_NAME(add_two_grad_rows)(xr, gr, stride, whole, mean, lanes);
+        if (tail == 0) continue;
+        BNK_NAME(pad)(padded_x, xr + whole, 2, stride, tail, 0);
+        BNK_NAME(pad)(padded_dy, gr + whole, 2, stride, tail, 0);
+        BNK_NAME(add_two_grad_rows)(padded_x, padded_dy, BNK_LANES, BNK_LANES, mean, lanes);
+    }
+    for (; rows > 0; rows--, xr += stride, gr += stride) {
+        BNK_NAME(add_one_grad_row)(xr, gr, whole, mean, lanes);
+        if (tail == 0) continue;
+        BNK_NAME(pad)(padded_x, xr + whole, 1, stride, tail, 0);
+        BNK_NAME(pad)(padded_dy, gr + whole, 1, stride, tail, 0);
+        BNK_NAME(add_one_grad_row)(padded_x, padded_dy, BNK_LANES, mean, lanes);
+    }
+    sums[0] = BNK_NAME(sum_lanes)(lanes[0]);
+    sums[1] = BNK_NAME(sum_lanes)(lanes[1]);
+}
+
+/* ---- sums by columns ---- */
+
+/* ---- sums by columns ---- */
+
+/*
+ * Which cache line to prefetch next: those of the rows after the ones that are being read, in the order
+ * of memory. The hardware, seeing lines too short for its streams, fetches them late.
+ */
+typedef struct BNK_NAME(fetcher) {
+    int64_t row, column; /* both in elements */
+    int64_t stride, columns;
+} BNK_NAME(fetcher);
+
+BNK_INLINE int64_t BNK_NAME(next_line)(BNK_NAME(fetcher) * fetch)
+{
+    const int64_t at = fetch->row + fetch->column;
+    fetch->column += BNK_LINE_LENGTH;
+    if (fetch->column >= fetch->columns) {
+        fetch->column = 0;
+        fetch->row += fetch->stride;
+    }
+    return at;
+}
+
+/* Eight columns of `together` rows; each column adds them in ascending order. */
+BNK_INLINE void BNK_NAME(add_columns)(const BNK_T *x, int together, int64_t stride,
+                                      const double *pivot, double *sum, double *sum_squares)
+{
+    const bnk_double8 p = *(const bnk_double8_at *)pivot, one = BNK_ONES(bnk_double8);
+    bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_squares;
+    for (int r = 0; r < together; r++) {
+        const bnk_double8 c = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), p, one);
+        s += c;
+        q += c * c;
+    }
+    *(bnk_double8_at *)sum = s;
+    *(bnk_double8_at *)sum_squares = q;
+}
+
+BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t stride,
+                                           int64_t columns, int ahead, const double *pivot,
+                                           double *sum, double *sum_squares)
+{
+    BNK_NAME(fetcher) fetch = { together * stride, 0, stride, columns };
+    int64_t j = 0;
+    for (; j + 16 <= columns; j += 16) {
+        for (int r = 0; ahead && r < together * 16 / BNK_LINE_LENGTH; r++)
+            BNK_PREFETCH(x + BNK_NAME(next_line)(&fetch));
+        BNK_NAME(add_columns)(x + j, together, stride, pivot + j, sum + j, sum_squares + j);
+        BNK_NAME(add_columns)(x + j + 8, together, stride, pivot + j + 8, sum + j + 8,
+                              sum_squares + j + 8);
+    }
+    for (; j < columns; j++)
+        for (int r = 0; r < together; r++) {
+            const double c = (double)x[r * stride + j] - pivot[j];
+            sum[j] += c;
+            sum_squares[j] += c * c;
+        }
+}
+
+static void BNK_NAME(column_sums)(const void *x, int64_t rows, int64_t stride, int64_t columns,
+                                  int ahead, const double *pivot, double *sum, double *sum_squares)
+{
+    const BNK_T *row = x;
+    for (; rows >= 4; rows -= 4, row += 4 * stride)
+        BNK_NAME(column_sums_rows)(row, 4, stride, columns, ahead, pivot, sum, sum_squares);
+    for (; rows > 0; rows--, row += stride)
+        BNK_NAME(column_sums_rows)(row, 1, stride, columns, 0, pivot, sum, sum_squares);
+}
+
+BNK_INLINE void BNK_NAME(add_grad_columns)(const BNK_T *x, const BNK_T *dy, int together,
+                                           int64_t stride, const double *mean, double *sum,
+                                           double *sum_product)
+{
+    const bnk_double8 m = *(const bnk_double8_at *)mean, one = BNK_ONES(bnk_double8);
+    bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_product;
+    for (int r = 0; r < together; r++) {
+        const bnk_double8 g = BNK_NAME(half_at)(dy + r * stride);
+        s += g;
+        q += g * BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), m, one);
+    }
+    *(bnk_double8_at *)sum = s;
+    *(bnk_double8_at *)sum_product = q;
+}
+
+BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy, int together,
+                                                int64_t stride, int64_t columns, int ahead,
+                                                const double *mean, double *sum,
+                                                double *sum_product)
+{
+    BNK_NAME(fetcher) fetch = { together * stride, 0, stride, columns };
+    int64_t j = 0;
+    for (; j + 16 <= columns; j += 16) {
+        for (int r = 0; ahead && r < together * 16 / BNK_LINE_LENGTH; r++) {
+            const int64_t next = BNK_NAME(next_line)(&fetch);
+            BNK_PREFETCH(x + next);
+            BNK_PREFETCH(dy + next);
+        }
+        BNK_NAME(add_grad_columns)(x + j, dy + j, together, stride, mean + j, sum + j,
+                                   sum_product + j);
+        BNK_NAME(add_grad_columns)(x + j + 8, dy + j + 8, together, stride, mean + j + 8,
+                                   sum + j + 8, sum_product + j + 8);
+    }
+    for (; j < columns; j++)
+        for (int r = 0; r < together; r++) {
+            const double g = (double)dy[r * stride + j];
+            sum[j] += g;
+            sum_product[j] += g * ((double)x[r * stride + j] - mean[j]);
+        }
+}
+
+static void BNK_NAME(column_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
+                                       int64_t columns, int ahead, const double *mean, double *sum,
+                                       double *sum_product)
+{
+    const BNK_T *xr = x, *gr = dy;
+    for (; rows >= 4; rows -= 4, xr += 4 * stride, gr += 4 * stride)
+        BNK_NAME(column_grad_sums_rows)(xr, gr, 4, stride, columns, ahead, mean, sum, sum_product);
+    for (; rows > 0; rows--, xr += stride, gr += stride)
+        BNK_NAME(column_grad_sums_rows)(xr, gr, 1, stride, columns, 0, mean, sum, sum_product);
+}
