@@ -1,4 +1,9 @@
-/* Applying coefficients to a piece: the last step of every operation. Implemented in apply.c. */
+/*
+ * Applying coefficients to a piece: the last step of every operation. Implemented in apply.c.
+ *
+ * An application can be done at once or in small steps between other work: non-temporal stores
+ * leave a core idle most of the time, and sums of other channels fit into it.
+ */
 #ifndef BNK_APPLY_H
 #define BNK_APPLY_H
 
@@ -6,14 +11,43 @@
 #include "leaves.h"
 #include "pieces.h"
 
-/* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose
- * first is the arrays' first; with dy not NULL + dy * factor. y may be x or dy. */
-void bnk_apply_piece(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
-                     const bnk_linears *channels, const void *x, const void *dy, void *y);
+typedef struct bnk_application {
+    const bnk_cut *cut;
+    const bnk_leaves *leaves;
+    const char *x, *dy; /* dy may be NULL */
+    char *y;
+    int64_t channels, rows, length; /* the piece's */
+    int64_t row, offset;            /* where to go on: a row and an element in it */
+    int64_t owed;                   /* elements that steps were asked for and not done yet */
+    bnk_linear linear;              /* by rows */
+    bnk_linears columns;            /* by columns, perhaps in: */
+    double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
+} bnk_application;
 
-/* The same for a whole grid, cut into tasks as suits the application: coefficients of all channels. */
+/*
+ * Begins y = (x * scale + center) * slope + offset with the coefficients of the piece's channels,
+ * whose first is the arrays' first; with dy not NULL + dy * factor. y may be x or dy. x, dy and y are the
+ * whole grid's; they and `channels` must stay until the end.
+ */
+void bnk_apply_begin(bnk_application *application, const bnk_cut *cut, const bnk_leaves *leaves,
+                     const bnk_piece *piece, const bnk_linears *channels, const void *x,
+                     const void *dy, void *y);
+
+/* About `elements` more of it; no more than are left. Sums and applications take turns every BNK_STEP
+ * elements: what a core's store queue takes in while the sums go on. */
+enum { BNK_STEP = 512 };
+void bnk_apply_some(bnk_application *application, int64_t elements);
+
+/* All that is left. */
+void bnk_apply_rest(bnk_application *application);
+
+/* To be called at the end of each task that applied: non-temporal stores become visible to other
+ * threads in order only after a fence. */
+void bnk_finish_stores(const bnk_cut *cut);
+
+/* The application to a whole grid, cut into tasks as suits it: coefficients of all channels. */
 int64_t bnk_apply_tasks(const bnk_cut *cut);
-void bnk_apply_task(const bnk_cut *cut, const bnk_leaves *leaves, int64_t task,
-                    const bnk_linears *linears, const void *x, const void *dy, void *y);
+void bnk_apply_tasks_run(const bnk_cut *cut, const bnk_leaves *leaves, int64_t begin, int64_t end,
+                         const bnk_linears *linears, const void *x, const void *dy, void *y);
 
 #endif

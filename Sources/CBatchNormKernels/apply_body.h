@@ -23,16 +23,6 @@ BNK_INLINE int64_t BNK_NAME(head)(const BNK_T *p, int64_t length)
     return head < length ? head : length;
 }
 
-/* Non-temporal stores become visible to other threads in order only after a fence. */
-BNK_INLINE void BNK_NAME(finish_stream)(int stream)
-{
-#if defined(__x86_64__)
-    if (stream) __builtin_ia32_sfence();
-#else
-    (void)stream;
-#endif
-}
-
 /*
  * Applies to one row: what lies before the first cache line of y, whole lines, the rest. x, dy and y
  * point at the row's first value, f at a bnk_linear or bnk_linears. Rows are taken one after
@@ -145,7 +135,6 @@ BNK_INLINE void BNK_NAME(apply_rows)(BNK_NAME(apply_row) * apply, const BNK_T *x
 {
     for (int64_t row = 0; row < rows; row++, x += stride, dy += stride, y += stride)
         apply(x, dy, y, length, ahead, f, stream);
-    BNK_NAME(finish_stream)(stream);
 }
 
 static void BNK_NAME(row_apply)(const void *x, void *y, int64_t rows, int64_t stride,

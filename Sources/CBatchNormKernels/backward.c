@@ -39,25 +39,65 @@ static double invstd_of(const backward *t, int64_t channel)
 
 /* ---- sums ---- */
 
-static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
+/* `other`, if not NULL, goes on meanwhile. */
+static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
+                           bnk_application *other)
 {
-    double pair[2];
-    t->leaves->row_grad_sums((const char *)t->job->input + piece->start,
-                             (const char *)t->job->grad_output + piece->start, piece->rows,
-                             t->cut.stride, piece->length, mean_of(t, piece->channel), pair);
-    sums->dy = pair[0];
-    sums->dy_times_c = pair[1];
+    const int64_t stride = t->cut.stride, element = t->cut.element;
+    const char *x = (const char *)t->job->input + piece->start;
+    const char *dy = (const char *)t->job->grad_output + piece->start;
+    const double mean = mean_of(t, piece->channel);
+    bnk_lane_sums lanes = { { 0 }, { 0 } };
+    if (!other) {
+        t->leaves->row_grad_sums(x, dy, piece->rows, stride, piece->length, mean, &lanes);
+    } else {
+        for (int64_t row = 0, together; row < piece->rows; row += together) {
+            together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
+            const int64_t step = BNK_STEP / 2 / together;
+            for (int64_t i = 0; i < piece->length; i += step) {
+                const int64_t count = bnk_min(step, piece->length - i);
+                const int64_t at = (row * stride + i) * element;
+                t->leaves->row_grad_sums(x + at, dy + at, together, stride, count, mean, &lanes);
+                bnk_apply_some(other, together * count);
+            }
+        }
+    }
+    sums->dy = bnk_sum_of_lanes(lanes.first);
+    sums->dy_times_c = bnk_sum_of_lanes(lanes.second);
+}
+
+/* The same by columns. */
+static void add_lines(const backward *t, const char *x, const char *dy, int64_t lines,
+                      int64_t stride, int64_t columns, const double *mean, double *sum,
+                      double *product, bnk_application *other)
+{
+    const int ahead = bnk_from_memory(&t->cut);
+    if (!other) {
+        t->leaves->column_grad_sums(x, dy, lines, stride, columns, ahead, mean, sum, product);
+        return;
+    }
+    for (int64_t line = 0, together; line < lines; line += together) {
+        together = bnk_min(lines - line, 4);
+        const int64_t step = BNK_STEP / 2 / 4;
+        for (int64_t j = 0; j < columns; j += step) {
+            const int64_t count = bnk_min(step, columns - j);
+            const int64_t at = (line * stride + j) * t->cut.element;
+            t->leaves->column_grad_sums(x + at, dy + at, together, stride, count, ahead, mean + j,
+                                        sum + j, product + j);
+            bnk_apply_some(other, together * count);
+        }
+    }
 }
 
 /* The sums of each channel of a piece by columns, written to sums[0..channels). */
-static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
+static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
+                              bnk_application *other)
 {
     const bnk_cut *cut = &t->cut;
     const int64_t inner = cut->grid->inner, channels = piece->channels;
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
     const int64_t lines = piece->rows / fold, rest = piece->rows % fold;
     const int64_t columns = channels * inner * fold;
-    const int ahead = bnk_from_memory(cut);
     double mean[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], product[BNK_MAX_COLUMNS];
     double own[BNK_MAX_COLUMNS];
     const char *x = (const char *)t->job->input + piece->start;
@@ -66,12 +106,11 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
     for (int64_t c = 0; c < channels; c++) own[c] = mean_of(t, piece->channel + c);
     bnk_expand_double(own, channels, inner, fold, mean);
     for (int64_t j = 0; j < columns; j++) sum[j] = product[j] = 0;
-    t->leaves->column_grad_sums(x, dy, lines, cut->stride * fold, columns, ahead, mean, sum,
-                                product);
+    add_lines(t, x, dy, lines, cut->stride * fold, columns, mean, sum, product, other);
     if (rest > 0) {
         const int64_t done = lines * fold * cut->stride * cut->element;
-        t->leaves->column_grad_sums(x + done, dy + done, rest, cut->stride, channels * inner, 0,
-                                    mean, sum, product);
+        add_lines(t, x + done, dy + done, rest, cut->stride, channels * inner, mean, sum, product,
+                  other);
     }
     bnk_collapse(sum, channels, inner, fold, own);
     for (int64_t c = 0; c < channels; c++) sums[c].dy = own[c];
@@ -79,12 +118,13 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
     for (int64_t c = 0; c < channels; c++) sums[c].dy_times_c = own[c];
 }
 
-static void piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
+static void piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
+                       bnk_application *other)
 {
     if (t->cut.plan->by_columns)
-        column_piece_sums(t, piece, sums);
+        column_piece_sums(t, piece, sums, other);
     else
-        row_piece_sums(t, piece, sums);
+        row_piece_sums(t, piece, sums, other);
 }
 
 /* ---- a channel's gradients ---- */
@@ -132,32 +172,41 @@ static const void *applied_dy(const bnk_backward *job)
 
 /* ---- channels whole ---- */
 
+/* As in the forward: while one run is applied, the next is reduced. */
 static void backward_runs(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
     const bnk_cut *cut = &t->cut;
     const int32_t is_double = cut->grid->is_double;
+    double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
+    const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
+    bnk_application application, *applying = NULL;
     for (int64_t run = begin; run < end; run++) {
         grad_sums total[BNK_MAX_COLUMNS], own[BNK_MAX_COLUMNS];
-        double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
-        const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
         const bnk_piece whole = bnk_whole_run(cut, run);
         for (int64_t c = 0; c < whole.channels; c++) total[c] = (grad_sums){ 0, 0 };
         if (needs_sums(t->job))
             for (int64_t p = 0; p < cut->pieces; p++) {
                 const bnk_piece piece = bnk_piece_at(cut, run, p);
-                piece_sums(t, &piece, own);
+                piece_sums(t, &piece, own, applying);
                 for (int64_t c = 0; c < piece.channels; c++) {
                     total[c].dy += own[c].dy;
                     total[c].dy_times_c += own[c].dy_times_c;
                 }
             }
+        if (applying) bnk_apply_rest(applying);
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(&linears, is_double, c, finish_channel(t, whole.channel + c, total[c]));
-        if (t->job->grad_input)
-            bnk_apply_piece(cut, t->leaves, &whole, &linears, applied_x(t->job), applied_dy(t->job),
-                            t->job->grad_input);
+        if (!t->job->grad_input) continue;
+        bnk_apply_begin(&application, cut, t->leaves, &whole, &linears, applied_x(t->job),
+                        applied_dy(t->job), t->job->grad_input);
+        if (cut->plan->stream)
+            applying = &application;
+        else
+            bnk_apply_rest(&application);
     }
+    if (applying) bnk_apply_rest(applying);
+    bnk_finish_stores(cut);
 }
 
 /* ---- in three steps ---- */
@@ -169,7 +218,7 @@ static void reduce_pieces(void *context, int64_t begin, int64_t end)
     for (int64_t task = begin; task < end; task++) {
         const int64_t index = task / cut->runs;
         const bnk_piece piece = bnk_piece_at(cut, task % cut->runs, index);
-        piece_sums(t, &piece, t->partial + index * cut->grid->channels + piece.channel);
+        piece_sums(t, &piece, t->partial + index * cut->grid->channels + piece.channel, NULL);
     }
 }
 
@@ -192,9 +241,8 @@ static void add_channels(void *context, int64_t begin, int64_t end)
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
-    for (int64_t task = begin; task < end; task++)
-        bnk_apply_task(&t->cut, t->leaves, task, &t->linears, applied_x(t->job), applied_dy(t->job),
-                       t->job->grad_input);
+    bnk_apply_tasks_run(&t->cut, t->leaves, begin, end, &t->linears, applied_x(t->job),
+                        applied_dy(t->job), t->job->grad_input);
 }
 
 /* ---- entries ---- */

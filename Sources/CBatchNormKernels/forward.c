@@ -25,12 +25,59 @@ typedef struct training {
 
 /* ---- moments ---- */
 
-static double first_value(const void *x, int32_t is_double)
+/*
+ * Whether sums without a pivot are as good as those around one: with a mean of at most 256 deviations
+ * they lose 16 of float64's 53 bits, and 29 are needed. Not where a value is NaN or infinite. A channel
+ * of zeros has a mean of none.
+ */
+static int holds(double count, double sum, double squares)
 {
-    return bnk_get(x, is_double, 0, 0);
+    const double mean = sum / count;
+    return sum * mean <= 0x1p16 * (squares - sum * mean);
 }
 
-static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece)
+/* Adds a tile to sums around a pivot, or around none; `other`, if not NULL, goes on meanwhile. */
+static void add_rows(const training *t, const char *x, int64_t rows, int64_t length,
+                     const double *pivot, bnk_lane_sums *sums, bnk_application *other)
+{
+    const int64_t stride = t->cut.stride, element = t->cut.element;
+    /* Four rows at once or one, as the leaf takes them; all of a kind where nothing goes on. */
+    for (int64_t row = 0, together; row < rows; row += together) {
+        together = !other ? rows : rows - row >= 4 ? 4 : 1;
+        const int64_t step = !other ? length : BNK_STEP / together;
+        for (int64_t at = 0; at < length; at += step) {
+            const int64_t count = bnk_min(step, length - at);
+            const char *from = x + (row * stride + at) * element;
+            if (pivot)
+                t->leaves->row_sums(from, together, stride, count, *pivot, sums);
+            else
+                t->leaves->row_squares(from, together, stride, count, sums);
+            if (other) bnk_apply_some(other, together * count);
+        }
+    }
+}
+
+static bnk_moments row_tile_moments(const training *t, const char *tile, int64_t rows,
+                                    int64_t length, bnk_application *other)
+{
+    const int32_t is_double = t->cut.grid->is_double;
+    const double n = (double)(rows * length), pivot = bnk_get(tile, is_double, 0, 0);
+    if (!is_double) {
+        bnk_lane_sums lanes = { { 0 }, { 0 } };
+        add_rows(t, tile, rows, length, NULL, &lanes, other);
+        const double sum = bnk_sum_of_lanes(lanes.first);
+        const double squares = bnk_sum_of_lanes(lanes.second);
+        if (holds(n, sum, squares)) return bnk_moments_of_sums(n, 0, sum, squares);
+        other = NULL; /* it has gone on as far as it should */
+    }
+    bnk_lane_sums lanes = { { 0 }, { 0 } };
+    add_rows(t, tile, rows, length, &pivot, &lanes, other);
+    return bnk_moments_of_sums(n, pivot, bnk_sum_of_lanes(lanes.first),
+                               bnk_sum_of_lanes(lanes.second));
+}
+
+static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece,
+                                     bnk_application *other)
 {
     const bnk_cut *cut = &t->cut;
     const char *x = (const char *)t->job->input + piece->start;
@@ -43,11 +90,8 @@ static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece)
         for (int64_t row = 0; row < piece->rows; row += tile_rows) {
             const int64_t rows = bnk_min(tile_rows, piece->rows - row);
             const char *tile = x + (row * cut->stride + at) * cut->element;
-            const double pivot = first_value(tile, cut->grid->is_double);
+            const bnk_moments own = row_tile_moments(t, tile, rows, length, other);
             const double n = (double)(rows * length);
-            double sums[2];
-            t->leaves->row_sums(tile, rows, cut->stride, length, pivot, sums);
-            const bnk_moments own = bnk_moments_of_sums(n, pivot, sums[0], sums[1]);
             bnk_moments_add(&all, count, &own, n, 1);
             count += n;
         }
@@ -55,44 +99,99 @@ static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece)
     return all;
 }
 
+/* Some lines (rows, or folds of rows) of a run of channels. */
+typedef struct tile {
+    const char *x;
+    int64_t lines, stride, fold, channels;
+} tile;
+
+/* The sums of a tile's channels around pivots, or around none. */
+static void channel_sums(const training *t, const tile *tile, const double *pivot, double *sum,
+                         double *squares, bnk_application *other)
+{
+    const int64_t inner = t->cut.grid->inner, element = t->cut.element;
+    const int64_t columns = tile->channels * inner * tile->fold;
+    const int ahead = bnk_from_memory(&t->cut);
+    double column_pivot[BNK_MAX_COLUMNS], column_sum[BNK_MAX_COLUMNS];
+    double column_squares[BNK_MAX_COLUMNS];
+    if (pivot) bnk_expand_double(pivot, tile->channels, inner, tile->fold, column_pivot);
+    for (int64_t j = 0; j < columns; j++) column_sum[j] = column_squares[j] = 0;
+    for (int64_t line = 0, together; line < tile->lines; line += together) {
+        together = !other ? tile->lines : bnk_min(tile->lines - line, 4);
+        const int64_t step = !other ? columns : BNK_STEP / 4;
+        for (int64_t j = 0; j < columns; j += step) {
+            const int64_t count = bnk_min(step, columns - j);
+            const char *from = tile->x + (line * tile->stride + j) * element;
+            if (pivot)
+                t->leaves->column_sums(from, together, tile->stride, count, ahead, column_pivot + j,
+                                       column_sum + j, column_squares + j);
+            else
+                t->leaves->column_squares(from, together, tile->stride, count, ahead,
+                                          column_sum + j, column_squares + j);
+            if (other) bnk_apply_some(other, together * count);
+        }
+    }
+    bnk_collapse(column_sum, tile->channels, inner, tile->fold, sum);
+    bnk_collapse(column_squares, tile->channels, inner, tile->fold, squares);
+}
+
+static void column_tile_moments(const training *t, const tile *tile, bnk_moments *moments,
+                                bnk_application *other)
+{
+    const bnk_grid *grid = t->cut.grid;
+    const double n = (double)(tile->lines * tile->fold * grid->inner);
+    double sum[BNK_MAX_COLUMNS], squares[BNK_MAX_COLUMNS], pivot[BNK_MAX_COLUMNS];
+    char done[BNK_MAX_COLUMNS] = { 0 };
+    if (!grid->is_double) {
+        channel_sums(t, tile, NULL, sum, squares, other);
+        int all_done = 1;
+        for (int64_t c = 0; c < tile->channels; c++) {
+            moments[c] = bnk_moments_of_sums(n, 0, sum[c], squares[c]);
+            done[c] = holds(n, sum[c], squares[c]);
+            all_done &= done[c];
+        }
+        if (all_done) return;
+        other = NULL;
+    }
+    for (int64_t c = 0; c < tile->channels; c++)
+        pivot[c] = bnk_get(tile->x, grid->is_double, c * grid->inner, 0);
+    channel_sums(t, tile, pivot, sum, squares, other);
+    for (int64_t c = 0; c < tile->channels; c++)
+        if (!done[c]) moments[c] = bnk_moments_of_sums(n, pivot[c], sum[c], squares[c]);
+}
+
 /* Moments of each channel of a piece by columns, written to moments[0..channels). */
-static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments)
+static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
+                                 bnk_application *other)
 {
     const bnk_cut *cut = &t->cut;
-    const int64_t inner = cut->grid->inner, channels = piece->channels;
-    double pivot[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], squares[BNK_MAX_COLUMNS];
-    double channel_pivot[BNK_MAX_COLUMNS], channel_sum[BNK_MAX_COLUMNS],
-        channel_squares[BNK_MAX_COLUMNS];
-    bnk_moments own[BNK_MAX_COLUMNS];
+    const int64_t inner = cut->grid->inner;
     const char *x = (const char *)t->job->input + piece->start;
+    bnk_moments own[BNK_MAX_COLUMNS];
     double count = 0;
-
     int64_t row = 0;
     while (row < piece->rows) {
         /* The last rows, too few for another fold, are taken one by one. */
         const int64_t left = piece->rows - row;
         const int64_t fold = bnk_fold_of(cut->plan, left);
-        const int64_t columns = channels * inner * fold;
         const int64_t fit = TILE / (inner * fold) > 16 ? TILE / (inner * fold) : 16;
-        const int64_t lines = bnk_min(left / fold, fit);
-        const char *tile = x + row * cut->stride * cut->element;
-
-        for (int64_t c = 0; c < channels; c++)
-            channel_pivot[c] = bnk_get(tile, cut->grid->is_double, c * inner, 0);
-        bnk_expand_double(channel_pivot, channels, inner, fold, pivot);
-        for (int64_t j = 0; j < columns; j++) sum[j] = squares[j] = 0;
-        t->leaves->column_sums(tile, lines, cut->stride * fold, columns, bnk_from_memory(cut),
-                               pivot, sum, squares);
-        bnk_collapse(sum, channels, inner, fold, channel_sum);
-        bnk_collapse(squares, channels, inner, fold, channel_squares);
-
-        const double n = (double)(lines * fold * inner);
-        for (int64_t c = 0; c < channels; c++)
-            own[c] = bnk_moments_of_sums(n, channel_pivot[c], channel_sum[c], channel_squares[c]);
-        bnk_moments_add(moments, count, own, n, channels);
+        const tile tile = { x + row * cut->stride * cut->element, bnk_min(left / fold, fit),
+                            cut->stride * fold, fold, piece->channels };
+        column_tile_moments(t, &tile, own, other);
+        const double n = (double)(tile.lines * fold * inner);
+        bnk_moments_add(moments, count, own, n, piece->channels);
         count += n;
-        row += lines * fold;
+        row += tile.lines * fold;
     }
+}
+
+static void piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
+                          bnk_application *other)
+{
+    if (t->cut.plan->by_columns)
+        column_piece_moments(t, piece, moments, other);
+    else
+        *moments = row_piece_moments(t, piece, other);
 }
 
 /* ---- a channel's statistics ---- */
@@ -135,32 +234,39 @@ static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, int64_t
 
 /* ---- training, channels whole ---- */
 
+/* While one run is applied past the caches, which leaves the core idle, the next is reduced. */
 static void train_runs(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
     const bnk_cut *cut = &t->cut;
     const int32_t is_double = cut->grid->is_double;
+    double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
+    const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
+    bnk_application application, *applying = NULL;
     for (int64_t run = begin; run < end; run++) {
         bnk_moments merged[BNK_MAX_COLUMNS], own[BNK_MAX_COLUMNS];
-        double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
-        const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
         const bnk_piece whole = bnk_whole_run(cut, run);
         double count = 0;
         for (int64_t p = 0; p < cut->pieces; p++) {
             const bnk_piece piece = bnk_piece_at(cut, run, p);
             const double n = (double)(piece.rows * piece.length);
-            if (cut->plan->by_columns)
-                column_piece_moments(t, &piece, own);
-            else
-                own[0] = row_piece_moments(t, &piece);
+            piece_moments(t, &piece, own, applying);
             bnk_moments_add(merged, count, own, n, piece.channels);
             count += n;
         }
+        if (applying) bnk_apply_rest(applying);
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(&linears, is_double, c,
                             finish_channel(t->job, cut->grid, whole.channel + c, merged[c]));
-        bnk_apply_piece(cut, t->leaves, &whole, &linears, t->job->input, NULL, t->job->output);
+        bnk_apply_begin(&application, cut, t->leaves, &whole, &linears, t->job->input, NULL,
+                        t->job->output);
+        if (cut->plan->stream)
+            applying = &application;
+        else
+            bnk_apply_rest(&application);
     }
+    if (applying) bnk_apply_rest(applying);
+    bnk_finish_stores(cut);
 }
 
 /* ---- training, in three steps ---- */
@@ -173,10 +279,7 @@ static void reduce_pieces(void *context, int64_t begin, int64_t end)
         const int64_t index = task / cut->runs;
         const bnk_piece piece = bnk_piece_at(cut, task % cut->runs, index);
         bnk_moments *partial = t->partial + index * cut->grid->channels + piece.channel;
-        if (cut->plan->by_columns)
-            column_piece_moments(t, &piece, partial);
-        else
-            *partial = row_piece_moments(t, &piece);
+        piece_moments(t, &piece, partial, NULL);
     }
 }
 
@@ -208,8 +311,8 @@ static void merge_channels(void *context, int64_t begin, int64_t end)
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
-    for (int64_t task = begin; task < end; task++)
-        bnk_apply_task(&t->cut, t->leaves, task, &t->linears, t->job->input, NULL, t->job->output);
+    bnk_apply_tasks_run(&t->cut, t->leaves, begin, end, &t->linears, t->job->input, NULL,
+                        t->job->output);
 }
 
 /* ---- entries ---- */
@@ -264,8 +367,12 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
                                           bnk_get(job->weight, is_double, c, 1) * invstd,
                                           bnk_get(job->bias, is_double, c, 0), is_double));
         }
-        bnk_apply_piece(cut, t->leaves, &piece, &linears, job->input, NULL, job->output);
+        bnk_application application;
+        bnk_apply_begin(&application, cut, t->leaves, &piece, &linears, job->input, NULL,
+                        job->output);
+        bnk_apply_rest(&application);
     }
+    bnk_finish_stores(cut);
 }
 
 void bnk_forward_inference(const bnk_grid *grid, const bnk_plan *plan, const bnk_inference *job)

@@ -18,19 +18,35 @@
 
 /* t = x * scale + center, y = t * slope + offset, dx = t * (slope + slope_rest) + offset + dy * factor:
  * each product and sum rounded once, together. See coefficients.h for what the numbers are. */
+
+/* Sums of rows, lane by lane: leaves add to them. */
+typedef struct bnk_lane_sums {
+    _Alignas(128) double first[16], second[16];
+} bnk_lane_sums;
+
+/* The order of the last additions: halves onto each other. */
+static inline double bnk_sum_of_lanes(const double lanes[16])
+{
+    double sum[16];
+    for (int i = 0; i < 16; i++) sum[i] = lanes[i];
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) sum[i] += sum[i + width];
+    return sum[0];
+}
+
 typedef struct bnk_leaves {
-    /* sums[0] = sum(x - pivot), sums[1] = sum((x - pivot)^2) */
+    /* first += x - pivot, second += (x - pivot)^2 */
     void (*row_sums)(const void *x, int64_t rows, int64_t stride, int64_t length, double pivot,
-                     double sums[2]);
+                     bnk_lane_sums *sums);
     void (*row_apply)(const void *x, void *y, int64_t rows, int64_t stride, int64_t length,
                       const bnk_linear *f, int stream);
-    /* sums[0] = sum(dy), sums[1] = sum(dy * (x - mean)) */
+    /* first += dy, second += dy * (x - mean) */
     void (*row_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
-                          int64_t length, double mean, double sums[2]);
+                          int64_t length, double mean, bnk_lane_sums *sums);
     void (*row_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows, int64_t stride,
                            int64_t length, const bnk_linear *f, int stream);
 
-    /* The same by columns; sums are added to what the arrays hold. */
+    /* The same by columns. */
     void (*column_sums)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
                         const double *pivot, double *sum, double *sum_squares);
     void (*column_apply)(const void *x, void *y, int64_t rows, int64_t stride, int64_t columns,
@@ -40,6 +56,12 @@ typedef struct bnk_leaves {
                              double *sum_product);
     void (*column_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows, int64_t stride,
                               int64_t columns, int64_t ahead, const bnk_linears *f, int stream);
+
+    /* first += x, second += x^2, for float where these are as good; NULL in the tables for double. */
+    void (*row_squares)(const void *x, int64_t rows, int64_t stride, int64_t length,
+                        bnk_lane_sums *sums);
+    void (*column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
+                           double *sum, double *sum_squares);
 } bnk_leaves;
 
 extern const bnk_leaves bnk_leaves_float_generic, bnk_leaves_double_generic;

@@ -3,6 +3,9 @@
  */
 #include "apply_body.h"
 #include "sums_body.h"
+#ifdef BNK_T_IS_FLOAT
+#include "squares_body.h"
+#endif
 
 const bnk_leaves BNK_NAME(leaves) = {
     .row_sums = BNK_NAME(row_sums),
@@ -13,4 +16,8 @@ const bnk_leaves BNK_NAME(leaves) = {
     .column_apply = BNK_NAME(column_apply),
     .column_grad_sums = BNK_NAME(column_grad_sums),
     .column_grad_apply = BNK_NAME(column_grad_apply),
+#ifdef BNK_T_IS_FLOAT
+    .row_squares = BNK_NAME(row_squares),
+    .column_squares = BNK_NAME(column_squares),
+#endif
 };

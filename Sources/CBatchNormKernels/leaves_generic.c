@@ -49,9 +49,10 @@ static inline bnk_double8 fused_doubles(bnk_double8 a, bnk_double8 b, bnk_double
 #define BNK_FMA_ONE_double(a, b, c) fma(a, b, c)
 #endif
 
-/* See leaves_avx2.c. */
+/* See subtract_by_fma.h. */
 #define BNK_ONES(vector) ((vector){ 0 })
 #define BNK_SUBTRACT(a, b, one) ((void)(one), (a) - (b))
+#define BNK_ADD_EXACT(a, b, c) ((c) + (a) * (b))
 
 #define BNK_ISA generic
 #include "leaves_types.h"

@@ -25,7 +25,9 @@
 #define BNK_HALF_AT bnk_float8_at
 #define BNK_FMA(a, b, c) BNK_FMA_float(a, b, c)
 #define BNK_FMA_ONE(a, b, c) BNK_FMA_ONE_float(a, b, c)
+#define BNK_T_IS_FLOAT
 #include "leaves_body.h"
+#undef BNK_T_IS_FLOAT
 #undef BNK_T
 #undef BNK_LINE
 #undef BNK_LINE_AT

@@ -78,7 +78,7 @@ static inline bnk_piece bnk_whole_run(const bnk_cut *cut, int64_t run)
 /* Whether the lines that are summed by columns come from beyond L2. */
 static inline int bnk_from_memory(const bnk_cut *cut)
 {
-    return !cut->plan->fused;
+    return !cut->plan->fused || cut->plan->stream;
 }
 
 /* How far ahead to prefetch where columns are applied, in elements. */

@@ -17,16 +17,6 @@ BNK_INLINE bnk_double8 BNK_NAME(half_at)(const BNK_T *p)
     return __builtin_convertvector(*(const BNK_HALF_AT *)p, bnk_double8);
 }
 
-/* The order of the last additions: halves onto each other. */
-BNK_INLINE double BNK_NAME(sum_lanes)(bnk_double16 v)
-{
-    double lane[BNK_LANES];
-    memcpy(lane, &v, sizeof lane);
-    for (int width = BNK_LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-    return lane[0];
-}
-
 /* ---- sums by rows ---- */
 
 /* `count` values of each of some rows, made a full vector with a value that adds nothing. */
@@ -40,110 +30,104 @@ BNK_INLINE void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int
 
 /*
  * The inner loops of the sums, in functions of their own so that all sums stay in registers.
- * sums[0] += x - pivot, sums[1] += (x - pivot)^2 in 16 lanes; length is a multiple of 16.
+ * length is a multiple of 16.
  */
 BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride, int64_t length,
-                                   double pivot, bnk_double16 sums[2])
+                                   double pivot, bnk_lane_sums *sums)
 {
     const bnk_double16 p = pivot - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
-    bnk_double16 s = sums[0], q = sums[1];
+    bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int r = 0; r < together; r++) {
             const bnk_double16 c = BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), p, one);
             s += c;
             q += c * c;
         }
-    sums[0] = s;
-    sums[1] = q;
+    *(bnk_double16_at *)sums->first = s;
+    *(bnk_double16_at *)sums->second = q;
 }
 
 BNK_LEAF void BNK_NAME(add_four_rows)(const BNK_T *x, int64_t stride, int64_t length, double pivot,
-                                      bnk_double16 sums[2])
+                                      bnk_lane_sums *sums)
 {
     BNK_NAME(add_rows)(x, 4, stride, length, pivot, sums);
 }
 
 BNK_LEAF void BNK_NAME(add_one_row)(const BNK_T *x, int64_t length, double pivot,
-                                    bnk_double16 sums[2])
+                                    bnk_lane_sums *sums)
 {
     BNK_NAME(add_rows)(x, 1, 0, length, pivot, sums);
 }
 
 static void BNK_NAME(row_sums)(const void *x, int64_t rows, int64_t stride, int64_t length,
-                               double pivot, double sums[2])
+                               double pivot, bnk_lane_sums *sums)
 {
-    bnk_double16 lanes[2] = { { 0 }, { 0 } };
     BNK_T padded[4 * BNK_LANES];
     const int64_t tail = length % BNK_LANES, whole = length - tail;
     const BNK_T *row = x;
     for (; rows >= 4; rows -= 4, row += 4 * stride) {
-        BNK_NAME(add_four_rows)(row, stride, whole, pivot, lanes);
+        BNK_NAME(add_four_rows)(row, stride, whole, pivot, sums);
         if (tail == 0) continue;
         BNK_NAME(pad)(padded, row + whole, 4, stride, tail, pivot);
-        BNK_NAME(add_four_rows)(padded, BNK_LANES, BNK_LANES, pivot, lanes);
+        BNK_NAME(add_four_rows)(padded, BNK_LANES, BNK_LANES, pivot, sums);
     }
     for (; rows > 0; rows--, row += stride) {
-        BNK_NAME(add_one_row)(row, whole, pivot, lanes);
+        BNK_NAME(add_one_row)(row, whole, pivot, sums);
         if (tail == 0) continue;
         BNK_NAME(pad)(padded, row + whole, 1, stride, tail, pivot);
-        BNK_NAME(add_one_row)(padded, BNK_LANES, pivot, lanes);
+        BNK_NAME(add_one_row)(padded, BNK_LANES, pivot, sums);
     }
-    sums[0] = BNK_NAME(sum_lanes)(lanes[0]);
-    sums[1] = BNK_NAME(sum_lanes)(lanes[1]);
 }
 
-/* sums[0] += dy, sums[1] += dy * (x - mean) in 16 lanes; length is a multiple of 16. */
+/* length is a multiple of 16. */
 BNK_INLINE void BNK_NAME(add_grad_rows)(const BNK_T *x, const BNK_T *dy, int together,
                                         int64_t stride, int64_t length, double mean,
-                                        bnk_double16 sums[2])
+                                        bnk_lane_sums *sums)
 {
     const bnk_double16 m = mean - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
-    bnk_double16 s = sums[0], q = sums[1];
+    bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int r = 0; r < together; r++) {
             const bnk_double16 g = BNK_NAME(lanes_at)(dy + r * stride + i);
             s += g;
             q += g * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one);
         }
-    sums[0] = s;
-    sums[1] = q;
+    *(bnk_double16_at *)sums->first = s;
+    *(bnk_double16_at *)sums->second = q;
 }
 
 BNK_LEAF void BNK_NAME(add_two_grad_rows)(const BNK_T *x, const BNK_T *dy, int64_t stride,
-                                          int64_t length, double mean, bnk_double16 sums[2])
+                                          int64_t length, double mean, bnk_lane_sums *sums)
 {
     BNK_NAME(add_grad_rows)(x, dy, 2, stride, length, mean, sums);
 }
 
 BNK_LEAF void BNK_NAME(add_one_grad_row)(const BNK_T *x, const BNK_T *dy, int64_t length,
-                                         double mean, bnk_double16 sums[2])
+                                         double mean, bnk_lane_sums *sums)
 {
     BNK_NAME(add_grad_rows)(x, dy, 1, 0, length, mean, sums);
 }
 
 static void BNK_NAME(row_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
-                                    int64_t length, double mean, double sums[2])
+                                    int64_t length, double mean, bnk_lane_sums *sums)
 {
-    bnk_double16 lanes[2] = { { 0 }, { 0 } };
     BNK_T padded_x[2 * BNK_LANES], padded_dy[2 * BNK_LANES];
     const int64_t tail = length % BNK_LANES, whole = length - tail;
     const BNK_T *xr = x, *gr = dy;
     for (; rows >= 2; rows -= 2, xr += 2 * stride, gr += 2 * stride) {
-        BNK_NAME(add_two_grad_rows)(xr, gr, stride, whole, mean, lanes);
+        BNK_NAME(add_two_grad_rows)(xr, gr, stride, whole, mean, sums);
         if (tail == 0) continue;
         BNK_NAME(pad)(padded_x, xr + whole, 2, stride, tail, 0);
         BNK_NAME(pad)(padded_dy, gr + whole, 2, stride, tail, 0);
-        BNK_NAME(add_two_grad_rows)(padded_x, padded_dy, BNK_LANES, BNK_LANES, mean, lanes);
+        BNK_NAME(add_two_grad_rows)(padded_x, padded_dy, BNK_LANES, BNK_LANES, mean, sums);
     }
     for (; rows > 0; rows--, xr += stride, gr += stride) {
-        BNK_NAME(add_one_grad_row)(xr, gr, whole, mean, lanes);
+        BNK_NAME(add_one_grad_row)(xr, gr, whole, mean, sums);
         if (tail == 0) continue;
         BNK_NAME(pad)(padded_x, xr + whole, 1, stride, tail, 0);
         BNK_NAME(pad)(padded_dy, gr + whole, 1, stride, tail, 0);
-        BNK_NAME(add_one_grad_row)(padded_x, padded_dy, BNK_LANES, mean, lanes);
+        BNK_NAME(add_one_grad_row)(padded_x, padded_dy, BNK_LANES, mean, sums);
     }
-    sums[0] = BNK_NAME(sum_lanes)(lanes[0]);
-    sums[1] = BNK_NAME(sum_lanes)(lanes[1]);
 }
 
 /* ---- sums by columns ---- */

@@ -55,7 +55,9 @@ static void check_right(const bench *b, const bnk_plan *plan)
         check(ref_error(mean, ref_mean(s), 8, fabsl(ref_mean(s)) + deviation, true) <= 1,
               "%s: saved_mean[%lld] is %.17g, expected %.17Lg", where, (long long)c, mean,
               ref_mean(s));
-        check(ref_error(invstd, s.invstd, 64, s.invstd, true) <= 1,
+        /* Of float values a sum of squares without a pivot may lose 16 of float64's 53 bits. */
+        const double allowed = b->grid.is_double ? 64 : 0x1p18;
+        check(ref_error(invstd, s.invstd, allowed, s.invstd, true) <= 1,
               "%s: saved_invstd[%lld] is %.17g, expected %.17Lg", where, (long long)c, invstd,
               s.invstd);
 
