@@ -3,69 +3,82 @@
 
 #include "columns.h"
 
-/* ---- coefficients ---- */
-
-/* Those of the columns of a line: the channels' own where a line has one column a channel. */
-static bnk_linears columns_of(bnk_application *a, const bnk_linears *channels)
+static void apply_rows(const bnk_cut *cut, const bnk_leaves *leaves, int64_t rows, int64_t length,
+                       const bnk_linear *f, const char *x, const char *dy, char *y)
 {
-    const int32_t is_double = a->cut->grid->is_double;
-    const int64_t inner = a->cut->grid->inner, count = a->channels;
-    const int64_t fold = bnk_fold_of(a->cut->plan, a->rows);
-    if (inner == 1 && fold == 1) return *channels;
-    const bnk_linears columns = bnk_linears_in(a->memory, BNK_MAX_COLUMNS, is_double);
-    bnk_expand(channels->scale, is_double, count, inner, fold, columns.scale);
-    bnk_expand(channels->center, is_double, count, inner, fold, columns.center);
-    bnk_expand(channels->slope, is_double, count, inner, fold, columns.slope);
-    bnk_expand(channels->offset, is_double, count, inner, fold, columns.offset);
-    if (a->dy) {
-        bnk_expand(channels->factor, is_double, count, inner, fold, columns.factor);
-        bnk_expand(channels->slope_rest, is_double, count, inner, fold, columns.slope_rest);
-    }
-    return columns;
+    if (dy)
+        leaves->row_grad_apply(x, dy, y, rows, cut->stride, length, f, cut->plan->stream);
+    else
+        leaves->row_apply(x, y, rows, cut->stride, length, f, cut->plan->stream);
 }
 
+static void apply_columns(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
+                          const bnk_linears *channels, const char *x, const char *dy, char *y)
+{
+    const int32_t is_double = cut->grid->is_double;
+    const int64_t inner = cut->grid->inner;
+    const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
+
+    double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
+    bnk_linears columns = *channels;
+    if (inner > 1 || fold > 1) {
+        const int64_t c = piece->channels;
+        columns = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
+        bnk_expand(channels->scale, is_double, c, inner, fold, columns.scale);
+        bnk_expand(channels->center, is_double, c, inner, fold, columns.center);
+        bnk_expand(channels->slope, is_double, c, inner, fold, columns.slope);
+        bnk_expand(channels->offset, is_double, c, inner, fold, columns.offset);
+        if (dy) {
+            bnk_expand(channels->factor, is_double, c, inner, fold, columns.factor);
+            bnk_expand(channels->slope_rest, is_double, c, inner, fold, columns.slope_rest);
+        }
+    }
+
+    int64_t row = 0;
+    while (row < piece->rows) {
+        const int64_t left = piece->rows - row;
+        const int64_t folded = left >= fold ? fold : 1; /* the last rows are too few for a fold */
+        const int64_t lines = left / folded;
+        const int64_t width = piece->channels * inner * folded, stride = cut->stride * folded;
+        const int64_t at = row * cut->stride * cut->element;
+        if (dy)
+            leaves->column_grad_apply(x + at, dy + at, y + at, lines, stride, width, &columns,
+                                      cut->plan->stream);
+        else
+            leaves->column_apply(x + at, y + at, lines, stride, width, &columns, cut->plan->stream);
+        row += lines * folded;
+    }
+}
+
+void bnk_apply_piece(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
+                     const bnk_linears *channels, const void *x, const void *dy, void *y)
+{
+    const char *from = (const char *)x + piece->start;
+    const char *grad = dy ? (const char *)dy + piece->start : NULL;
+    char *to = (char *)y + piece->start;
+    if (cut->plan->by_columns) {
+        apply_columns(cut, leaves, piece, channels, from, grad, to);
+    } else {
+        const bnk_linear f = bnk_linears_get(channels, cut->grid->is_double, 0);
+        apply_rows(cut, leaves, piece->rows, piece->length, &f, from, grad, to);
+    }
+}
+
+/* ---- in steps ---- */
+
 void bnk_apply_begin(bnk_application *a, const bnk_cut *cut, const bnk_leaves *leaves,
-                     const bnk_piece *piece, const bnk_linears *channels, const void *x,
-                     const void *dy, void *y)
+                     const bnk_piece *piece, const bnk_linear *f, const void *x, const void *dy,
+                     void *y)
 {
     a->cut = cut;
     a->leaves = leaves;
     a->x = (const char *)x + piece->start;
     a->dy = dy ? (const char *)dy + piece->start : NULL;
     a->y = (char *)y + piece->start;
-    a->channels = piece->channels;
+    a->f = *f;
     a->rows = piece->rows;
     a->length = piece->length;
     a->row = a->offset = a->owed = 0;
-    if (cut->plan->by_columns)
-        a->columns = columns_of(a, channels);
-    else
-        a->linear = bnk_linears_get(channels, cut->grid->is_double, 0);
-}
-
-/* ---- steps ---- */
-
-/* Some lines, or a part of one: `length` elements of each from `offset` on. */
-static void apply_lines(const bnk_application *a, int64_t lines, int64_t stride, int64_t length)
-{
-    const bnk_cut *cut = a->cut;
-    const int stream = cut->plan->stream;
-    const int64_t at = (a->row * cut->stride + a->offset) * cut->element;
-    const char *x = a->x + at, *dy = a->dy + (a->dy ? at : 0);
-    char *y = a->y + at;
-    if (!cut->plan->by_columns) {
-        if (a->dy)
-            a->leaves->row_grad_apply(x, dy, y, lines, stride, length, &a->linear, stream);
-        else
-            a->leaves->row_apply(x, y, lines, stride, length, &a->linear, stream);
-        return;
-    }
-    const bnk_linears columns = bnk_linears_from(&a->columns, a->offset, cut->grid->is_double);
-    const int64_t ahead = bnk_ahead(cut);
-    if (a->dy)
-        a->leaves->column_grad_apply(x, dy, y, lines, stride, length, ahead, &columns, stream);
-    else
-        a->leaves->column_apply(x, y, lines, stride, length, ahead, &columns, stream);
 }
 
 /* A step ends where a cache line of y does, so that each is written whole. */
@@ -78,38 +91,32 @@ static int64_t whole_lines(const bnk_application *a, int64_t length)
 
 void bnk_apply_some(bnk_application *a, int64_t elements)
 {
-    const bnk_cut *cut = a->cut;
     a->owed += elements;
     while (a->row < a->rows) {
-        /* By columns, rows are taken in folds, and one by one where too few are left. */
-        const int by_columns = cut->plan->by_columns;
-        const int64_t left = a->rows - a->row;
-        const int64_t fold = by_columns ? bnk_fold_of(cut->plan, left) : 1;
-        const int64_t width = by_columns ? a->channels * cut->grid->inner * fold : a->length;
-        if (a->offset == 0 && a->owed >= width) {
-            const int64_t lines = bnk_min(a->owed / width, left / fold);
-            apply_lines(a, lines, cut->stride * fold, width);
-            a->row += lines * fold;
-            a->owed -= lines * width;
-            continue;
-        }
-        int64_t length = width - a->offset;
-        if (length > a->owed) length = whole_lines(a, a->owed);
+        int64_t rows = 1, length = a->length - a->offset;
+        if (a->offset == 0 && a->owed >= length)
+            rows = bnk_min(a->owed / length, a->rows - a->row);
+        else if (length > a->owed)
+            length = whole_lines(a, a->owed);
         if (length <= 0) return;
-        apply_lines(a, 1, 0, length);
-        a->owed -= length;
+        const int64_t at = (a->row * a->cut->stride + a->offset) * a->cut->element;
+        apply_rows(a->cut, a->leaves, rows, length, &a->f, a->x + at, a->dy ? a->dy + at : NULL,
+                   a->y + at);
+        a->owed -= rows * length;
         a->offset += length;
-        if (a->offset == width) {
+        if (a->offset == a->length) {
             a->offset = 0;
-            a->row += fold;
+            a->row += rows;
         }
     }
 }
 
 void bnk_apply_rest(bnk_application *a)
 {
-    bnk_apply_some(a, a->rows * a->cut->stride);
+    bnk_apply_some(a, a->rows * a->length);
 }
+
+/* ---- the end of a task ---- */
 
 void bnk_finish_stores(const bnk_cut *cut)
 {
@@ -151,9 +158,7 @@ void bnk_apply_tasks_run(const bnk_cut *cut, const bnk_leaves *leaves, int64_t b
             piece.start = piece.row * cut->stride * cut->element;
         }
         const bnk_linears own = bnk_linears_from(linears, piece.channel, cut->grid->is_double);
-        bnk_application application;
-        bnk_apply_begin(&application, cut, leaves, &piece, &own, x, dy, y);
-        bnk_apply_rest(&application);
+        bnk_apply_piece(cut, leaves, &piece, &own, x, dy, y);
     }
     bnk_finish_stores(cut);
 }

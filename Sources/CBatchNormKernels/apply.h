@@ -1,8 +1,5 @@
 /*
  * Applying coefficients to a piece: the last step of every operation. Implemented in apply.c.
- *
- * An application can be done at once or in small steps between other work: non-temporal stores
- * leave a core idle most of the time, and sums of other channels fit into it.
  */
 #ifndef BNK_APPLY_H
 #define BNK_APPLY_H
@@ -11,27 +8,30 @@
 #include "leaves.h"
 #include "pieces.h"
 
+/* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose
+ * first is the arrays' first; with dy not NULL + dy * factor. x, dy and y are the whole grid's; y may be x
+ * or dy. */
+void bnk_apply_piece(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
+                     const bnk_linears *channels, const void *x, const void *dy, void *y);
+
+/*
+ * The same for one channel by rows, in small steps between other work: non-temporal stores leave a core
+ * idle most of the time, and the sums of another channel fit into it.
+ */
 typedef struct bnk_application {
     const bnk_cut *cut;
     const bnk_leaves *leaves;
-    const char *x, *dy; /* dy may be NULL */
+    const char *x, *dy;
     char *y;
-    int64_t channels, rows, length; /* the piece's */
-    int64_t row, offset;            /* where to go on: a row and an element in it */
-    int64_t owed;                   /* elements that steps were asked for and not done yet */
-    bnk_linear linear;              /* by rows */
-    bnk_linears columns;            /* by columns, perhaps in: */
-    double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
+    bnk_linear f;
+    int64_t rows, length; /* the piece's */
+    int64_t row, offset;  /* where to go on: a row and an element in it */
+    int64_t owed;         /* elements that steps were asked for and not done yet */
 } bnk_application;
 
-/*
- * Begins y = (x * scale + center) * slope + offset with the coefficients of the piece's channels,
- * whose first is the arrays' first; with dy not NULL + dy * factor. y may be x or dy. x, dy and y are the
- * whole grid's; they and `channels` must stay until the end.
- */
 void bnk_apply_begin(bnk_application *application, const bnk_cut *cut, const bnk_leaves *leaves,
-                     const bnk_piece *piece, const bnk_linears *channels, const void *x,
-                     const void *dy, void *y);
+                     const bnk_piece *piece, const bnk_linear *f, const void *x, const void *dy,
+                     void *y);
 
 /* About `elements` more of it; no more than are left. Sums and applications take turns every BNK_STEP
  * elements: what a core's store queue takes in while the sums go on. */

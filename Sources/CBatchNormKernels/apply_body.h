@@ -1,11 +1,50 @@
 /*
  * The algorithm of the leaves that apply coefficients, once. Included by leaves_body.h.
+ *
+ * Non-temporal stores want whole cache lines of one row, one after the other: alternating between rows
+ * they took ten times as long (AMD Zen 3). By columns, several rows share what is loaded of the
+ * coefficients, and reading them side by side keeps memory busier; so these go through a buffer.
  */
 
-BNK_INLINE BNK_LINE BNK_NAME(broadcast)(BNK_T value)
+/* The coefficients of a cache line of values, and of one value. */
+typedef struct BNK_NAME(line_of) {
+    BNK_LINE scale, center, slope, slope_rest, offset, factor;
+} BNK_NAME(line_of);
+
+typedef struct BNK_NAME(one_of) {
+    BNK_T scale, center, slope, slope_rest, offset, factor;
+} BNK_NAME(one_of);
+
+/* y, or dx if there is dy: see leaves.h. */
+#define BNK_FORMULA(FMA, f, x, dy, with_dy, result)                                                \
+    do {                                                                                           \
+        const __typeof__(x) t = FMA(x, (f).scale, (f).center);                                     \
+        if (with_dy)                                                                               \
+            (result) = FMA(dy, (f).factor, FMA(t, (f).slope, FMA(t, (f).slope_rest, (f).offset))); \
+        else                                                                                       \
+            (result) = FMA(t, (f).slope, (f).offset);                                              \
+    } while (0)
+
+BNK_INLINE BNK_LINE BNK_NAME(apply_line)(const BNK_T *x, const BNK_T *dy, BNK_NAME(line_of) f)
 {
-    return value - (BNK_LINE){ 0 };
+    BNK_LINE result;
+    const BNK_LINE from = *(const BNK_LINE_AT *)x;
+    BNK_FORMULA(BNK_FMA, f, from, *(const BNK_LINE_AT *)dy, dy, result);
+    return result;
 }
+
+BNK_INLINE BNK_T BNK_NAME(apply_one)(const BNK_T *x, const BNK_T *dy, BNK_NAME(one_of) f)
+{
+    BNK_T result;
+    const BNK_T from = *x;
+    BNK_FORMULA(BNK_FMA_ONE, f, from, *dy, dy, result);
+    return result;
+}
+
+#undef BNK_FORMULA
+
+/* p + i, or NULL where there is no p */
+#define BNK_PLUS(p, i) ((p) ? (p) + (i) : (p))
 
 BNK_INLINE void BNK_NAME(store)(BNK_T *p, BNK_LINE v, int stream)
 {
@@ -15,135 +54,49 @@ BNK_INLINE void BNK_NAME(store)(BNK_T *p, BNK_LINE v, int stream)
         *(BNK_LINE_AT *)p = v;
 }
 
-/* How many values lie before the first cache line that starts within p[0..length). */
-BNK_INLINE int64_t BNK_NAME(head)(const BNK_T *p, int64_t length)
+/* How many values lie before the first cache line that starts within p[0..length), if that matters. */
+BNK_INLINE int64_t BNK_NAME(head)(const BNK_T *p, int64_t length, int stream)
 {
+    if (!stream) return 0;
     const int64_t past = (int64_t)(((uintptr_t)p % 64) / sizeof(BNK_T));
     const int64_t head = past == 0 ? 0 : BNK_LINE_LENGTH - past;
     return head < length ? head : length;
 }
 
-/*
- * Applies to one row: what lies before the first cache line of y, whole lines, the rest. x, dy and y
- * point at the row's first value, f at a bnk_linear or bnk_linears. Rows are taken one after
- * another: walking several at once gained nothing where the reduction has left x in cache, and
- * non-temporal stores that alternate between rows took ten times as long (AMD Zen 3).
- */
-typedef void BNK_NAME(apply_row)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t length,
-                                 int64_t ahead, const void *f, int stream);
+/* ---- by rows ---- */
 
-#define BNK_AT(p) (*(const BNK_LINE_AT *)((p) + i))
-
-BNK_INLINE void BNK_NAME(apply_row_values)(const BNK_T *x, const BNK_T *dy, BNK_T *y,
-                                           int64_t length, int64_t ahead, const void *linear,
-                                           int stream)
+BNK_INLINE BNK_LINE BNK_NAME(broadcast)(BNK_T value)
 {
-    (void)dy;
-    (void)ahead;
-    const bnk_linear *f = linear;
-    const BNK_T scale = (BNK_T)f->scale, center = (BNK_T)f->center, slope = (BNK_T)f->slope,
-                offset = (BNK_T)f->offset;
-    const BNK_LINE s = BNK_NAME(broadcast)(scale), c = BNK_NAME(broadcast)(center),
-                   a = BNK_NAME(broadcast)(slope), b = BNK_NAME(broadcast)(offset);
-    int64_t i = 0;
-    for (const int64_t head = stream ? BNK_NAME(head)(y, length) : 0; i < head; i++)
-        y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset);
-    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH) {
-        BNK_NAME(store)(y + i, BNK_FMA(BNK_FMA(BNK_AT(x), s, c), a, b), stream);
-    }
-    for (; i < length; i++) y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale, center), slope, offset);
+    return value - (BNK_LINE){ 0 };
 }
 
-BNK_INLINE void BNK_NAME(apply_row_gradients)(const BNK_T *x, const BNK_T *dy, BNK_T *dx,
-                                              int64_t length, int64_t ahead, const void *linear,
-                                              int stream)
+BNK_INLINE void BNK_NAME(apply_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,
+                                     int64_t stride, int64_t length, const bnk_linear *f,
+                                     int stream)
 {
-    (void)ahead;
-    const bnk_linear *f = linear;
-    const BNK_T scale = (BNK_T)f->scale, center = (BNK_T)f->center, slope = (BNK_T)f->slope,
-                slope_rest = (BNK_T)f->slope_rest, offset = (BNK_T)f->offset,
-                factor = (BNK_T)f->factor;
-    const BNK_LINE s = BNK_NAME(broadcast)(scale), c = BNK_NAME(broadcast)(center),
-                   a = BNK_NAME(broadcast)(slope), r = BNK_NAME(broadcast)(slope_rest),
-                   b = BNK_NAME(broadcast)(offset), g = BNK_NAME(broadcast)(factor);
-#define BNK_ONE()                                                                     \
-    do {                                                                              \
-        const BNK_T t = BNK_FMA_ONE(x[i], scale, center);                             \
-        const BNK_T rest = BNK_FMA_ONE(t, slope, BNK_FMA_ONE(t, slope_rest, offset)); \
-        dx[i] = BNK_FMA_ONE(dy[i], factor, rest);                                     \
-    } while (0)
-    int64_t i = 0;
-    for (const int64_t head = stream ? BNK_NAME(head)(dx, length) : 0; i < head; i++) BNK_ONE();
-    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH) {
-        const BNK_LINE t = BNK_FMA(BNK_AT(x), s, c);
-        const BNK_LINE rest = BNK_FMA(t, a, BNK_FMA(t, r, b));
-        BNK_NAME(store)(dx + i, BNK_FMA(BNK_AT(dy), g, rest), stream);
+    const BNK_NAME(one_of) one = { (BNK_T)f->scale,      (BNK_T)f->center, (BNK_T)f->slope,
+                                   (BNK_T)f->slope_rest, (BNK_T)f->offset, (BNK_T)f->factor };
+    const BNK_NAME(line_of)
+        line = { BNK_NAME(broadcast)(one.scale),  BNK_NAME(broadcast)(one.center),
+                 BNK_NAME(broadcast)(one.slope),  BNK_NAME(broadcast)(one.slope_rest),
+                 BNK_NAME(broadcast)(one.offset), BNK_NAME(broadcast)(one.factor) };
+    for (int64_t row = 0; row < rows; row++, x += stride, dy = BNK_PLUS(dy, stride), y += stride) {
+        int64_t i = 0;
+        for (const int64_t head = BNK_NAME(head)(y, length, stream); i < head; i++)
+            y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
+        for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH)
+            BNK_NAME(store)(y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), line), stream);
+        for (; i < length; i++) y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
     }
-    for (; i < length; i++) BNK_ONE();
-#undef BNK_ONE
-}
-
-BNK_INLINE void BNK_NAME(apply_column_values)(const BNK_T *x, const BNK_T *dy, BNK_T *y,
-                                              int64_t length, int64_t ahead, const void *linears,
-                                              int stream)
-{
-    (void)dy;
-    const bnk_linears *f = linears;
-    const BNK_T *scale = f->scale, *center = f->center, *slope = f->slope, *offset = f->offset;
-#define BNK_ONE() y[i] = BNK_FMA_ONE(BNK_FMA_ONE(x[i], scale[i], center[i]), slope[i], offset[i])
-    int64_t i = 0;
-    for (const int64_t head = stream ? BNK_NAME(head)(y, length) : 0; i < head; i++) BNK_ONE();
-    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH) {
-        BNK_PREFETCH(x + i + ahead);
-        const BNK_LINE t = BNK_FMA(BNK_AT(x), BNK_AT(scale), BNK_AT(center));
-        BNK_NAME(store)(y + i, BNK_FMA(t, BNK_AT(slope), BNK_AT(offset)), stream);
-    }
-    for (; i < length; i++) BNK_ONE();
-#undef BNK_ONE
-}
-
-BNK_INLINE void BNK_NAME(apply_column_gradients)(const BNK_T *x, const BNK_T *dy, BNK_T *dx,
-                                                 int64_t length, int64_t ahead, const void *linears,
-                                                 int stream)
-{
-    const bnk_linears *f = linears;
-    const BNK_T *scale = f->scale, *center = f->center, *slope = f->slope,
-                *slope_rest = f->slope_rest, *offset = f->offset, *factor = f->factor;
-#define BNK_ONE()                                                                              \
-    do {                                                                                       \
-        const BNK_T t = BNK_FMA_ONE(x[i], scale[i], center[i]);                                \
-        const BNK_T rest = BNK_FMA_ONE(t, slope[i], BNK_FMA_ONE(t, slope_rest[i], offset[i])); \
-        dx[i] = BNK_FMA_ONE(dy[i], factor[i], rest);                                           \
-    } while (0)
-    int64_t i = 0;
-    for (const int64_t head = stream ? BNK_NAME(head)(dx, length) : 0; i < head; i++) BNK_ONE();
-    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH) {
-        BNK_PREFETCH(x + i + ahead);
-        BNK_PREFETCH(dy + i + ahead);
-        const BNK_LINE t = BNK_FMA(BNK_AT(x), BNK_AT(scale), BNK_AT(center));
-        const BNK_LINE tail = BNK_FMA(t, BNK_AT(slope_rest), BNK_AT(offset));
-        const BNK_LINE rest = BNK_FMA(t, BNK_AT(slope), tail);
-        BNK_NAME(store)(dx + i, BNK_FMA(BNK_AT(dy), BNK_AT(factor), rest), stream);
-    }
-    for (; i < length; i++) BNK_ONE();
-#undef BNK_ONE
-}
-
-BNK_INLINE void BNK_NAME(apply_rows)(BNK_NAME(apply_row) * apply, const BNK_T *x, const BNK_T *dy,
-                                     BNK_T *y, int64_t rows, int64_t stride, int64_t length,
-                                     int64_t ahead, const void *f, int stream)
-{
-    for (int64_t row = 0; row < rows; row++, x += stride, dy += stride, y += stride)
-        apply(x, dy, y, length, ahead, f, stream);
 }
 
 static void BNK_NAME(row_apply)(const void *x, void *y, int64_t rows, int64_t stride,
                                 int64_t length, const bnk_linear *f, int stream)
 {
     if (stream)
-        BNK_NAME(apply_rows)(BNK_NAME(apply_row_values), x, x, y, rows, stride, length, 0, f, 1);
+        BNK_NAME(apply_rows)(x, NULL, y, rows, stride, length, f, 1);
     else
-        BNK_NAME(apply_rows)(BNK_NAME(apply_row_values), x, x, y, rows, stride, length, 0, f, 0);
+        BNK_NAME(apply_rows)(x, NULL, y, rows, stride, length, f, 0);
 }
 
 static void BNK_NAME(row_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows,
@@ -151,34 +104,131 @@ static void BNK_NAME(row_grad_apply)(const void *x, const void *dy, void *dx, in
                                      int stream)
 {
     if (stream)
-        BNK_NAME(apply_rows)(BNK_NAME(apply_row_gradients), x, dy, dx, rows, stride, length, 0, f,
-                             1);
+        BNK_NAME(apply_rows)(x, dy, dx, rows, stride, length, f, 1);
     else
-        BNK_NAME(apply_rows)(BNK_NAME(apply_row_gradients), x, dy, dx, rows, stride, length, 0, f,
-                             0);
+        BNK_NAME(apply_rows)(x, dy, dx, rows, stride, length, f, 0);
+}
+
+/* ---- by columns ---- */
+
+BNK_INLINE BNK_NAME(line_of) BNK_NAME(line_at)(const bnk_linears *f, int64_t i)
+{
+#define BNK_AT(values) (*(const BNK_LINE_AT *)((const BNK_T *)(values) + i))
+    const BNK_NAME(line_of) line = { BNK_AT(f->scale),      BNK_AT(f->center), BNK_AT(f->slope),
+                                     BNK_AT(f->slope_rest), BNK_AT(f->offset), BNK_AT(f->factor) };
+#undef BNK_AT
+    return line;
+}
+
+BNK_INLINE BNK_NAME(one_of) BNK_NAME(one_at)(const bnk_linears *f, int64_t i)
+{
+#define BNK_AT(values) (((const BNK_T *)(values))[i])
+    const BNK_NAME(one_of) one = { BNK_AT(f->scale),      BNK_AT(f->center), BNK_AT(f->slope),
+                                   BNK_AT(f->slope_rest), BNK_AT(f->offset), BNK_AT(f->factor) };
+#undef BNK_AT
+    return one;
+}
+
+/* Columns begin..<end of some rows of x (and dy), to the same rows of y, whose first column is
+ * `begin`. With ordinary stores. */
+BNK_INLINE void BNK_NAME(apply_columns)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int rows,
+                                        int64_t stride, int64_t y_stride, int64_t begin,
+                                        int64_t end, const bnk_linears *f)
+{
+    int64_t i = begin;
+    for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
+        const BNK_NAME(line_of) line = BNK_NAME(line_at)(f, i);
+        for (int r = 0; r < rows; r++)
+            *(BNK_LINE_AT *)(y + r * y_stride + i - begin) =
+                BNK_NAME(apply_line)(x + r * stride + i, BNK_PLUS(dy, r * stride + i), line);
+    }
+    for (; i < end; i++)
+        for (int r = 0; r < rows; r++)
+            y[r * y_stride + i - begin] = BNK_NAME(apply_one)(
+                x + r * stride + i, BNK_PLUS(dy, r * stride + i), BNK_NAME(one_at)(f, i));
+}
+
+/* One row, past the caches. */
+BNK_INLINE void BNK_NAME(stream_row)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t columns,
+                                     const bnk_linears *f)
+{
+    int64_t i = 0;
+    for (const int64_t head = BNK_NAME(head)(y, columns, 1); i < head; i++)
+        y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
+    for (; i + BNK_LINE_LENGTH <= columns; i += BNK_LINE_LENGTH)
+        BNK_NAME(store)(y + i,
+                        BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), BNK_NAME(line_at)(f, i)), 1);
+    for (; i < columns; i++)
+        y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
+}
+
+BNK_INLINE void BNK_NAME(stream_copy)(const BNK_T *from, BNK_T *to, int64_t length)
+{
+    int64_t i = 0;
+    for (const int64_t head = BNK_NAME(head)(to, length, 1); i < head; i++) to[i] = from[i];
+    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH)
+        BNK_NAME(store)(to + i, *(const BNK_LINE_AT *)(from + i), 1);
+    for (; i < length; i++) to[i] = from[i];
+}
+
+/* BNK_ROWS rows, past the caches, each in as long a stretch as an L1-sized buffer allows. */
+BNK_INLINE void BNK_NAME(stream_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t stride,
+                                      int64_t columns, const bnk_linears *f)
+{
+    enum { WIDTH = 1024 / sizeof(BNK_T) };
+    BNK_T buffer[BNK_ROWS * WIDTH] __attribute__((aligned(64)));
+    for (int64_t begin = 0, end; begin < columns; begin = end) {
+        end = begin + WIDTH < columns ? begin + WIDTH : columns;
+        if (begin == 0 && end < columns)
+            end -= (int64_t)((uintptr_t)(y + end) % 64 / sizeof(BNK_T));
+        BNK_NAME(apply_columns)(x, dy, buffer, BNK_ROWS, stride, WIDTH, begin, end, f);
+        for (int r = 0; r < BNK_ROWS; r++)
+            BNK_NAME(stream_copy)(buffer + r * WIDTH, y + r * stride + begin, end - begin);
+    }
+}
+
+BNK_INLINE void BNK_NAME(apply_lines)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,
+                                      int64_t stride, int64_t columns, const bnk_linears *f,
+                                      int stream)
+{
+    enum { ORDINARY = 4 }; /* rows at once; more would be more streams than a core follows */
+    const int together = !stream                                            ? ORDINARY
+                         : bnk_streams_rows(stride, columns, sizeof(BNK_T)) ? BNK_ROWS
+                                                                            : 1;
+    while (rows > 0) {
+        const int taken = rows >= together ? together : 1;
+        if (taken == BNK_ROWS)
+            BNK_NAME(stream_rows)(x, dy, y, stride, columns, f);
+        else if (taken == ORDINARY)
+            BNK_NAME(apply_columns)(x, dy, y, ORDINARY, stride, stride, 0, columns, f);
+        else if (stream)
+            BNK_NAME(stream_row)(x, dy, y, columns, f);
+        else
+            BNK_NAME(apply_columns)(x, dy, y, 1, stride, stride, 0, columns, f);
+        rows -= taken;
+        x += taken * stride;
+        dy = BNK_PLUS(dy, taken * stride);
+        y += taken * stride;
+    }
 }
 
 static void BNK_NAME(column_apply)(const void *x, void *y, int64_t rows, int64_t stride,
-                                   int64_t columns, int64_t ahead, const bnk_linears *f, int stream)
+                                   int64_t columns, const bnk_linears *f, int stream)
 {
     if (stream)
-        BNK_NAME(apply_rows)(BNK_NAME(apply_column_values), x, x, y, rows, stride, columns, ahead,
-                             f, 1);
+        BNK_NAME(apply_lines)(x, NULL, y, rows, stride, columns, f, 1);
     else
-        BNK_NAME(apply_rows)(BNK_NAME(apply_column_values), x, x, y, rows, stride, columns, ahead,
-                             f, 0);
+        BNK_NAME(apply_lines)(x, NULL, y, rows, stride, columns, f, 0);
 }
 
 static void BNK_NAME(column_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows,
-                                        int64_t stride, int64_t columns, int64_t ahead,
-                                        const bnk_linears *f, int stream)
+                                        int64_t stride, int64_t columns, const bnk_linears *f,
+                                        int stream)
 {
     if (stream)
-        BNK_NAME(apply_rows)(BNK_NAME(apply_column_gradients), x, dy, dx, rows, stride, columns,
-                             ahead, f, 1);
+        BNK_NAME(apply_lines)(x, dy, dx, rows, stride, columns, f, 1);
     else
-        BNK_NAME(apply_rows)(BNK_NAME(apply_column_gradients), x, dy, dx, rows, stride, columns,
-                             ahead, f, 0);
+        BNK_NAME(apply_lines)(x, dy, dx, rows, stride, columns, f, 0);
 }
 
-#undef BNK_AT
+#undef BNK_PLUS

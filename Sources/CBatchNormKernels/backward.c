@@ -66,38 +66,15 @@ static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums 
     sums->dy_times_c = bnk_sum_of_lanes(lanes.second);
 }
 
-/* The same by columns. */
-static void add_lines(const backward *t, const char *x, const char *dy, int64_t lines,
-                      int64_t stride, int64_t columns, const double *mean, double *sum,
-                      double *product, bnk_application *other)
-{
-    const int ahead = bnk_from_memory(&t->cut);
-    if (!other) {
-        t->leaves->column_grad_sums(x, dy, lines, stride, columns, ahead, mean, sum, product);
-        return;
-    }
-    for (int64_t line = 0, together; line < lines; line += together) {
-        together = bnk_min(lines - line, 4);
-        const int64_t step = BNK_STEP / 2 / 4;
-        for (int64_t j = 0; j < columns; j += step) {
-            const int64_t count = bnk_min(step, columns - j);
-            const int64_t at = (line * stride + j) * t->cut.element;
-            t->leaves->column_grad_sums(x + at, dy + at, together, stride, count, ahead, mean + j,
-                                        sum + j, product + j);
-            bnk_apply_some(other, together * count);
-        }
-    }
-}
-
 /* The sums of each channel of a piece by columns, written to sums[0..channels). */
-static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
-                              bnk_application *other)
+static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
 {
     const bnk_cut *cut = &t->cut;
     const int64_t inner = cut->grid->inner, channels = piece->channels;
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
     const int64_t lines = piece->rows / fold, rest = piece->rows % fold;
     const int64_t columns = channels * inner * fold;
+    const int ahead = bnk_from_memory(cut);
     double mean[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], product[BNK_MAX_COLUMNS];
     double own[BNK_MAX_COLUMNS];
     const char *x = (const char *)t->job->input + piece->start;
@@ -106,11 +83,12 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
     for (int64_t c = 0; c < channels; c++) own[c] = mean_of(t, piece->channel + c);
     bnk_expand_double(own, channels, inner, fold, mean);
     for (int64_t j = 0; j < columns; j++) sum[j] = product[j] = 0;
-    add_lines(t, x, dy, lines, cut->stride * fold, columns, mean, sum, product, other);
+    t->leaves->column_grad_sums(x, dy, lines, cut->stride * fold, columns, ahead, mean, sum,
+                                product);
     if (rest > 0) {
         const int64_t done = lines * fold * cut->stride * cut->element;
-        add_lines(t, x + done, dy + done, rest, cut->stride, channels * inner, mean, sum, product,
-                  other);
+        t->leaves->column_grad_sums(x + done, dy + done, rest, cut->stride, channels * inner, 0,
+                                    mean, sum, product);
     }
     bnk_collapse(sum, channels, inner, fold, own);
     for (int64_t c = 0; c < channels; c++) sums[c].dy = own[c];
@@ -122,7 +100,7 @@ static void piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sum
                        bnk_application *other)
 {
     if (t->cut.plan->by_columns)
-        column_piece_sums(t, piece, sums, other);
+        column_piece_sums(t, piece, sums);
     else
         row_piece_sums(t, piece, sums, other);
 }
@@ -198,12 +176,15 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(&linears, is_double, c, finish_channel(t, whole.channel + c, total[c]));
         if (!t->job->grad_input) continue;
-        bnk_apply_begin(&application, cut, t->leaves, &whole, &linears, applied_x(t->job),
-                        applied_dy(t->job), t->job->grad_input);
-        if (cut->plan->stream)
+        if (cut->plan->stream && !cut->plan->by_columns) {
+            const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
             applying = &application;
-        else
-            bnk_apply_rest(&application);
+            bnk_apply_begin(applying, cut, t->leaves, &whole, &f, applied_x(t->job),
+                            applied_dy(t->job), t->job->grad_input);
+        } else {
+            bnk_apply_piece(cut, t->leaves, &whole, &linears, applied_x(t->job), applied_dy(t->job),
+                            t->job->grad_input);
+        }
     }
     if (applying) bnk_apply_rest(applying);
     bnk_finish_stores(cut);

@@ -107,43 +107,34 @@ typedef struct tile {
 
 /* The sums of a tile's channels around pivots, or around none. */
 static void channel_sums(const training *t, const tile *tile, const double *pivot, double *sum,
-                         double *squares, bnk_application *other)
+                         double *squares)
 {
-    const int64_t inner = t->cut.grid->inner, element = t->cut.element;
+    const int64_t inner = t->cut.grid->inner;
     const int64_t columns = tile->channels * inner * tile->fold;
     const int ahead = bnk_from_memory(&t->cut);
     double column_pivot[BNK_MAX_COLUMNS], column_sum[BNK_MAX_COLUMNS];
     double column_squares[BNK_MAX_COLUMNS];
-    if (pivot) bnk_expand_double(pivot, tile->channels, inner, tile->fold, column_pivot);
     for (int64_t j = 0; j < columns; j++) column_sum[j] = column_squares[j] = 0;
-    for (int64_t line = 0, together; line < tile->lines; line += together) {
-        together = !other ? tile->lines : bnk_min(tile->lines - line, 4);
-        const int64_t step = !other ? columns : BNK_STEP / 4;
-        for (int64_t j = 0; j < columns; j += step) {
-            const int64_t count = bnk_min(step, columns - j);
-            const char *from = tile->x + (line * tile->stride + j) * element;
-            if (pivot)
-                t->leaves->column_sums(from, together, tile->stride, count, ahead, column_pivot + j,
-                                       column_sum + j, column_squares + j);
-            else
-                t->leaves->column_squares(from, together, tile->stride, count, ahead,
-                                          column_sum + j, column_squares + j);
-            if (other) bnk_apply_some(other, together * count);
-        }
+    if (pivot) {
+        bnk_expand_double(pivot, tile->channels, inner, tile->fold, column_pivot);
+        t->leaves->column_sums(tile->x, tile->lines, tile->stride, columns, ahead, column_pivot,
+                               column_sum, column_squares);
+    } else {
+        t->leaves->column_squares(tile->x, tile->lines, tile->stride, columns, ahead, column_sum,
+                                  column_squares);
     }
     bnk_collapse(column_sum, tile->channels, inner, tile->fold, sum);
     bnk_collapse(column_squares, tile->channels, inner, tile->fold, squares);
 }
 
-static void column_tile_moments(const training *t, const tile *tile, bnk_moments *moments,
-                                bnk_application *other)
+static void column_tile_moments(const training *t, const tile *tile, bnk_moments *moments)
 {
     const bnk_grid *grid = t->cut.grid;
     const double n = (double)(tile->lines * tile->fold * grid->inner);
     double sum[BNK_MAX_COLUMNS], squares[BNK_MAX_COLUMNS], pivot[BNK_MAX_COLUMNS];
     char done[BNK_MAX_COLUMNS] = { 0 };
     if (!grid->is_double) {
-        channel_sums(t, tile, NULL, sum, squares, other);
+        channel_sums(t, tile, NULL, sum, squares);
         int all_done = 1;
         for (int64_t c = 0; c < tile->channels; c++) {
             moments[c] = bnk_moments_of_sums(n, 0, sum[c], squares[c]);
@@ -151,18 +142,16 @@ static void column_tile_moments(const training *t, const tile *tile, bnk_moments
             all_done &= done[c];
         }
         if (all_done) return;
-        other = NULL;
     }
     for (int64_t c = 0; c < tile->channels; c++)
         pivot[c] = bnk_get(tile->x, grid->is_double, c * grid->inner, 0);
-    channel_sums(t, tile, pivot, sum, squares, other);
+    channel_sums(t, tile, pivot, sum, squares);
     for (int64_t c = 0; c < tile->channels; c++)
         if (!done[c]) moments[c] = bnk_moments_of_sums(n, pivot[c], sum[c], squares[c]);
 }
 
 /* Moments of each channel of a piece by columns, written to moments[0..channels). */
-static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
-                                 bnk_application *other)
+static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments)
 {
     const bnk_cut *cut = &t->cut;
     const int64_t inner = cut->grid->inner;
@@ -177,7 +166,7 @@ static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_
         const int64_t fit = TILE / (inner * fold) > 16 ? TILE / (inner * fold) : 16;
         const tile tile = { x + row * cut->stride * cut->element, bnk_min(left / fold, fit),
                             cut->stride * fold, fold, piece->channels };
-        column_tile_moments(t, &tile, own, other);
+        column_tile_moments(t, &tile, own);
         const double n = (double)(tile.lines * fold * inner);
         bnk_moments_add(moments, count, own, n, piece->channels);
         count += n;
@@ -189,7 +178,7 @@ static void piece_moments(const training *t, const bnk_piece *piece, bnk_moments
                           bnk_application *other)
 {
     if (t->cut.plan->by_columns)
-        column_piece_moments(t, piece, moments, other);
+        column_piece_moments(t, piece, moments);
     else
         *moments = row_piece_moments(t, piece, other);
 }
@@ -234,7 +223,8 @@ static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, int64_t
 
 /* ---- training, channels whole ---- */
 
-/* While one run is applied past the caches, which leaves the core idle, the next is reduced. */
+/* By rows, while one channel is applied past the caches, which leaves the core idle, the next is reduced.
+ * (By columns a run's lines are too short for it to pay.) */
 static void train_runs(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
@@ -258,12 +248,14 @@ static void train_runs(void *context, int64_t begin, int64_t end)
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(&linears, is_double, c,
                             finish_channel(t->job, cut->grid, whole.channel + c, merged[c]));
-        bnk_apply_begin(&application, cut, t->leaves, &whole, &linears, t->job->input, NULL,
-                        t->job->output);
-        if (cut->plan->stream)
+        if (cut->plan->stream && !cut->plan->by_columns) {
+            const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
             applying = &application;
-        else
-            bnk_apply_rest(&application);
+            bnk_apply_begin(applying, cut, t->leaves, &whole, &f, t->job->input, NULL,
+                            t->job->output);
+        } else {
+            bnk_apply_piece(cut, t->leaves, &whole, &linears, t->job->input, NULL, t->job->output);
+        }
     }
     if (applying) bnk_apply_rest(applying);
     bnk_finish_stores(cut);
@@ -367,10 +359,7 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
                                           bnk_get(job->weight, is_double, c, 1) * invstd,
                                           bnk_get(job->bias, is_double, c, 0), is_double));
         }
-        bnk_application application;
-        bnk_apply_begin(&application, cut, t->leaves, &piece, &linears, job->input, NULL,
-                        job->output);
-        bnk_apply_rest(&application);
+        bnk_apply_piece(cut, t->leaves, &piece, &linears, job->input, NULL, job->output);
     }
     bnk_finish_stores(cut);
 }

@@ -4,8 +4,7 @@
  *
  * "row" leaves work on rows x length values of ONE channel, whose parameters are scalars. "column"
  * leaves work on rows x columns values, each column with parameters and sums of its own. `stride`
- * counts elements from row to row. With `ahead` the sums' rows come from memory and are prefetched; the
- * column applications prefetch what lies `ahead` elements further on.
+ * counts elements from row to row. With `ahead` rows come from memory and are prefetched.
  * Outputs may be the very memory of an input, never overlap it otherwise.
  */
 #ifndef BNK_LEAVES_H
@@ -34,6 +33,17 @@ static inline double bnk_sum_of_lanes(const double lanes[16])
     return sum[0];
 }
 
+/*
+ * Past the caches, BNK_ROWS rows are best applied by columns side by side; but not where they lie one behind
+ * the other, short enough for the coefficients to stay in L1, nor where they begin at different places of a
+ * cache line and so do not end together.
+ */
+enum { BNK_ROWS = 8 };
+static inline int bnk_streams_rows(int64_t stride, int64_t columns, int64_t element)
+{
+    return stride * element % 64 == 0 && !(stride == columns && columns * element <= 2048);
+}
+
 typedef struct bnk_leaves {
     /* first += x - pivot, second += (x - pivot)^2 */
     void (*row_sums)(const void *x, int64_t rows, int64_t stride, int64_t length, double pivot,
@@ -50,12 +60,12 @@ typedef struct bnk_leaves {
     void (*column_sums)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
                         const double *pivot, double *sum, double *sum_squares);
     void (*column_apply)(const void *x, void *y, int64_t rows, int64_t stride, int64_t columns,
-                         int64_t ahead, const bnk_linears *f, int stream);
+                         const bnk_linears *f, int stream);
     void (*column_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
                              int64_t columns, int ahead, const double *mean, double *sum,
                              double *sum_product);
     void (*column_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows, int64_t stride,
-                              int64_t columns, int64_t ahead, const bnk_linears *f, int stream);
+                              int64_t columns, const bnk_linears *f, int stream);
 
     /* first += x, second += x^2, for float where these are as good; NULL in the tables for double. */
     void (*row_squares)(const void *x, int64_t rows, int64_t stride, int64_t length,

@@ -81,10 +81,4 @@ static inline int bnk_from_memory(const bnk_cut *cut)
     return !cut->plan->fused || cut->plan->stream;
 }
 
-/* How far ahead to prefetch where columns are applied, in elements. */
-static inline int64_t bnk_ahead(const bnk_cut *cut)
-{
-    return cut->plan->fused ? 0 : 4 * cut->plan->fold * cut->stride;
-}
-
 #endif
