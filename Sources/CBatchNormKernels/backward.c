@@ -241,13 +241,16 @@ void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_back
     backward t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
     t.leaves = bnk_leaves_for(plan->isa, grid->is_double);
     if (plan->fused) {
-        bnk_parallel(plan->threads, t.cut.runs, backward_runs, &t);
+        bnk_parallel(plan->threads, (bnk_phase[]){ { backward_runs, t.cut.runs } }, 1, &t);
         return;
     }
     t.partial = job->workspace;
     t.linears =
         bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels, grid->is_double);
-    if (needs_sums(job)) bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, reduce_pieces, &t);
-    bnk_parallel(plan->threads, grid->channels, add_channels, &t);
-    if (job->grad_input) bnk_parallel(plan->threads, bnk_apply_tasks(&t.cut), apply_pieces, &t);
+    const bnk_phase phases[] = {
+        { reduce_pieces, needs_sums(job) ? t.cut.runs * t.cut.pieces : 0 },
+        { add_channels, grid->channels },
+        { apply_pieces, job->grad_input ? bnk_apply_tasks(&t.cut) : 0 },
+    };
+    bnk_parallel(plan->threads, phases, 3, &t);
 }

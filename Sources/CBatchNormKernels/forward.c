@@ -323,15 +323,16 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
     t.leaves = bnk_leaves_for(plan->isa, grid->is_double);
     job->nonfinite_channels = 0;
     if (plan->fused) {
-        bnk_parallel(plan->threads, t.cut.runs, train_runs, &t);
+        bnk_parallel(plan->threads, (bnk_phase[]){ { train_runs, t.cut.runs } }, 1, &t);
         return;
     }
     t.partial = job->workspace;
     t.linears =
         bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels, grid->is_double);
-    bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, reduce_pieces, &t);
-    bnk_parallel(plan->threads, bnk_ceil_div(grid->channels, MERGED), merge_channels, &t);
-    bnk_parallel(plan->threads, bnk_apply_tasks(&t.cut), apply_pieces, &t);
+    const bnk_phase phases[] = { { reduce_pieces, t.cut.runs * t.cut.pieces },
+                                 { merge_channels, bnk_ceil_div(grid->channels, MERGED) },
+                                 { apply_pieces, bnk_apply_tasks(&t.cut) } };
+    bnk_parallel(plan->threads, phases, 3, &t);
 }
 
 typedef struct inference {
@@ -368,7 +369,8 @@ void bnk_forward_inference(const bnk_grid *grid, const bnk_plan *plan, const bnk
 {
     inference t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
     t.leaves = bnk_leaves_for(plan->isa, grid->is_double);
-    bnk_parallel(plan->threads, t.cut.runs * t.cut.pieces, infer_pieces, &t);
+    bnk_parallel(plan->threads, (bnk_phase[]){ { infer_pieces, t.cut.runs * t.cut.pieces } }, 1,
+                 &t);
 }
 
 void bnk_statistics_from_running(const bnk_grid *grid, const void *running_mean,

@@ -1,9 +1,19 @@
 /*
- * The only file with OpenMP in it. One static region a call: which thread does a task never changes
- * a result, so nothing here can move a bit.
+ * The only file that runs OpenMP. Which thread does a task never changes a result, so nothing here
+ * can move a bit.
  */
+#if defined(__linux__)
+#define _GNU_SOURCE /* dladdr */
+#include <dlfcn.h>
+#include <string.h>
+#endif
+
 #include "parallel.h"
+
+#include <stddef.h>
+
 #include "bnk.h"
+#include "threading.h"
 
 /* Swift's clang brings no omp.h; these are all we need of it. */
 extern int omp_get_max_threads(void);
@@ -12,21 +22,121 @@ extern int omp_get_thread_num(void);
 
 int32_t bnk_default_threads(void)
 {
-    return omp_get_max_threads();
+    /* A pool has no say: then it is what AUTO would do. */
+    const bnk_openmp *other = bnk_threading() != BNK_THREADING_OWN ? bnk_other_openmp() : NULL;
+    return other ? other->max_threads() : omp_get_max_threads();
 }
 
-void bnk_parallel(int32_t threads, int64_t tasks, bnk_task *task, void *context)
+const char *bnk_thread_runtime(void)
 {
-    const int team = tasks < threads ? (int)tasks : threads;
+    const bnk_workers workers = bnk_hire();
+    bnk_dismiss(workers);
+    if (workers.pool) return "pool";
+    if (workers.other) return workers.other->name;
+#if defined(__linux__)
+    Dl_info info;
+    if (dladdr((const void *)omp_get_max_threads, &info) && info.dli_fname) {
+        const char *slash = strrchr(info.dli_fname, '/');
+        return slash ? slash + 1 : info.dli_fname;
+    }
+#endif
+    return "libomp";
+}
+
+/* ---- a team ---- */
+
+/* Member `me`'s part of a phase. */
+static void share(const bnk_phase *phase, void *context, int64_t me, int64_t members)
+{
+    const int64_t begin = phase->tasks * me / members;
+    const int64_t end = phase->tasks * (me + 1) / members;
+    if (begin < end) phase->task(context, begin, end);
+}
+
+typedef struct work {
+    const bnk_phase *phases;
+    int count;
+    void *context;
+    const bnk_openmp *other;
+} work;
+
+/* A runtime may give fewer threads than asked for, in a nested region one: so the number is asked for
+ * inside. */
+
+static void run_on_own(int threads, const work *w)
+{
+#pragma omp parallel num_threads(threads)
+    {
+        const int members = omp_get_num_threads();
+        const int me = omp_get_thread_num();
+        for (int i = 0; i < w->count; i++) {
+            if (i > 0) {
+#pragma omp barrier
+            }
+            share(&w->phases[i], w->context, me, members);
+        }
+    }
+}
+
+static void member_of_other(void *argument)
+{
+    const work *w = argument;
+    const int members = w->other->num_threads();
+    const int me = w->other->thread_num();
+    for (int i = 0; i < w->count; i++) {
+        if (i > 0) w->other->barrier();
+        share(&w->phases[i], w->context, me, members);
+    }
+}
+
+typedef struct pool_work {
+    const bnk_phase *phase;
+    void *context;
+    int32_t members;
+} pool_work;
+
+static void member_of_pool(void *argument, int32_t me)
+{
+    const pool_work *w = argument;
+    share(w->phase, w->context, me, w->members);
+}
+
+/* Members may run one after another, so that none can wait for the others: one call a phase. */
+static void run_on_pool(int threads, const work *w, const bnk_pool *pool)
+{
+    for (int i = 0; i < w->count; i++) {
+        const bnk_phase *phase = &w->phases[i];
+        if (phase->tasks <= 1) {
+            share(phase, w->context, 0, 1);
+            continue;
+        }
+        pool_work mine = { phase, w->context, threads };
+        if (phase->tasks < threads) mine.members = (int32_t)phase->tasks;
+        pool->run(pool->pool, mine.members, member_of_pool, &mine);
+    }
+}
+
+void bnk_parallel(int32_t threads, const bnk_phase *phases, int count, void *context)
+{
+    /* Empty phases at either end must not cost a barrier; nobody has one in the middle. */
+    while (count > 0 && phases[count - 1].tasks == 0) count--;
+    while (count > 0 && phases[0].tasks == 0) phases++, count--;
+
+    int64_t widest = 0;
+    for (int i = 0; i < count; i++)
+        if (phases[i].tasks > widest) widest = phases[i].tasks;
+    const int team = widest < threads ? (int)widest : threads;
     if (team <= 1) {
-        task(context, 0, tasks);
+        for (int i = 0; i < count; i++) share(&phases[i], context, 0, 1);
         return;
     }
-#pragma omp parallel num_threads(team)
-    {
-        /* The runtime may give fewer threads than asked for, in a nested region one. */
-        const int64_t members = omp_get_num_threads();
-        const int64_t me = omp_get_thread_num();
-        task(context, tasks * me / members, tasks * (me + 1) / members);
-    }
+    const bnk_workers workers = bnk_hire();
+    work w = { phases, count, context, workers.other };
+    if (workers.pool)
+        run_on_pool(team, &w, workers.pool);
+    else if (workers.other)
+        workers.other->parallel(member_of_other, &w, (unsigned)team, 0);
+    else
+        run_on_own(team, &w);
+    bnk_dismiss(workers);
 }

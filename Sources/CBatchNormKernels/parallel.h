@@ -7,8 +7,15 @@
 /* Does the tasks [begin, end). */
 typedef void bnk_task(void *context, int64_t begin, int64_t end);
 
-/* Cuts [0, tasks) into at most `threads` neighbouring ranges of nearly equal length, does each on a
- * thread of its own and returns when all are done. No task may wait for another. */
-void bnk_parallel(int32_t threads, int64_t tasks, bnk_task *task, void *context);
+/* Tasks that may be done in any order and at the same time. No task may wait for another. */
+typedef struct bnk_phase {
+    bnk_task *task;
+    int64_t tasks; /* 0: nothing to do */
+} bnk_phase;
+
+/* Does the phases, each when the one before it is done, all by one team of at most `threads` threads:
+ * [0, tasks) is cut into neighbouring ranges of nearly equal length, one a thread. Returns when all is
+ * done. */
+void bnk_parallel(int32_t threads, const bnk_phase *phases, int count, void *context);
 
 #endif

@@ -107,16 +107,41 @@ void bnk_statistics_from_running(const bnk_grid *grid, const void *running_mean,
                                  const void *running_var, double epsilon, double *mean,
                                  double *invstd);
 
-/* The machine (platform.c; the last one parallel.c). */
+/* The machine (platform.c; the last two parallel.c). */
 int32_t bnk_supported_isa(void);   /* the best that this CPU and OS can run */
 int64_t bnk_cache_size(int level); /* bytes of L1d, L2 (per core) or L3; a usual value if unknown */
 int32_t bnk_default_threads(void); /* what OpenMP would use in a region of the calling thread */
+const char *bnk_thread_runtime(
+    void); /* whose threads the next call uses: a file's name, or "pool" */
 
 /* Settings of the process (settings.c). */
 void bnk_set_threads(int32_t threads); /* 0: bnk_default_threads() */
 int32_t bnk_threads(void);
 void bnk_set_max_isa(int32_t isa);
 int32_t bnk_isa(void); /* the supported one, capped by the above and by BATCHNORM_MAX_ISA */
+
+/* Whose threads calls run on (threading.c). */
+enum {
+    BNK_THREADING_AUTO = 0, /* SHARED where there is such a runtime, else OWN */
+    BNK_THREADING_OWN = 1,
+    BNK_THREADING_SHARED = 2, /* the other OpenMP runtime in the process */
+    BNK_THREADING_POOL = 3    /* the caller's pool; see bnk_set_pool */
+};
+enum {
+    BNK_SHARED_RUNTIME_ABSENT = 1, /* nobody has loaded one */
+    BNK_SHARED_RUNTIME_FORKED = 2  /* this process is a forked child */
+};
+int32_t bnk_set_threading(int32_t kind); /* any but POOL; 0, or why SHARED is not to be had */
+int32_t bnk_threading(void);
+
+/* Calls member(context, i) once for each i in [0, members), on any threads, at the same time or one after
+ * another, and returns when all are done. */
+typedef void (*bnk_member)(void *context, int32_t member);
+typedef void (*bnk_run)(void *pool, int32_t members, bnk_member member, void *context);
+
+/* run NULL: back to AUTO. Both setters return when no call uses the pool before any more; it has been
+ * given to its `release` then, unless that is NULL. */
+void bnk_set_pool(bnk_run run, void *pool, void (*release)(void *pool));
 
 /* Memory and text that plain Swift in Embedded mode has no words for (platform.c). */
 void *bnk_allocate(int64_t bytes); /* 64-byte aligned, not cleared; NULL if there is none */

@@ -1,0 +1,25 @@
+/* Whose threads a call runs on. Called by parallel.c; implemented in threading.c. */
+#ifndef BNK_THREADING_H
+#define BNK_THREADING_H
+
+#include "bnk.h"
+#include "other_openmp.h"
+
+typedef struct bnk_pool {
+    bnk_run run; /* NULL: none */
+    void *pool;
+    void (*release)(void *pool); /* may be NULL */
+    int64_t users;               /* calls in progress */
+} bnk_pool;
+
+/* At most one is not NULL; neither: the threads of our own runtime. */
+typedef struct bnk_workers {
+    bnk_pool *pool;
+    const bnk_openmp *other;
+} bnk_workers;
+
+/* What the settings say now; a call asks once, keeps what it got, and then dismisses it. */
+bnk_workers bnk_hire(void);
+void bnk_dismiss(bnk_workers workers);
+
+#endif
