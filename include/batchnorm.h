@@ -42,7 +42,8 @@
  * Threads: stateless functions may be called from any number of threads at once on buffers that do
  * not overlap. A layer serves one thread at a time; different layers are independent. Error
  * messages belong to the thread that received the error. A call needs up to 256 KB of stack, on the
- * calling thread and on OpenMP's (OMP_STACKSIZE, by default megabytes).
+ * calling thread and on OpenMP's (OMP_STACKSIZE, by default megabytes). Which threads do the work can be
+ * chosen: bn_threading.
  *
  * Ownership: tensors and parameter arrays are the caller's, always; the library keeps no pointer to
  * them after a call. A bn_layer is the library's, from bn_layer_create to bn_layer_destroy.
@@ -146,6 +147,9 @@ enum {
     BN_STATUS_STATE_CHECKSUM = 603,        /* damaged */
     BN_STATUS_STATE_INVALID = 604,         /* intact, but holds values no layer can have */
     BN_STATUS_BUFFER_TOO_SMALL = 605,      /* the caller's buffer cannot hold the state */
+
+    /* 7xx: the process */
+    BN_STATUS_NO_SHARED_RUNTIME = 700, /* there is no OpenMP runtime to share, see bn_threading */
 
     BN_STATUS_INTERNAL = 900               /* a defect of the library; please report it */
 };
@@ -480,10 +484,55 @@ BN_API bn_status bn_layer_create_from_state(const void *state, int64_t size, bn_
  * set here.
  */
 
-/* The largest number of threads a call may use. 0, the default: what OpenMP says
- * (OMP_NUM_THREADS, else the cores). Small problems use fewer. Negative: BN_STATUS_INVALID_OPTION. */
+/* The largest number of threads a call may use. 0, the default: what the OpenMP runtime in use (with a
+ * pool: AUTO's, see bn_threading) says to the calling thread: OMP_NUM_THREADS, torch.set_num_threads, else
+ * the cores. Small problems use fewer. Negative: BN_STATUS_INVALID_OPTION. */
 BN_API bn_status bn_set_num_threads(int32_t threads);
 BN_API int32_t bn_get_num_threads(void);
+
+/* Whose threads a call runs on. A process should have one set of threads that compute: those of two
+ * OpenMP runtimes take the cores from each other, for they go on spinning after a parallel region.
+ * PyTorch, for one, brings a runtime of its own (libgomp).
+ * OWN: this library's runtime, libomp. SHARED: the one that others have loaded into this process
+ * (libgomp, else libiomp5 or another libomp; of several files the one loaded first). AUTO: SHARED as
+ * soon as there is one, else OWN. POOL: a pool that the caller has given, see bn_set_thread_pool.
+ *
+ * Threads do not survive a fork, and neither does libgomp: in a forked child SHARED is not to be had,
+ * AUTO means OWN, and SHARED and POOL are back at AUTO. */
+typedef int32_t bn_threading;
+enum {
+    BN_THREADING_AUTO = 0,
+    BN_THREADING_OWN = 1,
+    BN_THREADING_SHARED = 2,
+    BN_THREADING_POOL = 3
+};
+
+/* Chooses AUTO (the default), OWN or SHARED; the last call of this function or of bn_set_thread_pool
+ * counts. BN_STATUS_NO_SHARED_RUNTIME, and nothing changes, if SHARED is not to be had.
+ * BN_STATUS_INVALID_OPTION for any other value, POOL included. */
+BN_API bn_status bn_set_threading(bn_threading threading);
+BN_API bn_threading bn_get_threading(void);
+
+/* One member's part of a call's work. `context` is the library's own. It neither throws nor leaves by
+ * longjmp, and blocks for nothing but memory. */
+typedef void (*bn_member)(void *context, int32_t member);
+
+/* A pool's way to run a team: calls member(context, i) exactly once for each i from 0 to members - 1,
+ * on any threads, at the same time or one after another in any order, and returns when all of these calls
+ * have. `pool` is what bn_set_thread_pool got. A call of the library runs up to three such teams, one
+ * after another; `members` is from 2 to bn_get_num_threads(). Needs 256 KB of stack on each thread. */
+typedef void (*bn_run_members)(void *pool, int32_t members, bn_member member, void *context);
+
+/* Runs the calls of all threads on a pool of the caller's: Grand Central Dispatch, a task scheduler, threads
+ * of one's own. `run` may be called by several threads at once. With NULL: back to AUTO.
+ *
+ * Whoever calls this or bn_set_threading waits until calls that use the pool before have ended, and may
+ * then free that one; so no member may call either. Always BN_STATUS_OK. */
+BN_API bn_status bn_set_thread_pool(bn_run_members run, void *pool);
+
+/* Whose threads a call made now would run on: "libomp.so.5", "libgomp-24e2ab19.so.1.0.0" (the name of the
+ * runtime's file), or "pool". The string lives as long as the process. */
+BN_API const char *bn_get_thread_runtime(void);
 
 /* Instruction sets, in order. The best that the CPU has is chosen at the first call; the environment
  * variable BATCHNORM_MAX_ISA (generic, avx2, avx512) or bn_set_max_isa lowers it, for tests. */

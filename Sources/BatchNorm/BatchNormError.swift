@@ -87,6 +87,12 @@ public enum BatchNormError: Error, Equatable, Sendable {
     /// The caller's buffer cannot hold the state.
     case bufferTooSmall(actual: Int, expected: Int)
 
+    // MARK: The process
+
+    /// `Threading.shared` was asked for, but no other OpenMP runtime is loaded; or one may be, but this process was
+    /// forked, and the runtime's threads stayed behind.
+    case noSharedRuntime(forked: Bool)
+
     /// A value that an error quotes.
     public enum Value: Equatable, Sendable {
         /// A count or an option.
@@ -103,6 +109,6 @@ public enum BatchNormError: Error, Equatable, Sendable {
         case gradOutput, gradInput, gradWeight, gradBias
         case dtype, layout, averaging, runningVariance, oneValue, nonfinite, statistics, reserved
         case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
-        case threads, isa
+        case threads, isa, threading
     }
 }

@@ -109,6 +109,7 @@ extension BatchNormError.Argument {
         case .momentum: "momentum"
         case .threads: "threads"
         case .isa: "isa"
+        case .threading: "threading"
         }
     }
 
@@ -129,6 +130,7 @@ extension BatchNormError.Argument {
         case .momentum: "a finite number"
         case .numBatchesTracked, .threads: "0 or more"
         case .isa: "0 (generic), 1 (avx2) or 2 (avx512)"
+        case .threading: "0 (auto), 1 (own) or 2 (shared)"
         default: "another value"
         }
     }
@@ -317,6 +319,14 @@ extension BatchNormError {
             text.append(actual)
             text.append(" bytes, expected at least ")
             text.append(expected)
+
+        case .noSharedRuntime(let forked):
+            text.append("threading is 2 (shared), but ")
+            text.append(
+                forked
+                    ? "this process was forked, which no OpenMP threads survive: "
+                    : "no OpenMP runtime besides the library's own is loaded: ")
+            text.append("expected 0 (auto) or 1 (own)")
         }
     }
 }

@@ -67,6 +67,21 @@ package enum Kernels {
 
     static func free(_ memory: UnsafeMutableRawPointer?) { bnk_free(memory) }
 
+    /// The caller's pool of threads in C's words; nil: none.
+    package static func setThreadPool(
+        _ run: (
+            @convention(c) (
+                UnsafeMutableRawPointer?, Int32,
+                (@convention(c) (UnsafeMutableRawPointer?, Int32) -> Void)?, UnsafeMutableRawPointer?
+            ) -> Void
+        )?, _ pool: UnsafeMutableRawPointer?
+    ) {
+        bnk_set_pool(run, pool, nil)
+    }
+
+    /// A file's name or "pool", zero-terminated; it lives as long as the process.
+    package static var threadRuntime: UnsafePointer<CChar>? { bnk_thread_runtime() }
+
     /// This thread's own text, zero-terminated and at first empty.
     package static var threadText: UnsafeMutableBufferPointer<UInt8> {
         let text = UnsafeMutableRawPointer(bnk_thread_text())

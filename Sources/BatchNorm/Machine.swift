@@ -17,6 +17,25 @@ public enum ISA: Int32, Sendable, Comparable {
     public static func < (left: ISA, right: ISA) -> Bool { left.rawValue < right.rawValue }
 }
 
+/// Whose threads calls run on.
+///
+/// A process should have one set of threads that compute: those of two OpenMP runtimes take the cores from each other,
+/// for they go on spinning after a parallel region. PyTorch, for one, brings a runtime of its own (libgomp).
+///
+/// Threads do not survive a fork, and neither does libgomp: in a forked child `.shared` is not to be had,
+/// `.automatic` means `.own`, and `.shared` and `.pool` are back at `.automatic`.
+public enum Threading: Int32, Sendable {
+    /// `.shared` as soon as there is such a runtime, else `.own`.
+    case automatic = 0
+    /// The library's own OpenMP runtime, libomp.
+    case own = 1
+    /// The OpenMP runtime that others have loaded into the process: libgomp, else libiomp5 or another libomp; of several
+    /// files the one loaded first.
+    case shared = 2
+    /// The pool given to ``BatchNormSettings/useThreadPool(_:)``.
+    case pool = 3
+}
+
 struct Machine: Sendable {
     var isa: ISA
     var threads: Int
@@ -38,7 +57,8 @@ struct Machine: Sendable {
 public enum BatchNormSettings {
     /// The largest number of threads a call may use; small problems use fewer.
     ///
-    /// At first, and after it was set to 0 or less: what OpenMP says (`OMP_NUM_THREADS`, else the cores).
+    /// At first, and after it was set to 0 or less: what the OpenMP runtime in use says to the calling thread
+    /// (`OMP_NUM_THREADS`, `torch.set_num_threads`, else the cores).
     public static var threads: Int {
         get { Int(bnk_threads()) }
         set { bnk_set_threads(Int32(clamping: max(0, newValue))) }
@@ -52,4 +72,65 @@ public enum BatchNormSettings {
         get { ISA(rawValue: bnk_isa()) ?? .generic }
         set { bnk_set_max_isa(newValue.rawValue) }
     }
+    /// Whose threads calls run on; see ``Threading``.
+    public static var threading: Threading { Threading(rawValue: bnk_threading()) ?? .automatic }
+
+    /// Chooses whose threads calls run on. The last call of this or of ``useThreadPool(_:)`` counts.
+    ///
+    /// Waits until calls that use the pool before have ended.
+    ///
+    /// - Throws: ``BatchNormError/noSharedRuntime(forked:)``, and nothing changes, if `.shared` is not to be had;
+    ///   ``BatchNormError/invalidOption(_:actual:)`` for `.pool`, which ``useThreadPool(_:)`` chooses.
+    public static func setThreading(_ threading: Threading) throws(BatchNormError) {
+        guard threading != .pool else {
+            throw .invalidOption(.threading, actual: Int(threading.rawValue))
+        }
+        switch Int(bnk_set_threading(threading.rawValue)) {
+        case BNK_SHARED_RUNTIME_ABSENT: throw .noSharedRuntime(forked: false)
+        case BNK_SHARED_RUNTIME_FORKED: throw .noSharedRuntime(forked: true)
+        default: break
+        }
+    }
+
+    /// Runs the calls of all threads on a pool of the caller's.
+    ///
+    /// ```swift
+    /// BatchNormSettings.useThreadPool { members, member in
+    ///     DispatchQueue.concurrentPerform(iterations: members, execute: member)
+    /// }
+    /// ```
+    ///
+    /// Waits until calls that use the pool before have ended, which is then released; so no member may call this.
+    ///
+    /// - Parameter run: Calls its second argument exactly once with each number from 0 to its first argument, without
+    ///   that one, on any threads, at the same time or one after another, and returns when all of these calls have.
+    ///   It may be called by several threads at once. Its first argument is from 2 to ``threads``.
+    public static func useThreadPool(
+        _ run: @escaping @Sendable (_ members: Int, _ member: @Sendable (Int) -> Void) -> Void
+    ) {
+        let pool = Unmanaged.passRetained(ThreadPool(run)).toOpaque()
+        bnk_set_pool(
+            { pool, members, member, context in
+                guard let pool, let member else { return }
+                // Safe to send: what a member may touch is the kernels' care.
+                nonisolated(unsafe) let context = context
+                Unmanaged<ThreadPool>.fromOpaque(pool).takeUnretainedValue()
+                    .run(Int(members)) { member(context, Int32(truncatingIfNeeded: $0)) }
+            }, pool,
+            { pool in
+                guard let pool else { return }
+                Unmanaged<ThreadPool>.fromOpaque(pool).release()
+            })
+    }
+
+    /// Whose threads a call made now would run on: "libomp.so.5", "libgomp-24e2ab19.so.1.0.0" (the name of the
+    /// runtime's file), or "pool".
+    public static var threadRuntime: String { String(cString: bnk_thread_runtime()) }
+}
+
+/// The C side's hold on a closure.
+private final class ThreadPool: Sendable {
+    let run: @Sendable (Int, @Sendable (Int) -> Void) -> Void
+
+    init(_ run: @escaping @Sendable (Int, @Sendable (Int) -> Void) -> Void) { self.run = run }
 }

@@ -14,6 +14,27 @@ public func bn_set_num_threads(_ threads: Int32) -> bn_status {
 @_cdecl("bn_get_num_threads") @implementation
 public func bn_get_num_threads() -> Int32 { Int32(clamping: BatchNormSettings.threads) }
 
+@_cdecl("bn_set_threading") @implementation
+public func bn_set_threading(_ threading: bn_threading) -> bn_status {
+    perform { () throws(BatchNormError) in
+        try BatchNormSettings.setThreading(option(threading, .threading))
+    }
+}
+
+@_cdecl("bn_get_threading") @implementation
+public func bn_get_threading() -> bn_threading { BatchNormSettings.threading.rawValue }
+
+@_cdecl("bn_set_thread_pool") @implementation
+public func bn_set_thread_pool(
+    _ run: bn_run_members?, _ pool: UnsafeMutableRawPointer?
+) -> bn_status {
+    Kernels.setThreadPool(run, pool)
+    return bn_status(BN_STATUS_OK)
+}
+
+@_cdecl("bn_get_thread_runtime") @implementation
+public func bn_get_thread_runtime() -> UnsafePointer<CChar>? { Kernels.threadRuntime }
+
 @_cdecl("bn_set_max_isa") @implementation
 public func bn_set_max_isa(_ isa: bn_isa) -> bn_status {
     perform { () throws(BatchNormError) in

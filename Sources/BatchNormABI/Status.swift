@@ -35,6 +35,7 @@ extension BatchNormError {
             case .stateChecksum: BN_STATUS_STATE_CHECKSUM
             case .stateInvalid: BN_STATUS_STATE_INVALID
             case .bufferTooSmall: BN_STATUS_BUFFER_TOO_SMALL
+            case .noSharedRuntime: BN_STATUS_NO_SHARED_RUNTIME
             }
         return bn_status(status)
     }
@@ -71,6 +72,7 @@ public func bn_status_name(_ status: bn_status) -> UnsafePointer<CChar>? {
         case BN_STATUS_STATE_CHECKSUM: "BN_STATUS_STATE_CHECKSUM"
         case BN_STATUS_STATE_INVALID: "BN_STATUS_STATE_INVALID"
         case BN_STATUS_BUFFER_TOO_SMALL: "BN_STATUS_BUFFER_TOO_SMALL"
+        case BN_STATUS_NO_SHARED_RUNTIME: "BN_STATUS_NO_SHARED_RUNTIME"
         case BN_STATUS_INTERNAL: "BN_STATUS_INTERNAL"
         default: "BN_STATUS_UNKNOWN"
         }

@@ -265,5 +265,6 @@ int fixture_teardown(void **state)
     guarded_free_all();
     bn_set_num_threads(0);
     bn_set_max_isa(BN_ISA_AVX512);
+    bn_set_threading(BN_THREADING_AUTO);
     return 0;
 }

@@ -69,7 +69,7 @@ const ref_statistics *saved_statistics(const fixture *f);
 /* "float32 NHWC (2, 3, 4, 4)"; valid until the next call. */
 const char *problem_text(const bn_problem *problem);
 
-/* For cmocka: frees buffers, and takes thread and instruction-set settings back. */
+/* For cmocka: frees buffers, and takes the settings of the process back. */
 int fixture_teardown(void **state);
 
 #endif

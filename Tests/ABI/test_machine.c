@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "fixture.h"
+#include "pools.h"
 
 static void version(void **state)
 {
@@ -39,6 +40,58 @@ static void threads(void **state)
     check(bn_set_num_threads(0) == BN_STATUS_OK, "0 threads: %s", bn_last_error_message());
     check(bn_get_num_threads() == usual, "back to the default: %d, was %d", bn_get_num_threads(),
           usual);
+}
+
+/* The first part runs before there is another OpenMP runtime in the process. */
+static void threading(void **state)
+{
+    (void)state;
+    check(bn_get_threading() == BN_THREADING_AUTO, "threading is %d", bn_get_threading());
+    const char *own = bn_get_thread_runtime();
+    check(strncmp(own, "libomp", 6) == 0 || strncmp(own, "libiomp5", 8) == 0, "it is %s", own);
+    check_refused(bn_set_threading(BN_THREADING_SHARED), BN_STATUS_NO_SHARED_RUNTIME,
+                  "threading is 2 (shared)|no OpenMP runtime|0 (auto) or 1 (own)");
+    check(bn_get_threading() == BN_THREADING_AUTO, "a refused setting made it %d",
+          bn_get_threading());
+
+    load_libgomp();
+    check(strcmp(bn_get_thread_runtime(), "libgomp.so.1") == 0, "auto is %s",
+          bn_get_thread_runtime());
+    for (bn_threading kind = BN_THREADING_AUTO; kind <= BN_THREADING_SHARED; kind++) {
+        check(bn_set_threading(kind) == BN_STATUS_OK, "%d: %s", kind, bn_last_error_message());
+        check(bn_get_threading() == kind, "%d, set to %d", bn_get_threading(), kind);
+        const char *expected = kind == BN_THREADING_OWN ? own : "libgomp.so.1";
+        check(strcmp(bn_get_thread_runtime(), expected) == 0, "%d is %s, expected %s", kind,
+              bn_get_thread_runtime(), expected);
+    }
+    check_refused(bn_set_threading(BN_THREADING_POOL), BN_STATUS_INVALID_OPTION,
+                  "threading|3|0 (auto)|1 (own)|2 (shared)");
+    check_refused(bn_set_threading(4), BN_STATUS_INVALID_OPTION, "threading|4|0|1|2");
+    check_refused(bn_set_threading(-1), BN_STATUS_INVALID_OPTION, "threading|-1|0|1|2");
+    check(bn_get_threading() == BN_THREADING_SHARED, "a refused setting made it %d",
+          bn_get_threading());
+
+    check(bn_set_thread_pool(pool_forward, NULL) == BN_STATUS_OK, "%s", bn_last_error_message());
+    check(bn_get_threading() == BN_THREADING_POOL, "threading is %d", bn_get_threading());
+    check(strcmp(bn_get_thread_runtime(), "pool") == 0, "it is %s", bn_get_thread_runtime());
+    check(bn_set_thread_pool(NULL, NULL) == BN_STATUS_OK, "%s", bn_last_error_message());
+    check(bn_get_threading() == BN_THREADING_AUTO, "threading is %d", bn_get_threading());
+    bn_set_thread_pool(pool_forward, NULL);
+    bn_set_threading(BN_THREADING_OWN);
+    check(strcmp(bn_get_thread_runtime(), own) == 0, "it is %s", bn_get_thread_runtime());
+}
+
+/* What a person set for the runtime in use counts. */
+static void threads_of_a_shared_runtime(void **state)
+{
+    (void)state;
+    load_libgomp();
+    const int32_t usual = bn_get_num_threads();
+    libgomp_set_threads(3);
+    check(bn_get_num_threads() == 3, "%d threads, libgomp was set to 3", bn_get_num_threads());
+    bn_set_threading(BN_THREADING_OWN);
+    check(bn_get_num_threads() != 3 || usual == 3, "libgomp's setting reached libomp");
+    libgomp_set_threads(usual);
 }
 
 static void instruction_sets(void **state)
@@ -111,6 +164,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(version, fixture_teardown),
         cmocka_unit_test_teardown(threads, fixture_teardown),
+        cmocka_unit_test_teardown(threading, fixture_teardown),
+        cmocka_unit_test_teardown(threads_of_a_shared_runtime, fixture_teardown),
         cmocka_unit_test_teardown(instruction_sets, fixture_teardown),
         cmocka_unit_test_teardown(instruction_set_names, fixture_teardown),
         cmocka_unit_test_teardown(the_environment_caps_the_instruction_set, fixture_teardown),

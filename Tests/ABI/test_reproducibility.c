@@ -1,6 +1,6 @@
 /*
- * The same bits on any number of threads, with any instruction set, after a fork, and in many threads at
- * once; with the plans that the library itself makes.
+ * The same bits on any number of threads, whosever they are, with any instruction set, after a fork, and
+ * in many threads at once; with the plans that the library itself makes.
  */
 #include "check.h"
 
@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "layers.h"
+#include "pools.h"
 
 /* Shapes that are cut in different ways; all but the first are large enough for several threads. */
 static const struct {
@@ -130,6 +131,48 @@ static void on_any_number_of_threads_with_any_instruction_set(void **state)
 {
     (void)state;
     for_every_shape(threads_and_isa);
+}
+
+/* ---- whosever the threads are ---- */
+
+static void with_threads_of(fixture *f, const char *whose, const results *expected)
+{
+    for (int32_t n = 2; n <= 5; n += 3) {
+        bn_set_num_threads(n);
+        results r = all_results(f);
+        const int at = differing(&r, expected);
+        check(at < 0, "%s: %s differs with %d threads of %s", problem_text(&f->problem),
+              result_names[at], n, whose);
+        free_results(&r);
+    }
+}
+
+static void every_kind_of_threads(fixture *f)
+{
+    bn_set_num_threads(1);
+    results expected = all_results(f);
+    for (bn_threading threading = BN_THREADING_AUTO; threading <= BN_THREADING_SHARED;
+         threading++) {
+        check(bn_set_threading(threading) == BN_STATUS_OK, "%s", bn_last_error_message());
+        with_threads_of(f, bn_get_thread_runtime(), &expected);
+    }
+    for (size_t p = 0; p < LENGTH(pools); p++) {
+        pool_log log = { 0, 0, 0 };
+        check(bn_set_thread_pool(pools[p].run, &log) == BN_STATUS_OK, "bn_set_thread_pool");
+        with_threads_of(f, pools[p].name, &expected);
+        /* Every shape but the first is large enough for several threads. */
+        check((log.calls > 0) == (f->grid.rows * f->grid.inner != 70), "%s: the pool had %d calls",
+              problem_text(&f->problem), log.calls);
+        check(log.widest <= 5, "%d members on 5 threads", log.widest);
+    }
+    bn_set_thread_pool(NULL, NULL);
+}
+
+static void on_anybodys_threads(void **state)
+{
+    (void)state;
+    load_libgomp();
+    for_every_shape(every_kind_of_threads);
 }
 
 /* The bits depend on the values, not on where they lie in memory. */
@@ -296,6 +339,10 @@ int main(void)
         cmocka_unit_test_teardown(on_any_number_of_threads_with_any_instruction_set,
                                   fixture_teardown),
         cmocka_unit_test_teardown(wherever_the_buffers_lie, fixture_teardown),
+        cmocka_unit_test_teardown(after_a_fork, fixture_teardown),
+        cmocka_unit_test_teardown(many_threads_each_with_its_layer, fixture_teardown),
+        /* libgomp comes into the process here, and stays. */
+        cmocka_unit_test_teardown(on_anybodys_threads, fixture_teardown),
         cmocka_unit_test_teardown(after_a_fork, fixture_teardown),
         cmocka_unit_test_teardown(many_threads_each_with_its_layer, fixture_teardown),
     };

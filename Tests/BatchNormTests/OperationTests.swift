@@ -186,29 +186,25 @@ import Testing
     }
 
     @Test func resultsHaveTheSameBitsForAnyThreadsAndInstructionSet() throws {
-        let threads = BatchNormSettings.threads
-        let isa = BatchNormSettings.isa
-        defer {
-            BatchNormSettings.threads = threads
-            BatchNormSettings.isa = isa
-        }
-        for shape in [try Shape.nchw(5, 3, 40, 50), try .nhwc(9, 20, 21, 17), try .nc(1000, 70)] {
-            var random = Random(5)
-            let x: Tensor<Float> = try random.tensor(shape)
-            let dy: Tensor<Float> = try random.tensor(shape)
-            var expected: (Tensor<Float>, SavedStatistics, Gradients<Float>)?
-            for isa in [ISA.generic, .avx2, .avx512] {
-                for threads in [1, 2, 3, 5, 8] {
-                    BatchNormSettings.isa = isa
-                    BatchNormSettings.threads = threads
-                    let (y, saved) = try forwardTraining(x)
-                    let gradients = try backward(x, gradOutput: dy, saved: saved)
-                    if let expected {
-                        #expect(y == expected.0)
-                        #expect(saved == expected.1)
-                        #expect(gradients == expected.2)
-                    } else {
-                        expected = (y, saved, gradients)
+        try withOwnSettings {
+            for shape in [try Shape.nchw(5, 3, 40, 50), try .nhwc(9, 20, 21, 17), try .nc(1000, 70)] {
+                var random = Random(5)
+                let x: Tensor<Float> = try random.tensor(shape)
+                let dy: Tensor<Float> = try random.tensor(shape)
+                var expected: (Tensor<Float>, SavedStatistics, Gradients<Float>)?
+                for isa in [ISA.generic, .avx2, .avx512] {
+                    for threads in [1, 2, 3, 5, 8] {
+                        BatchNormSettings.isa = isa
+                        BatchNormSettings.threads = threads
+                        let (y, saved) = try forwardTraining(x)
+                        let gradients = try backward(x, gradOutput: dy, saved: saved)
+                        if let expected {
+                            #expect(y == expected.0)
+                            #expect(saved == expected.1)
+                            #expect(gradients == expected.2)
+                        } else {
+                            expected = (y, saved, gradients)
+                        }
                     }
                 }
             }

@@ -1,6 +1,25 @@
 // What the tests share: a readable float64 reference, reproducible random data, and how close is close.
 
+import Synchronization
+
 @testable import BatchNorm
+
+/// The settings are the whole process's, and tests run at the same time: changes them inside `body` alone, and takes
+/// them back.
+func withOwnSettings<Result>(_ body: () throws -> Result) rethrows -> Result {
+    try settings.withLock { _ in
+        let threads = BatchNormSettings.threads
+        let isa = BatchNormSettings.isa
+        defer {
+            BatchNormSettings.threads = threads
+            BatchNormSettings.isa = isa
+            try? BatchNormSettings.setThreading(.automatic)
+        }
+        return try body()
+    }
+}
+
+private let settings = Mutex(())
 
 /// Batch normalization as in the textbook, one channel after the other, in float64.
 struct Reference {

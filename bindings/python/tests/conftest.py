@@ -20,7 +20,8 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def machine() -> Iterator[None]:
-    """Puts threads and instruction set back after a test that changes them."""
+    """Puts the settings of the process back after a test that changes them."""
     yield
     batchnorm.set_num_threads(0)
     batchnorm.set_max_isa("avx512")
+    batchnorm.set_threading("auto")

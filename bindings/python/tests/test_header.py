@@ -41,6 +41,7 @@ ENUMS: dict[str, type[enum.IntEnum]] = {
     "BN_NONFINITE_": _lowlevel.Nonfinite,
     "BN_STATISTICS_": _lowlevel.Statistics,
     "BN_ISA_": _lowlevel.Isa,
+    "BN_THREADING_": _lowlevel.Threading,
 }
 
 
@@ -72,10 +73,16 @@ class Types:
         for each in declarations:
             if isinstance(each, c_ast.Typedef) and each.name.startswith("bn_"):
                 inner = each.type
-                if isinstance(inner.type, c_ast.Struct):
+                if isinstance(inner, c_ast.PtrDecl):  # to a function
+                    self.aliases[each.name] = self.callback(inner.type)
+                elif isinstance(inner.type, c_ast.Struct):
                     self.aliases[each.name] = getattr(_lowlevel, each.name, None)
                 else:
                     self.aliases[each.name] = self.aliases[inner.type.names[0]]
+
+    def callback(self, function: Any) -> Any:
+        parameters = [self.of(parameter.type) for parameter in function.args.params]
+        return ctypes.CFUNCTYPE(self.of(function.type), *parameters)
 
     def of(self, node: Any) -> Any:
         if isinstance(node, c_ast.PtrDecl):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,6 +160,113 @@ def test_a_call_waits_while_another_thread_is_inside_the_layer(call: Any) -> Non
         thread.join(0.1)
         assert thread.is_alive()
     thread.join()
+
+
+# What follows needs processes of its own: a runtime that has come into a process stays there.
+
+GOMP = """
+import ctypes, os, signal
+import numpy as np
+
+def bring_libgomp():
+    gomp = ctypes.CDLL("libgomp.so.1")
+    body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda context: None)
+    gomp.GOMP_parallel(body, None, 2, 0)  # its threads exist now
+    return gomp
+
+def normalize():
+    import batchnorm
+    x = np.random.default_rng(1).standard_normal((8, 8, 64, 64)).astype(np.float32)
+    return batchnorm.functional.forward_training(x).output.tobytes()
+
+def in_a_child(check):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # threads that are not there would be waited for
+        try:
+            check()
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def in_a_process(program: str) -> None:
+    package = str(Path(batchnorm.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": package, "OMP_NUM_THREADS": "2"}
+    environment["PYTHONWARNINGS"] = "ignore"  # of forks beside threads
+    done = subprocess.run(
+        [sys.executable, "-c", GOMP + program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_another_openmp_runtime_is_shared() -> None:
+    in_a_process("""
+import batchnorm
+own = batchnorm.get_thread_runtime()
+assert own.startswith(("libomp", "libiomp5")), own
+assert batchnorm.get_threading() == "auto"
+expected = normalize()
+try:
+    batchnorm.set_threading("shared")
+    raise SystemExit("shared, with whom?")
+except batchnorm.BatchNormRuntimeError as error:
+    assert error.status is batchnorm.Status.NO_SHARED_RUNTIME, error
+    assert "threading is 2 (shared)" in str(error), error
+assert batchnorm.get_threading() == "auto"
+
+gomp = bring_libgomp()
+assert batchnorm.get_thread_runtime() == "libgomp.so.1"
+gomp.omp_set_num_threads(3)
+assert batchnorm.get_num_threads() == 3
+for threading in ("shared", "own", "auto"):
+    batchnorm.set_threading(threading)
+    assert batchnorm.get_threading() == threading
+    assert batchnorm.get_thread_runtime() == (own if threading == "own" else "libgomp.so.1")
+    assert normalize() == expected, threading
+""")
+
+
+@pytest.mark.parametrize("loaded", ["before", "after"])
+def test_a_forked_child_does_not_wait_for_threads_of_its_parent(loaded: str) -> None:
+    """Whether this library came into the process before the fork or after it."""
+    in_a_process(f"""
+bring_libgomp()
+expected = None
+if "{loaded}" == "before":
+    expected = normalize()
+    import batchnorm
+    assert batchnorm.get_thread_runtime() == "libgomp.so.1"
+
+def child():
+    found = normalize()
+    assert found == (expected or found)
+    import batchnorm
+    assert not batchnorm.get_thread_runtime().startswith("libgomp")
+    try:
+        batchnorm.set_threading("shared")
+        raise SystemExit("shared, with whom?")
+    except batchnorm.BatchNormRuntimeError as error:
+        assert "forked" in str(error), error
+    in_a_child(normalize)  # a grandchild, after libomp has run
+
+in_a_child(child)
+assert normalize() == (expected or normalize())
+""")
+
+
+def test_multiprocessing_by_fork() -> None:
+    in_a_process("""
+import multiprocessing
+bring_libgomp()
+expected = normalize()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    found = pool.apply_async(normalize).get(timeout=60)
+assert found == expected
+""")
 
 
 # Python 3.12 and later warn of any fork beside threads; that it works here is the point.

@@ -23,7 +23,16 @@ from .errors import (
     BatchNormValueError,
     Status,
 )
-from .machine import get_isa, get_num_threads, set_max_isa, set_num_threads, version
+from .machine import (
+    get_isa,
+    get_num_threads,
+    get_thread_runtime,
+    get_threading,
+    set_max_isa,
+    set_num_threads,
+    set_threading,
+    version,
+)
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 __all__ = [
@@ -38,8 +47,11 @@ __all__ = [
     "functional",
     "get_isa",
     "get_num_threads",
+    "get_thread_runtime",
+    "get_threading",
     "set_max_isa",
     "set_num_threads",
+    "set_threading",
     "version",
 ]
 

@@ -10,7 +10,17 @@ from __future__ import annotations
 import ctypes
 import enum
 import os
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_int32,
+    c_int64,
+    c_uint32,
+    c_void_p,
+)
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +93,13 @@ class Nonfinite(enum.IntEnum):
 class Statistics(enum.IntEnum):
     BATCH = 0
     RUNNING = 1
+
+
+class Threading(enum.IntEnum):
+    AUTO = 0
+    OWN = 1
+    SHARED = 2
+    POOL = 3
 
 
 class Isa(enum.IntEnum):
@@ -203,10 +220,12 @@ class bn_layer_options(Structure):
     )
 
 
-# Functions. Types first: what a bn_status is to ctypes, and an opaque layer.
+# Functions. Types first: what a bn_status is to ctypes, an opaque layer, and callbacks.
 
 bn_status = c_int32
 bn_layer_p = c_void_p
+bn_member = CFUNCTYPE(None, c_void_p, c_int32)
+bn_run_members = CFUNCTYPE(None, c_void_p, c_int32, bn_member, c_void_p)
 
 
 def _raise_on_failure(status: int, _function: Any, _arguments: Any) -> None:
@@ -307,6 +326,10 @@ bn_layer_create_from_state = _declare_checked(
 
 bn_set_num_threads = _declare_checked("bn_set_num_threads", c_int32)
 bn_get_num_threads = _declare("bn_get_num_threads", c_int32)
+bn_set_threading = _declare_checked("bn_set_threading", c_int32)
+bn_get_threading = _declare("bn_get_threading", c_int32)
+bn_set_thread_pool = _declare_checked("bn_set_thread_pool", bn_run_members, c_void_p)
+bn_get_thread_runtime = _declare("bn_get_thread_runtime", c_char_p)
 bn_set_max_isa = _declare_checked("bn_set_max_isa", c_int32)
 bn_get_isa = _declare("bn_get_isa", c_int32)
 bn_isa_name = _declare("bn_isa_name", c_char_p, c_int32)

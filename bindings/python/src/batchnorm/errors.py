@@ -55,6 +55,8 @@ class Status(enum.IntEnum):
     STATE_INVALID = 604
     BUFFER_TOO_SMALL = 605
 
+    NO_SHARED_RUNTIME = 700
+
     INTERNAL = 900
 
 
@@ -83,7 +85,7 @@ class BatchNormValueError(BatchNormError, ValueError):
 
 
 class BatchNormRuntimeError(BatchNormError, RuntimeError):
-    """The layer is not in a condition for this call, or the library has a defect."""
+    """Layer or process are not in a condition for this call, or the library has a defect."""
 
 
 class BatchNormMemoryError(BatchNormError, MemoryError):
@@ -95,6 +97,7 @@ _CLASSES: dict[Status | int, type[BatchNormError]] = {
     Status.NO_RUNNING_STATISTICS: BatchNormRuntimeError,
     Status.NO_PARAMETER: BatchNormRuntimeError,
     Status.NO_FORWARD: BatchNormRuntimeError,
+    Status.NO_SHARED_RUNTIME: BatchNormRuntimeError,
     Status.INTERNAL: BatchNormRuntimeError,
 }
 

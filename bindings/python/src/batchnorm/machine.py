@@ -11,14 +11,32 @@ from typing import Literal, cast
 from . import _lowlevel as c
 from ._options import integer, parse
 
-__all__ = ["get_isa", "get_num_threads", "set_max_isa", "set_num_threads", "version"]
+__all__ = [
+    "get_isa",
+    "get_num_threads",
+    "get_thread_runtime",
+    "get_threading",
+    "set_max_isa",
+    "set_num_threads",
+    "set_threading",
+    "version",
+]
 
 InstructionSet = Literal["generic", "avx2", "avx512"]
+Threading = Literal["auto", "own", "shared"]
+# A pool has to come from C: a team of Python threads costs more than it gains, and an executor that
+# refused a task could not tell the library so.
+_THREADINGS = {
+    member.name.lower(): member for member in c.Threading if member is not c.Threading.POOL
+}
 _ISAS = {member.name.lower(): member for member in c.Isa}
 
 
 def set_num_threads(threads: int) -> None:
-    """Limit the threads of a call; 0 (the default) is what OpenMP says. Small calls use fewer.
+    """Limit the threads of a call. Small calls use fewer.
+
+    0 (the default) is what the OpenMP runtime in use says: OMP_NUM_THREADS,
+    `torch.set_num_threads`, else the cores.
 
     Raises `BatchNormError` if `threads` is negative.
     """
@@ -28,6 +46,31 @@ def set_num_threads(threads: int) -> None:
 def get_num_threads() -> int:
     """The largest number of threads that a call may use."""
     return int(c.bn_get_num_threads())
+
+
+def set_threading(threading: Threading) -> None:
+    """Choose whose threads calls run on: "auto" (the default), "own" or "shared".
+
+    A process should have one set of threads that compute: those of two OpenMP runtimes take the
+    cores from each other, for they go on spinning after a parallel region. "own" is this library's
+    libomp, "shared" the runtime that others have loaded (PyTorch's libgomp, say), and "auto" shares
+    as soon as there is one. In a forked child there is none: libgomp does not survive a fork.
+
+    Raises `ValueError` for any other word, and `BatchNormRuntimeError` (NO_SHARED_RUNTIME) if there
+    is no runtime to share; then nothing changes.
+    """
+    c.bn_set_threading(parse(_THREADINGS, "threading", threading))
+
+
+def get_threading() -> Literal[Threading, "pool"]:
+    """What `set_threading` has chosen; "pool" if C code in this process has given a pool."""
+    word = c.Threading(c.bn_get_threading()).name.lower()
+    return cast(Literal[Threading, "pool"], word)
+
+
+def get_thread_runtime() -> str:
+    """Whose threads a call made now would run on: "libomp.so.5", "libgomp.so.1", ... or "pool"."""
+    return cast(str, c.bn_get_thread_runtime().decode())
 
 
 def set_max_isa(isa: InstructionSet) -> None:
