@@ -11,6 +11,7 @@
  *   6  LAYER            an object that keeps parameters, statistics and mode
  *   7  STATE            a layer's state as one checksummed block of bytes
  *   8  MACHINE          threads, instruction sets, version
+ *   9  EXPLAIN          how an operation would be done here, in numbers and in words
  *
  * ------------------------------------------------------------------------------------------
  * 1  INTRODUCTION
@@ -146,7 +147,7 @@ enum {
     BN_STATUS_STATE_VERSION = 602,         /* written by a newer, incompatible library */
     BN_STATUS_STATE_CHECKSUM = 603,        /* damaged */
     BN_STATUS_STATE_INVALID = 604,         /* intact, but holds values no layer can have */
-    BN_STATUS_BUFFER_TOO_SMALL = 605,      /* the caller's buffer cannot hold the state */
+    BN_STATUS_BUFFER_TOO_SMALL = 605,      /* the caller's buffer cannot hold the state or text */
 
     /* 7xx: the process */
     BN_STATUS_NO_SHARED_RUNTIME = 700, /* there is no OpenMP runtime to share, see bn_threading */
@@ -549,6 +550,66 @@ BN_API const char *bn_isa_name(bn_isa isa);
 
 /* "MAJOR.MINOR.PATCH" of the library that is loaded. The string is static. */
 BN_API const char *bn_version(void);
+
+/* ------------------------------------------------------------------------------------------
+ * 9  EXPLAIN
+ * ------------------------------------------------------------------------------------------
+ * Why is a call as fast, or as slow, as it is? These tell how an operation would be done on this
+ * machine with the settings of this moment. Nothing is run and nothing allocated.
+ */
+
+/* BACKWARD: of a training forward; FROZEN: through running statistics. Both with all three gradients. */
+typedef int32_t bn_operation;
+enum {
+    BN_OPERATION_FORWARD_TRAINING = 1,
+    BN_OPERATION_FORWARD_INFERENCE = 2,
+    BN_OPERATION_BACKWARD = 3,
+    BN_OPERATION_BACKWARD_FROZEN = 4
+};
+
+/* The plan of an operation. The tensor is seen as rows x channels x inner values: N x C x S if NCHW,
+ * N*S x C x 1 if NHWC. It is cut into pieces, each of which one thread reduces; those at the ends of the
+ * tensor may be smaller. Of an empty batch, members from by_columns to limit_bytes_written are 0. */
+typedef struct bn_plan_info {
+    uint32_t struct_size; /* sizeof(bn_plan_info) */
+    bn_isa isa;
+    int32_t threads;      /* of the call; 1: without a parallel region */
+    int32_t by_columns;   /* 0: the inner values of one channel fill the vectors. 1: neighbouring channels do */
+    int32_t steps;        /* 1: each run of channels is reduced and then applied by one thread (inference: only
+                             applied). 3: all pieces are reduced, then merged, then all is applied */
+    int32_t nontemporal;  /* 1: stores bypass the caches */
+    int64_t run_channels; /* neighbouring channels that are taken together */
+    int64_t folded_rows;  /* rows that count as one longer row; 1: none are folded */
+    int64_t piece_rows;   /* a piece is piece_rows x run_channels x piece_values */
+    int64_t piece_values;
+    int64_t pieces;          /* of the whole tensor */
+    int64_t workspace_bytes; /* what the call allocates; a layer keeps it for its next call */
+    int64_t tensor_bytes;    /* one tensor */
+    int64_t bytes_read;      /* of tensors, from memory or from a cache that the caller left them in. A second
+                                read counts only if what the first one brought is not expected to stay in cache */
+    int64_t bytes_written;
+    int64_t limit_bytes_read; /* what any implementation must: each input once, the output once */
+    int64_t limit_bytes_written;
+    int64_t l2_bytes; /* caches as the plan assumes them: one core's second level, the last level */
+    int64_t l3_bytes;
+} bn_plan_info;
+
+#define BN_PLAN_INFO_INIT                                                                     \
+    { sizeof(bn_plan_info), BN_ISA_GENERIC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/* Writes the plan's numbers. `info->struct_size` must be set. Errors: 1xx, 2xx. One value per channel
+ * is explained as BN_ONE_VALUE_ALLOW would run it. */
+BN_API bn_status bn_explain(const bn_problem *problem, bn_operation operation, bn_plan_info *info);
+
+/* Room for every text that bn_explain_text writes. */
+#define BN_EXPLAIN_TEXT_SIZE 2048
+
+/* Writes the plan in words: a dozen lines of English, zero-terminated, without a line end after the
+ * last. The wording may change from version to version; programs take the numbers. size: of `out`, in
+ * bytes; BN_STATUS_BUFFER_TOO_SMALL, and nothing is written, if the text is longer, which it never is
+ * with BN_EXPLAIN_TEXT_SIZE. Other errors: 1xx, 2xx. */
+BN_API bn_status bn_explain_text(const bn_problem *problem, bn_operation operation, char *out,
+                                 int64_t size);
 
 #ifdef __cplusplus
 }

@@ -84,7 +84,7 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case stateChecksum(actual: UInt32, expected: UInt32)
     /// The state is intact, but holds a value that no layer can have.
     case stateInvalid(Argument, actual: Value)
-    /// The caller's buffer cannot hold the state.
+    /// The caller's buffer cannot hold the state or the text.
     case bufferTooSmall(actual: Int, expected: Int)
 
     // MARK: The process
@@ -109,6 +109,6 @@ public enum BatchNormError: Error, Equatable, Sendable {
         case gradOutput, gradInput, gradWeight, gradBias
         case dtype, layout, averaging, runningVariance, oneValue, nonfinite, statistics, reserved
         case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
-        case threads, isa, threading
+        case threads, isa, threading, operation, info
     }
 }

@@ -110,6 +110,8 @@ extension BatchNormError.Argument {
         case .threads: "threads"
         case .isa: "isa"
         case .threading: "threading"
+        case .operation: "operation"
+        case .info: "info"
         }
     }
 
@@ -131,6 +133,8 @@ extension BatchNormError.Argument {
         case .numBatchesTracked, .threads: "0 or more"
         case .isa: "0 (generic), 1 (avx2) or 2 (avx512)"
         case .threading: "0 (auto), 1 (own) or 2 (shared)"
+        case .operation:
+            "1 (forward, training), 2 (forward, inference), 3 (backward) or 4 (backward, frozen)"
         default: "another value"
         }
     }

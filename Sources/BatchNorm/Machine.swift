@@ -17,6 +17,17 @@ public enum ISA: Int32, Sendable, Comparable {
     public static func < (left: ISA, right: ISA) -> Bool { left.rawValue < right.rawValue }
 }
 
+extension ISA {
+    /// As `BATCHNORM_MAX_ISA` spells it.
+    package var name: StaticString {
+        switch self {
+        case .generic: "generic"
+        case .avx2: "avx2"
+        case .avx512: "avx512"
+        }
+    }
+}
+
 /// Whose threads calls run on.
 ///
 /// A process should have one set of threads that compute: those of two OpenMP runtimes take the cores from each other,

@@ -47,12 +47,7 @@ public func bn_get_isa() -> bn_isa { BatchNormSettings.isa.rawValue }
 
 @_cdecl("bn_isa_name") @implementation
 public func bn_isa_name(_ isa: bn_isa) -> UnsafePointer<CChar>? {
-    switch ISA(rawValue: isa) {
-    case .generic: cString("generic")
-    case .avx2: cString("avx2")
-    case .avx512: cString("avx512")
-    case nil: cString("unknown")
-    }
+    cString(ISA(rawValue: isa)?.name ?? "unknown")
 }
 
 @_cdecl("bn_version") @implementation

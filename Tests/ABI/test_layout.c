@@ -147,6 +147,34 @@ static void layer_options_layout(void **state)
     check_pins(pins, LENGTH(pins));
 }
 
+static void plan_info_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_plan_info, 128),
+        AT(bn_plan_info, struct_size, 0),
+        AT(bn_plan_info, isa, 4),
+        AT(bn_plan_info, threads, 8),
+        AT(bn_plan_info, by_columns, 12),
+        AT(bn_plan_info, steps, 16),
+        AT(bn_plan_info, nontemporal, 20),
+        AT(bn_plan_info, run_channels, 24),
+        AT(bn_plan_info, folded_rows, 32),
+        AT(bn_plan_info, piece_rows, 40),
+        AT(bn_plan_info, piece_values, 48),
+        AT(bn_plan_info, pieces, 56),
+        AT(bn_plan_info, workspace_bytes, 64),
+        AT(bn_plan_info, tensor_bytes, 72),
+        AT(bn_plan_info, bytes_read, 80),
+        AT(bn_plan_info, bytes_written, 88),
+        AT(bn_plan_info, limit_bytes_read, 96),
+        AT(bn_plan_info, limit_bytes_written, 104),
+        AT(bn_plan_info, l2_bytes, 112),
+        AT(bn_plan_info, l3_bytes, 120),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
 static const struct {
     bn_status value;
     int32_t published;
@@ -234,6 +262,11 @@ static void other_constants(void **state)
         CONSTANT(BN_ISA_GENERIC, 0),
         CONSTANT(BN_ISA_AVX2, 1),
         CONSTANT(BN_ISA_AVX512, 2),
+        CONSTANT(BN_OPERATION_FORWARD_TRAINING, 1),
+        CONSTANT(BN_OPERATION_FORWARD_INFERENCE, 2),
+        CONSTANT(BN_OPERATION_BACKWARD, 3),
+        CONSTANT(BN_OPERATION_BACKWARD_FROZEN, 4),
+        CONSTANT(BN_EXPLAIN_TEXT_SIZE, 2048),
 #undef CONSTANT
     };
     check_pins(pins, LENGTH(pins));
@@ -269,15 +302,22 @@ static void initializers(void **state)
               options.has_weight == 1 && options.has_bias == 1 &&
               options.track_running_stats == 1 && options.reserved == 0,
           "BN_LAYER_OPTIONS_INIT");
+    const bn_plan_info info = BN_PLAN_INFO_INIT, expected_info = { .struct_size = sizeof info };
+    check(memcmp(&info, &expected_info, sizeof info) == 0, "BN_PLAN_INFO_INIT");
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(problem_layout),           cmocka_unit_test(forward_training_layout),
-        cmocka_unit_test(forward_inference_layout), cmocka_unit_test(backward_layout),
-        cmocka_unit_test(layer_options_layout),     cmocka_unit_test(statuses_and_their_names),
-        cmocka_unit_test(other_constants),          cmocka_unit_test(initializers),
+        cmocka_unit_test(problem_layout),
+        cmocka_unit_test(forward_training_layout),
+        cmocka_unit_test(forward_inference_layout),
+        cmocka_unit_test(backward_layout),
+        cmocka_unit_test(layer_options_layout),
+        cmocka_unit_test(plan_info_layout),
+        cmocka_unit_test(statuses_and_their_names),
+        cmocka_unit_test(other_constants),
+        cmocka_unit_test(initializers),
     };
     return cmocka_run_group_tests_name("abi: layout", tests, NULL, NULL);
 }

@@ -29,6 +29,7 @@ static struct {
     int64_t freed; /* allocations, not bytes */
     int64_t
         workspaces; /* those that begin at a cache line: the library's, and nobody else's here */
+    int64_t workspace_bytes;
     int64_t refuse; /* which of these to refuse, counted from 1; 0: none */
 } seen;
 
@@ -51,6 +52,7 @@ static bool note(size_t alignment, size_t size)
     __atomic_add_fetch(&seen.allocations, 1, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&seen.bytes, (int64_t)size, __ATOMIC_SEQ_CST);
     if (alignment < 64) return true;
+    __atomic_add_fetch(&seen.workspace_bytes, (int64_t)size, __ATOMIC_SEQ_CST);
     return __atomic_add_fetch(&seen.workspaces, 1, __ATOMIC_SEQ_CST) != seen.refuse;
 }
 
@@ -307,6 +309,25 @@ static void errors_allocate_nothing(void **state)
     check(seen.allocations == 0, "%lld allocations", (long long)seen.allocations);
 }
 
+static void explaining_allocates_nothing(void **state)
+{
+    (void)state;
+    static const int64_t sizes[] = { 4000, 3000, 100, 100 };
+    const bn_problem problem = problem_of(BN_DTYPE_FLOAT32, BN_LAYOUT_NHWC, 4, sizes);
+    for (bn_operation op = BN_OPERATION_FORWARD_TRAINING; op <= BN_OPERATION_BACKWARD_FROZEN;
+         op++) {
+        bn_plan_info info = BN_PLAN_INFO_INIT;
+        char text[BN_EXPLAIN_TEXT_SIZE];
+        watch(0);
+        const bn_status one = bn_explain(&problem, op, &info);
+        const bn_status two = bn_explain_text(&problem, op, text, sizeof text);
+        stop();
+        check_ok(one, "bn_explain");
+        check_ok(two, "bn_explain_text");
+        check(seen.allocations == 0, "%lld allocations", (long long)seen.allocations);
+    }
+}
+
 /* ---- bounded ---- */
 
 /* What a call may take: a constant, something a channel, something a thread; nothing a value. */
@@ -350,6 +371,44 @@ static void no_memory_grows_with_the_batch(void **state)
             }
 }
 
+/* bn_explain's workspace is what a call takes, in whole cache lines. */
+static void calls_take_what_is_explained(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][4] = {
+        { 2, 3, 100, 100 }, { 1, 1, 1500, 1500 }, { 64, 100, 14, 14 }, { 4, 2, 3, 3 }
+    };
+    int64_t total = 0;
+    for (size_t i = 0; i < LENGTH(sizes); i++)
+        for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++)
+            for (int32_t threads = 1; threads <= 8; threads += 7) {
+                bn_set_num_threads(threads);
+                fixture f =
+                    fixture_make(problem_of(BN_DTYPE_FLOAT64, layout, 4, sizes[i]), PLACE_END);
+                run_training(&f); /* OpenMP has its threads from here on */
+                operation *const operations[] = { training, backward };
+                for (int op = 0; op < 2; op++) {
+                    bn_plan_info info = BN_PLAN_INFO_INIT;
+                    check_ok(
+                        bn_explain(&f.problem,
+                                   op == 0 ? BN_OPERATION_FORWARD_TRAINING : BN_OPERATION_BACKWARD,
+                                   &info),
+                        "bn_explain");
+                    watch(0);
+                    const bn_status status = operations[op](&f);
+                    stop();
+                    check_ok(status, "a call");
+                    check(seen.workspace_bytes == (info.workspace_bytes + 63) / 64 * 64,
+                          "%s on %d threads: took %lld bytes, explained %lld",
+                          problem_text(&f.problem), threads, (long long)seen.workspace_bytes,
+                          (long long)info.workspace_bytes);
+                    total += seen.workspace_bytes;
+                }
+                guarded_free_all();
+            }
+    check(total > 0, "no call took anything");
+}
+
 /* The instrument itself: this program's allocations pass through it. */
 static void the_allocator_in_between_works(void **state)
 {
@@ -377,7 +436,9 @@ int main(void)
         cmocka_unit_test_teardown(the_steady_state_allocates_nothing, fixture_teardown),
         cmocka_unit_test_teardown(nothing_is_left_behind, fixture_teardown),
         cmocka_unit_test_teardown(errors_allocate_nothing, fixture_teardown),
+        cmocka_unit_test_teardown(explaining_allocates_nothing, fixture_teardown),
         cmocka_unit_test_teardown(no_memory_grows_with_the_batch, fixture_teardown),
+        cmocka_unit_test_teardown(calls_take_what_is_explained, fixture_teardown),
     };
     return cmocka_run_group_tests_name("abi: memory", tests, NULL, NULL);
 }

@@ -31,6 +31,10 @@ import Testing
         #expect(Int(ISA.generic.rawValue) == BN_ISA_GENERIC)
         #expect(Int(ISA.avx2.rawValue) == BN_ISA_AVX2)
         #expect(Int(ISA.avx512.rawValue) == BN_ISA_AVX512)
+        #expect(Int(BatchNormOperation.forwardTraining.rawValue) == BN_OPERATION_FORWARD_TRAINING)
+        #expect(Int(BatchNormOperation.forwardInference.rawValue) == BN_OPERATION_FORWARD_INFERENCE)
+        #expect(Int(BatchNormOperation.backward.rawValue) == BN_OPERATION_BACKWARD)
+        #expect(Int(BatchNormOperation.backwardFrozen.rawValue) == BN_OPERATION_BACKWARD_FROZEN)
     }
 
     @Test func failuresReturnAStatusAndLeaveAMessage() {

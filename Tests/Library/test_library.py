@@ -115,6 +115,7 @@ class Header(unittest.TestCase):
                         "bn_forward_inference_args inference = BN_FORWARD_INFERENCE_ARGS_INIT;\n"
                         "bn_backward_args backward = BN_BACKWARD_ARGS_INIT;\n"
                         "bn_layer_options options = BN_LAYER_OPTIONS_INIT;\n"
+                        "bn_plan_info info = BN_PLAN_INFO_INIT;\n"
                     )
                     run(
                         compiler,

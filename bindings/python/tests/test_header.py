@@ -42,6 +42,7 @@ ENUMS: dict[str, type[enum.IntEnum]] = {
     "BN_STATISTICS_": _lowlevel.Statistics,
     "BN_ISA_": _lowlevel.Isa,
     "BN_THREADING_": _lowlevel.Threading,
+    "BN_OPERATION_": _lowlevel.Operation,
 }
 
 
@@ -185,6 +186,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         lines.append(f'printf("\\"{name}\\": %zu,", sizeof({name}));')
         for member, *_ in struct._fields_:
             lines.append(f'printf("\\"{name}.{member}\\": %zu,", offsetof({name}, {member}));')
+    lines.append('printf("\\"BN_EXPLAIN_TEXT_SIZE:\\": %d,", BN_EXPLAIN_TEXT_SIZE);')
     for name, members in DEFAULTS.items():
         lines.append(f"{{ {name} value = {name.upper()}_INIT;")
         lines += [
@@ -257,3 +259,7 @@ def test_defaults(compiled: dict[str, float]) -> None:
             if isinstance(default, str):
                 default = WORDS[member][default.upper()]
             assert default == compiled[f"{struct}:{member}"], (struct, member)
+
+
+def test_constants(compiled: dict[str, float]) -> None:
+    assert compiled["BN_EXPLAIN_TEXT_SIZE:"] == _lowlevel.EXPLAIN_TEXT_SIZE

@@ -108,6 +108,13 @@ class Isa(enum.IntEnum):
     AVX512 = 2
 
 
+class Operation(enum.IntEnum):
+    FORWARD_TRAINING = 1
+    FORWARD_INFERENCE = 2
+    BACKWARD = 3
+    BACKWARD_FROZEN = 4
+
+
 # Structs. Pointers to array elements are c_void_p: the callers put addresses in.
 
 
@@ -219,6 +226,32 @@ class bn_layer_options(Structure):
         ("reserved", c_int32),
     )
 
+
+class bn_plan_info(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("isa", c_int32),
+        ("threads", c_int32),
+        ("by_columns", c_int32),
+        ("steps", c_int32),
+        ("nontemporal", c_int32),
+        ("run_channels", c_int64),
+        ("folded_rows", c_int64),
+        ("piece_rows", c_int64),
+        ("piece_values", c_int64),
+        ("pieces", c_int64),
+        ("workspace_bytes", c_int64),
+        ("tensor_bytes", c_int64),
+        ("bytes_read", c_int64),
+        ("bytes_written", c_int64),
+        ("limit_bytes_read", c_int64),
+        ("limit_bytes_written", c_int64),
+        ("l2_bytes", c_int64),
+        ("l3_bytes", c_int64),
+    )
+
+
+EXPLAIN_TEXT_SIZE = 2048
 
 # Functions. Types first: what a bn_status is to ctypes, an opaque layer, and callbacks.
 
@@ -334,3 +367,8 @@ bn_set_max_isa = _declare_checked("bn_set_max_isa", c_int32)
 bn_get_isa = _declare("bn_get_isa", c_int32)
 bn_isa_name = _declare("bn_isa_name", c_char_p, c_int32)
 bn_version = _declare("bn_version", c_char_p)
+
+bn_explain = _declare_checked("bn_explain", POINTER(bn_problem), c_int32, POINTER(bn_plan_info))
+bn_explain_text = _declare_checked(
+    "bn_explain_text", POINTER(bn_problem), c_int32, c_char_p, c_int64
+)
