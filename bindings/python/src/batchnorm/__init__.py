@@ -1,9 +1,9 @@
 """Batch normalization on CPUs, forward and backward, for NumPy arrays.
 
 `batchnorm.functional` has the stateless functions, `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`
-are layers that keep parameters and running statistics. Names and conventions are PyTorch's. The
-work is done by libbatchnorm, a C library, without copying arrays and without holding the
-interpreter lock.
+are layers that keep parameters and running statistics, `explain` tells what a call would do. Names
+and conventions are PyTorch's. The work is done by libbatchnorm, a C library, without copying arrays
+and without holding the interpreter lock.
 
 >>> import numpy as np, batchnorm
 >>> layer = batchnorm.BatchNorm2d(3)
@@ -34,6 +34,7 @@ from .machine import (
     version,
 )
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .plan import Plan, explain
 
 __all__ = [
     "BatchNorm1d",
@@ -43,7 +44,9 @@ __all__ = [
     "BatchNormMemoryError",
     "BatchNormRuntimeError",
     "BatchNormValueError",
+    "Plan",
     "Status",
+    "explain",
     "functional",
     "get_isa",
     "get_num_threads",

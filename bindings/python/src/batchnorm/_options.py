@@ -1,6 +1,6 @@
 """Options as words: the strings of the Python interface and the enums of the C one.
 
-Called by: functional and modules. A word is the C enumerator's name in lower case.
+Called by: functional, modules and plan. A word is the C enumerator's name in lower case.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import operator
 from enum import IntEnum
 from typing import Literal, TypeVar
 
-from ._lowlevel import Nonfinite, OneValue, Statistics, Variance
+from ._lowlevel import Layout, Nonfinite, OneValue, Operation, Statistics, Variance
 
 RunningVariance = Literal["unbiased", "biased"]
 OneValuePolicy = Literal["error", "use_running", "allow"]
@@ -27,6 +27,8 @@ VARIANCES = _words(Variance)
 ONE_VALUES = _words(OneValue)
 NONFINITES = _words(Nonfinite)
 STATISTICS = _words(Statistics)
+OPERATIONS = _words(Operation)
+LAYOUTS = _words(Layout)
 STATISTICS_WORDS: tuple[StatisticsUsed, ...] = ("batch", "running")
 
 

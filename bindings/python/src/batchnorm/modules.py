@@ -8,9 +8,9 @@ serves one thread at a time per layer and ctypes releases the interpreter lock.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import byref, c_int32, c_int64, c_void_p, sizeof
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -42,6 +42,7 @@ from ._options import (
     parse,
 )
 from .errors import BatchNormError, BatchNormRuntimeError, Status
+from .plan import MemoryLayout, Operation, Plan, explain
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -238,11 +239,7 @@ class _BatchNorm:
             With `Status.NONFINITE`, if `nonfinite="error"`: everything has been done nevertheless.
         """
         form = form_of(input, "input", self._channel_axis)
-        if input.ndim not in self._RANKS:
-            expected = " or ".join(f"{rank} {text}" for rank, text in self._RANKS.items())
-            raise ValueError(
-                f"input has {input.ndim} dimensions, shape {input.shape}, expected {expected}"
-            )
+        self._check_rank(input.shape)
         out, target = destination(out, "out", form, input)
         source = address(input)
         handle = self._handle
@@ -262,6 +259,13 @@ class _BatchNorm:
                 raise
             self._remember(form, None if source == target else input)
         return out
+
+    def _check_rank(self, shape: tuple[int, ...]) -> None:
+        if len(shape) not in self._RANKS:
+            expected = " or ".join(f"{rank} {text}" for rank, text in self._RANKS.items())
+            raise ValueError(
+                f"input has {len(shape)} dimensions, shape {shape}, expected {expected}"
+            )
 
     def _remember(self, form: Form, input: Array | None) -> None:
         self._form = form
@@ -348,6 +352,48 @@ class _BatchNorm:
         self.grad_weight = weight
         self.grad_bias = bias
         return out
+
+    def explain(
+        self,
+        shape: Sequence[int],
+        call: Literal["forward", "backward"] = "forward",
+        *,
+        layout: MemoryLayout | None = None,
+    ) -> Plan:
+        """Tell what a call on an array of this shape would do, in the layer's mode; nothing is run.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            The shape of the array, with its channels at the layer's `channel_axis`.
+        call : "forward" or "backward"
+            `backward` is that of a forward in this mode.
+        layout : "nchw" or "nhwc", optional
+            The array's order in memory; None means that it is C-contiguous.
+
+        Returns
+        -------
+        Plan
+            See `batchnorm.explain`, which also tells what is raised.
+        """
+        sizes = tuple(shape)
+        self._check_rank(sizes)
+        if self._channel_axis == -1:
+            sizes = (sizes[0], sizes[-1], *sizes[1:-1])
+            layout = layout or "nhwc"
+        if sizes[1] != self.num_features:
+            raise ValueError(
+                f"shape {tuple(shape)} has {sizes[1]} channels, expected {self.num_features}"
+            )
+        by_batch = self.training or not self.track_running_stats
+        operations: dict[str, Operation] = (
+            {"forward": "forward_training", "backward": "backward"}
+            if by_batch
+            else {"forward": "forward_inference", "backward": "backward_frozen"}
+        )
+        if call not in operations:
+            raise ValueError(f"call is {call!r}, expected 'forward' or 'backward'")
+        return explain(sizes, operations[call], dtype=self.dtype, layout=layout or "nchw")
 
     # Parameters: views on the layer's own memory.
 

@@ -1,0 +1,148 @@
+"""What an operation would do on this machine now: `explain` and the `Plan` that it returns.
+
+Called by: the package's users and modules. Nothing is run; the C library answers from the plan that
+the operation itself would get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import byref, c_int64, create_string_buffer, sizeof
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from . import _lowlevel as c
+from ._arrays import DTYPES
+from ._options import LAYOUTS, OPERATIONS, integer, parse
+from .machine import InstructionSet
+
+__all__ = ["Plan", "explain"]
+
+Operation = Literal["forward_training", "forward_inference", "backward", "backward_frozen"]
+MemoryLayout = Literal["nchw", "nhwc"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an operation would be done; `str(plan)` tells it in words. Sizes are in bytes.
+
+    The tensor is seen as rows x channels x inner values: N x C x S in NCHW, (N * S) x C x 1 in
+    NHWC. It is cut into pieces, each of which one thread reduces; those at the ends of the tensor
+    may be smaller. An empty batch has no piece and no step.
+    """
+
+    operation: Operation
+    shape: tuple[int, ...]
+    """Sizes (N, C, ...) whatever the layout."""
+    dtype: np.dtype[Any]
+    layout: MemoryLayout
+    isa: InstructionSet
+    """The instruction set."""
+    threads: int
+    """Of the call; 1 means that there is no parallel region."""
+    by_columns: bool
+    """Whether neighbouring channels fill the vectors; if not, one channel's inner values do."""
+    steps: int
+    """1: each run of channels is reduced and then applied by one thread (inference: only applied).
+    3: all pieces are reduced, then merged, then all is applied."""
+    nontemporal: bool
+    """Whether stores bypass the caches."""
+    run_channels: int
+    """Neighbouring channels that are taken together."""
+    folded_rows: int
+    """Rows that count as one longer row; 1 if none are folded."""
+    piece_rows: int
+    """A piece is piece_rows x run_channels x piece_values."""
+    piece_values: int
+    pieces: int
+    """Of the whole tensor."""
+    workspace_bytes: int
+    """What the call allocates; a layer keeps it for its next call."""
+    tensor_bytes: int
+    """One tensor."""
+    bytes_read: int
+    """What is read of the tensors, from memory or from a cache that the caller left them in. A
+    second read counts only if what the first one brought is not expected to stay in cache."""
+    bytes_written: int
+    limit_bytes_read: int
+    """What any implementation must read: each input once."""
+    limit_bytes_written: int
+    """What any implementation must write: the output once."""
+    l2_bytes: int
+    """One core's second-level cache, as the plan assumes it."""
+    l3_bytes: int
+    """The last-level cache, as the plan assumes it."""
+    text: str = field(repr=False)
+    """The plan in words, a dozen lines. The wording may change from version to version."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def explain(
+    shape: Sequence[int],
+    operation: Operation = "forward_training",
+    *,
+    dtype: DTypeLike = np.float32,
+    layout: MemoryLayout = "nchw",
+) -> Plan:
+    """Tell what an operation on tensors of this shape would do on this machine now.
+
+    Nothing is run, and nothing allocated that grows with the shape. `set_num_threads` and
+    `set_max_isa` count as they do for the operation itself.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Sizes (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), whatever the layout.
+    operation : str
+        "forward_training", "forward_inference", "backward" (of a training forward) or
+        "backward_frozen" (through running statistics); a backward with all three gradients.
+    dtype : float32 or float64
+        Of the tensors.
+    layout : "nchw" or "nhwc"
+        The order in memory: C-contiguous, or channels last.
+
+    Returns
+    -------
+    Plan
+        The numbers; `str(plan)` tells them in words.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Wrong dtype, shape, operation or layout. One value per channel is no error here: it is
+        explained as ``one_value="allow"`` would run it.
+
+    Examples
+    --------
+    >>> plan = explain((32, 64, 56, 56), "backward")
+    >>> plan.tensor_bytes, plan.limit_bytes_read
+    (25690112, 51380224)
+    >>> print(plan)  # doctest: +ELLIPSIS
+    backward, batch statistics: float32 (32, 64, 56, 56) NCHW, 25.7 MB a tensor
+    ...
+    """
+    kind = np.dtype(dtype)
+    if kind not in DTYPES:
+        raise TypeError(f"dtype is {kind}, expected float32 or float64")
+    sizes = tuple(integer("a size of the shape", size) for size in shape)
+    which = parse(OPERATIONS, "operation", operation)
+    order = parse(LAYOUTS, "layout", layout)
+    problem = c.bn_problem(
+        sizeof(c.bn_problem), DTYPES[kind], order, len(sizes), (c_int64 * 5)(*sizes[:5])
+    )
+    info = c.bn_plan_info(sizeof(c.bn_plan_info))
+    c.bn_explain(byref(problem), which, byref(info))
+    text = create_string_buffer(c.EXPLAIN_TEXT_SIZE)
+    c.bn_explain_text(byref(problem), which, text, c.EXPLAIN_TEXT_SIZE)
+
+    there = {name for name, *_ in c.bn_plan_info._fields_}
+    numbers = {each.name: getattr(info, each.name) for each in fields(Plan) if each.name in there}
+    numbers["isa"] = cast(InstructionSet, c.bn_isa_name(info.isa).decode())
+    numbers["by_columns"] = bool(info.by_columns)
+    numbers["nontemporal"] = bool(info.nontemporal)
+    return Plan(operation, sizes, kind, layout, **numbers, text=text.value.decode())
