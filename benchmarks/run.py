@@ -321,6 +321,25 @@ def rows(cell: Cell, file: str, result: Result) -> Iterator[dict[str, object]]:
         yield row
 
 
+def explanations(found: dict[Cell, Result], library: Path) -> Iterator[str]:
+    """How this library does each cell, in its own words: asked through the binding, nothing is run.
+
+    Raises ImportError if the library cannot explain itself.
+    """
+    os.environ["BATCHNORM_LIBRARY"] = str(library)
+    sys.path.insert(0, str(ROOT / "bindings" / "python" / "src"))
+    import batchnorm
+
+    names = ("forward_training", "forward_inference", "backward", "backward_frozen")
+    operations = dict(zip(OPS, names, strict=True))
+    for cell in found:
+        batchnorm.set_num_threads(cell.threads)
+        plan = batchnorm.explain(
+            cell.sizes, operations[cell.op], dtype=cell.dtype, layout=cell.layout
+        )
+        yield f"# {' '.join(str(value) for value in asdict(cell).values())}\n{plan}\n"
+
+
 # ---- what is timed -------------------------------------------------------------------------------
 
 
@@ -531,6 +550,11 @@ def main() -> None:
             writer.writeheader()
             for cell, result in found.items():
                 writer.writerows(rows(cell, chosen[cell], result))
+    try:
+        text = "\n".join(explanations(found, options.library))
+        path.with_name("plans.txt").write_text(text)
+    except ImportError as error:
+        log(f"no plans.txt: {error}")
     disturbed = sum(result.others > DISTURBED for result in found.values())
     print(f"{len(found)} of {len(chosen)} cells, {len(failures)} messages: {path}")
     if disturbed:
