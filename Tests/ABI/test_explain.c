@@ -220,7 +220,7 @@ static void errors_are_the_operations(void **state)
         const bn_problem *problem = i < LENGTH(bad) ? &bad[i] : NULL;
         bn_forward_inference_args args = BN_FORWARD_INFERENCE_ARGS_INIT;
         const bn_status expected = bn_forward_inference(problem, &args);
-        char message[512], out[8] = "as it is";
+        char message[512], out[] = "as it is";
         snprintf(message, sizeof message, "%s", bn_last_error_message());
         bn_plan_info info = BN_PLAN_INFO_INIT;
         const bn_plan_info before = info;
