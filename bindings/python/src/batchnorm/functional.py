@@ -25,7 +25,7 @@ lock is released while the library works. After `os.fork` the child can go on us
 
 from __future__ import annotations
 
-from ctypes import byref, sizeof
+from ctypes import sizeof
 from typing import NamedTuple
 
 import numpy as np
@@ -33,9 +33,11 @@ from numpy.typing import NDArray
 
 from . import _lowlevel as c
 from ._arrays import (
+    FLOAT64,
     Array,
     ChannelAxis,
     Float64Array,
+    Form,
     MaybeArray,
     address,
     counter_address,
@@ -65,6 +67,13 @@ __all__ = [
     "forward_inference",
     "forward_training",
 ]
+
+_TRAINING_SIZE = sizeof(c.bn_forward_training_args)
+_INFERENCE_SIZE = sizeof(c.bn_forward_inference_args)
+_BACKWARD_SIZE = sizeof(c.bn_backward_args)
+# Looked up once: an enum takes as long to give a member as an array to be checked.
+_CUMULATIVE, _EXPONENTIAL = c.Averaging.CUMULATIVE, c.Averaging.EXPONENTIAL
+_BATCH = c.Statistics.BATCH
 
 
 class TrainingResult(NamedTuple):
@@ -148,17 +157,10 @@ def batch_norm(
     [0. 0. 0.] [1. 1. 1.]
     """
     if training:
-        return forward_training(
-            input,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            momentum=momentum,
-            eps=eps,
-            channel_axis=channel_axis,
-            out=out,
-        ).output
+        form = form_of(input, "input", channel_axis)
+        args = c.bn_forward_training_args(_TRAINING_SIZE)
+        args.momentum = momentum
+        return _train(args, form, input, running_mean, running_var, weight, bias, eps, out)
     return forward_inference(
         input, running_mean, running_var, weight, bias, eps=eps, channel_axis=channel_axis, out=out
     )
@@ -231,26 +233,54 @@ def forward_training(
     (array([ 2., 20.]), 'batch')
     """
     form = form_of(input, "input", channel_axis)
-    out, output = destination(out, "out", form, input)
     if saved_mean is None:
-        saved_mean = np.zeros(form.channels)
+        saved_mean = np.empty(form.channels) if form.elements else np.zeros(form.channels)
     if saved_invstd is None:
-        saved_invstd = np.ones(form.channels)
-    dtype = form.dtype
-
+        saved_invstd = np.empty(form.channels) if form.elements else np.ones(form.channels)
     args = c.bn_forward_training_args(
-        sizeof(c.bn_forward_training_args),
-        c.Averaging.CUMULATIVE if momentum is None else c.Averaging.EXPONENTIAL,
+        _TRAINING_SIZE,
+        _CUMULATIVE if momentum is None else _EXPONENTIAL,
         parse(VARIANCES, "running_variance", running_variance),
         parse(ONE_VALUES, "one_value", one_value),
         parse(NONFINITES, "nonfinite", nonfinite),
     )
+    if momentum is not None:
+        args.momentum = momentum
+    if num_batches_tracked is not None:
+        args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
+    args.saved_mean, args.saved_mean_count = vector_address(
+        saved_mean, "saved_mean", FLOAT64, written=True
+    )
+    args.saved_invstd, args.saved_invstd_count = vector_address(
+        saved_invstd, "saved_invstd", FLOAT64, written=True
+    )
+    out = _train(args, form, input, running_mean, running_var, weight, bias, eps, out)
+    return TrainingResult(
+        out,
+        saved_mean,
+        saved_invstd,
+        STATISTICS_WORDS[args.statistics_used],
+        args.nonfinite_channels,
+    )
+
+
+def _train(
+    args: c.bn_forward_training_args,
+    form: Form,
+    input: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    out: Array | None,
+) -> Array:
+    """Fills in what every training forward has, and runs it."""
+    dtype = form.dtype
     args.epsilon = eps
-    args.momentum = 0.0 if momentum is None else momentum
     args.input = address(input)
-    args.input_count = form.elements
-    args.output = output
-    args.output_count = form.elements
+    args.input_count = args.output_count = form.elements
+    out, args.output = destination(out, "out", form, input)
     args.weight, args.weight_count = vector_address(weight, "weight", dtype)
     args.bias, args.bias_count = vector_address(bias, "bias", dtype)
     args.running_mean, args.running_mean_count = vector_address(
@@ -259,19 +289,8 @@ def forward_training(
     args.running_var, args.running_var_count = vector_address(
         running_var, "running_var", dtype, written=True
     )
-    args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
-    args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", written=True)
-    args.saved_invstd, args.saved_invstd_count = vector_address(
-        saved_invstd, "saved_invstd", written=True
-    )
-    c.bn_forward_training(byref(form.problem), byref(args))
-    return TrainingResult(
-        out,
-        saved_mean,
-        saved_invstd,
-        STATISTICS_WORDS[args.statistics_used],
-        args.nonfinite_channels,
-    )
+    c.bn_forward_training(form.problem, args)
+    return out
 
 
 def forward_inference(
@@ -313,20 +332,17 @@ def forward_inference(
     array([-1.,  1.])
     """
     form = form_of(input, "input", channel_axis)
-    out, output = destination(out, "out", form, input)
     dtype = form.dtype
-
-    args = c.bn_forward_inference_args(sizeof(c.bn_forward_inference_args))
+    args = c.bn_forward_inference_args(_INFERENCE_SIZE)
     args.epsilon = eps
+    args.input_count = args.output_count = form.elements
     args.input = address(input)
-    args.input_count = form.elements
-    args.output = output
-    args.output_count = form.elements
+    out, args.output = destination(out, "out", form, input)
     args.weight, args.weight_count = vector_address(weight, "weight", dtype)
     args.bias, args.bias_count = vector_address(bias, "bias", dtype)
     args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
     args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
-    c.bn_forward_inference(byref(form.problem), byref(args))
+    c.bn_forward_inference(form.problem, args)
     return out
 
 
@@ -400,39 +416,46 @@ def backward(
     form = form_of(input, "input", channel_axis)
     dtype = form.dtype
     want_input, want_weight, want_bias = output_mask
-    for wanted, name, given in (
-        (want_input, "grad_input", grad_input),
-        (want_weight, "grad_weight", grad_weight),
-        (want_bias, "grad_bias", grad_bias),
-    ):
-        if given is not None and not wanted:
-            raise ValueError(f"{name} was given, but output_mask {output_mask} skips it")
-    if want_weight and grad_weight is None:
-        grad_weight = np.empty(form.channels, dtype)
-    if want_bias and grad_bias is None:
-        grad_bias = np.empty(form.channels, dtype)
-
-    args = c.bn_backward_args(
-        sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics)
-    )
+    args = c.bn_backward_args(_BACKWARD_SIZE, parse(STATISTICS, "statistics", statistics))
     args.epsilon = eps
+    args.input_count = args.grad_output_count = form.elements
     args.input = address(input)
-    args.input_count = form.elements
     args.grad_output = tensor_address(grad_output, "grad_output", form)
-    args.grad_output_count = form.elements
     if want_input:
         grad_input, args.grad_input = destination(grad_input, "grad_input", form, input)
         args.grad_input_count = form.elements
-    args.grad_weight, args.grad_weight_count = vector_address(
-        grad_weight, "grad_weight", dtype, written=True
-    )
-    args.grad_bias, args.grad_bias_count = vector_address(
-        grad_bias, "grad_bias", dtype, written=True
-    )
+    elif grad_input is not None:
+        raise _unwanted("grad_input", output_mask)
+    if want_weight:
+        if grad_weight is None:
+            grad_weight = np.empty(form.channels, dtype)
+        args.grad_weight, args.grad_weight_count = vector_address(
+            grad_weight, "grad_weight", dtype, written=True
+        )
+    elif grad_weight is not None:
+        raise _unwanted("grad_weight", output_mask)
+    if want_bias:
+        if grad_bias is None:
+            grad_bias = np.empty(form.channels, dtype)
+        args.grad_bias, args.grad_bias_count = vector_address(
+            grad_bias, "grad_bias", dtype, written=True
+        )
+    elif grad_bias is not None:
+        raise _unwanted("grad_bias", output_mask)
     args.weight, args.weight_count = vector_address(weight, "weight", dtype)
-    args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean")
-    args.saved_invstd, args.saved_invstd_count = vector_address(saved_invstd, "saved_invstd")
-    args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
-    args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
-    c.bn_backward(byref(form.problem), byref(args))
+    if args.statistics == _BATCH:
+        args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", FLOAT64)
+        args.saved_invstd, args.saved_invstd_count = vector_address(
+            saved_invstd, "saved_invstd", FLOAT64
+        )
+    else:
+        args.running_mean, args.running_mean_count = vector_address(
+            running_mean, "running_mean", dtype
+        )
+        args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
+    c.bn_backward(form.problem, args)
     return Gradients(grad_input, grad_weight, grad_bias)
+
+
+def _unwanted(name: str, output_mask: tuple[bool, bool, bool]) -> ValueError:
+    return ValueError(f"{name} was given, but output_mask {output_mask} skips it")

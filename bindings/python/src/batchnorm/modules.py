@@ -27,7 +27,6 @@ from ._arrays import (
     destination,
     form_of,
     tensor_address,
-    vector_address,
 )
 from ._options import (
     NONFINITES,
@@ -82,6 +81,7 @@ class _BatchNorm:
         "__weakref__",
         "_bias",
         "_channel_axis",
+        "_features",
         "_form",
         "_handle",
         "_input",
@@ -140,6 +140,7 @@ class _BatchNorm:
         c.bn_layer_get_options(handle.pointer, byref(options))
         self._handle = handle
         self._options = options
+        self._features: int = options.num_features
         self._channel_axis: ChannelAxis = channel_axis
         self._weight = self._view(c.bn_layer_weight_data(handle.pointer))
         self._bias = self._view(c.bn_layer_bias_data(handle.pointer))
@@ -158,7 +159,7 @@ class _BatchNorm:
     @property
     def num_features(self) -> int:
         """Number of channels C."""
-        return cast(int, self._options.num_features)
+        return self._features
 
     @property
     def eps(self) -> float:
@@ -247,7 +248,7 @@ class _BatchNorm:
             try:
                 c.bn_layer_forward(
                     handle.pointer,
-                    byref(form.problem),
+                    form.problem,
                     source,
                     form.elements,
                     target,
@@ -323,11 +324,10 @@ class _BatchNorm:
         want_input, want_weight, want_bias = output_mask
         if out is not None and not want_input:
             raise ValueError(f"out was given, but output_mask {output_mask} skips grad_input")
-        features = self.num_features
-        weight = (
-            np.empty(features, form.dtype) if want_weight and self._weight is not None else None
-        )
-        bias = np.empty(features, form.dtype) if want_bias and self._bias is not None else None
+        features = self._features
+        dtype = form.dtype
+        weight = np.empty(features, dtype) if want_weight and self._weight is not None else None
+        bias = np.empty(features, dtype) if want_bias and self._bias is not None else None
 
         count = form.elements
         source = tensor_address(input, "input", form)
@@ -339,15 +339,17 @@ class _BatchNorm:
         with handle.lock:
             c.bn_layer_backward(
                 handle.pointer,
-                byref(form.problem),
+                form.problem,
                 source,
                 count,
                 gradient,
                 count,
                 target,
                 0 if target is None else count,
-                *vector_address(weight, "grad_weight", form.dtype),
-                *vector_address(bias, "grad_bias", form.dtype),
+                None if weight is None else address(weight),
+                0 if weight is None else features,
+                None if bias is None else address(bias),
+                0 if bias is None else features,
             )
         self.grad_weight = weight
         self.grad_bias = bias
