@@ -6,6 +6,7 @@ cd "$root"
 venv=$root/.venv
 python=$venv/bin/python
 build=$root/build
+programs=$root/build-bench # the benchmark's
 jobs=$(nproc)
 
 heading() { printf '\n==> %s\n' "$*"; }
