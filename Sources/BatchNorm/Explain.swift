@@ -112,7 +112,7 @@ extension BatchNormPlan {
         guard !shape.isEmpty else { return }
 
         var grid = shape.grid(scalar)
-        var plan = Planner.plan(grid: grid, machine: machine)
+        var plan = Planner.plan(operation, grid: grid, machine: machine)
         isByColumns = plan.by_columns != 0
         runChannels = Int(plan.run)
         pieceRows = Int(plan.group_rows)

@@ -28,7 +28,7 @@ package enum Kernels {
         _ grid: bnk_grid, _ job: inout bnk_forward, workspace: inout Memory
     ) throws(BatchNormError) {
         var grid = grid
-        var plan = Planner.plan(grid: grid, machine: .current)
+        var plan = Planner.plan(.forwardTraining, grid: grid, machine: .current)
         try workspace.reserve(Int(bnk_forward_workspace(&grid, &plan)))
         job.workspace = workspace.address
         bnk_forward_training(&grid, &plan, &job)
@@ -36,7 +36,7 @@ package enum Kernels {
 
     static func forwardInference(_ grid: bnk_grid, _ job: inout bnk_inference) {
         var grid = grid
-        var plan = Planner.plan(grid: grid, machine: .current)
+        var plan = Planner.plan(.forwardInference, grid: grid, machine: .current)
         bnk_forward_inference(&grid, &plan, &job)
     }
 
@@ -44,7 +44,7 @@ package enum Kernels {
         _ grid: bnk_grid, _ job: inout bnk_backward, workspace: inout Memory
     ) throws(BatchNormError) {
         var grid = grid
-        var plan = Planner.plan(grid: grid, machine: .current)
+        var plan = Planner.plan(.backward, grid: grid, machine: .current)
         try workspace.reserve(Int(bnk_backward_workspace(&grid, &plan)))
         job.workspace = workspace.address
         bnk_backward_run(&grid, &plan, &job)

@@ -5,7 +5,9 @@
 import CBatchNormKernels
 
 enum Planner {
-    static func plan(grid: bnk_grid, machine: Machine) -> bnk_plan {
+    static func plan(
+        _ operation: BatchNormOperation, grid: bnk_grid, machine: Machine
+    ) -> bnk_plan {
         var plan = partition(grid)
         let elementSize = grid.is_double != 0 ? 8 : 4
         let values = Int(grid.rows) &* Int(grid.channels) &* Int(grid.inner)
@@ -13,7 +15,7 @@ enum Planner {
 
         plan.isa = machine.isa.rawValue
         plan.threads = bytes < serialBytes ? 1 : Int32(clamping: machine.threads)
-        plan.stream = streams(tensorBytes: bytes, machine: machine) ? 1 : 0
+        plan.stream = streams(operation, tensorBytes: bytes, machine: machine) ? 1 : 0
         plan.fused = fuses(plan, grid, elementSize: elementSize, machine: machine) ? 1 : 0
         return plan
     }
@@ -79,10 +81,17 @@ enum Planner {
     /// Below this many bytes of input a parallel region costs more than it gains.
     static let serialBytes = 128 << 10
 
-    /// Outputs that take more than a quarter of the last-level cache are written past the caches: there non-temporal stores
-    /// were faster, measured, even where output and input together would just have stayed.
-    private static func streams(tensorBytes: Int, machine: Machine) -> Bool {
-        tensorBytes > machine.l3 / 4
+    /// Outputs are written past the caches where the last one cannot hold them beside the inputs: what stays in it is
+    /// read from there by the next operation.
+    private static func streams(
+        _ operation: BatchNormOperation, tensorBytes: Int, machine: Machine
+    ) -> Bool {
+        let tensors =
+            switch operation {
+            case .forwardTraining, .forwardInference: 2
+            case .backward, .backwardFrozen: 3
+            }
+        return tensorBytes > machine.l3 / 8 &* 7 / tensors
     }
 
     /// Whether a task takes a run through reduction and application. It saves reading the input from memory twice

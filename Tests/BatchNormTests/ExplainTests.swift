@@ -90,8 +90,8 @@ import Testing
             for scalar in [ScalarType.float32, .float64] {
                 for machine in PlannerTests.machines {
                     var grid = shape.grid(scalar)
-                    var plan = Planner.plan(grid: grid, machine: machine)
                     for operation in Self.operations {
+                        var plan = Planner.plan(operation, grid: grid, machine: machine)
                         let explained = try Self.plan(operation, shape, scalar, machine)
                         #expect(explained.isa == machine.isa)
                         #expect(explained.threads <= Int(plan.threads))
