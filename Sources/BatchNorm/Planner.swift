@@ -29,7 +29,7 @@ enum Planner {
     /// So many pieces keep the cores of a large machine busy. Each costs a merge per channel,
     static func piecesWanted(channels: Int) -> Int { channels <= 64 ? 64 : 32 }
     /// and none should be smaller than this many values.
-    static let smallestPiece = 16384
+    static let smallestPiece = 32768
 
     static func partition(_ grid: bnk_grid) -> bnk_plan {
         let rows = Int(grid.rows), channels = Int(grid.channels), inner = Int(grid.inner)
