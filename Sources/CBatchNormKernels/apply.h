@@ -36,6 +36,15 @@ void bnk_apply_begin(bnk_application *application, const bnk_cut *cut, const bnk
 /* About `elements` more of it; no more than are left. Sums and applications take turns every BNK_STEP
  * elements: what a core's store queue takes in while the sums go on. */
 enum { BNK_STEP = 512 };
+
+/* How to cut `length` values of each of `rows` rows into nearly even steps of about BNK_STEP elements, all
+ * but the last a multiple of 16. */
+static inline int64_t bnk_step_of(int64_t length, int64_t rows)
+{
+    const int64_t wanted = BNK_STEP / rows, steps = (length + wanted / 2) / wanted;
+    return steps <= 1 ? length : (length / steps + 15) / 16 * 16;
+}
+
 void bnk_apply_some(bnk_application *application, int64_t elements);
 
 /* All that is left. */

@@ -53,7 +53,7 @@ static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums 
     } else {
         for (int64_t row = 0, together; row < piece->rows; row += together) {
             together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
-            const int64_t step = BNK_STEP / 2 / together;
+            const int64_t step = bnk_step_of(piece->length, together);
             for (int64_t i = 0; i < piece->length; i += step) {
                 const int64_t count = bnk_min(step, piece->length - i);
                 const int64_t at = (row * stride + i) * element;

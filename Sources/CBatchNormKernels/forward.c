@@ -44,7 +44,7 @@ static void add_rows(const training *t, const char *x, int64_t rows, int64_t len
     /* Four rows at once or one, as the leaf takes them; all of a kind where nothing goes on. */
     for (int64_t row = 0, together; row < rows; row += together) {
         together = !other ? rows : rows - row >= 4 ? 4 : 1;
-        const int64_t step = !other ? length : BNK_STEP / together;
+        const int64_t step = other ? bnk_step_of(length, together) : length;
         for (int64_t at = 0; at < length; at += step) {
             const int64_t count = bnk_min(step, length - at);
             const char *from = x + (row * stride + at) * element;
