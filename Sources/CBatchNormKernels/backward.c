@@ -49,15 +49,18 @@ static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums 
     const double mean = mean_of(t, piece->channel);
     bnk_lane_sums lanes = { { 0 }, { 0 } };
     if (!other) {
-        t->leaves->row_grad_sums(x, dy, piece->rows, stride, piece->length, mean, &lanes);
+        t->leaves->row_grad_sums(x, dy, piece->rows, stride, piece->length, 2 * stride, mean,
+                                 &lanes);
     } else {
         for (int64_t row = 0, together; row < piece->rows; row += together) {
             together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
+            const int64_t ahead = bnk_next_rows(&t->cut, piece, row, together);
             const int64_t step = bnk_step_of(piece->length, together);
             for (int64_t i = 0; i < piece->length; i += step) {
                 const int64_t count = bnk_min(step, piece->length - i);
                 const int64_t at = (row * stride + i) * element;
-                t->leaves->row_grad_sums(x + at, dy + at, together, stride, count, mean, &lanes);
+                t->leaves->row_grad_sums(x + at, dy + at, together, stride, count, ahead, mean,
+                                         &lanes);
                 bnk_apply_some(other, together * count);
             }
         }

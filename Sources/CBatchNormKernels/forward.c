@@ -36,42 +36,54 @@ static int holds(double count, double sum, double squares)
     return sum * mean <= 0x1p16 * (squares - sum * mean);
 }
 
+/* Some rows x some inner values of a piece. */
+typedef struct row_tile {
+    const bnk_piece *piece;
+    int64_t row, rows, offset, length;
+} row_tile;
+
 /* Adds a tile to sums around a pivot, or around none; `other`, if not NULL, goes on meanwhile. */
-static void add_rows(const training *t, const char *x, int64_t rows, int64_t length,
-                     const double *pivot, bnk_lane_sums *sums, bnk_application *other)
+static void add_rows(const training *t, const row_tile *tile, const double *pivot,
+                     bnk_lane_sums *sums, bnk_application *other)
 {
-    const int64_t stride = t->cut.stride, element = t->cut.element;
-    /* Four rows at once or one, as the leaf takes them; all of a kind where nothing goes on. */
-    for (int64_t row = 0, together; row < rows; row += together) {
-        together = !other ? rows : rows - row >= 4 ? 4 : 1;
-        const int64_t step = other ? bnk_step_of(length, together) : length;
-        for (int64_t at = 0; at < length; at += step) {
-            const int64_t count = bnk_min(step, length - at);
-            const char *from = x + (row * stride + at) * element;
+    const bnk_cut *cut = &t->cut;
+    const char *x = (const char *)t->job->input + tile->piece->start;
+    /* Four rows at once or one, as the leaf takes them; all in one call where nothing else goes on. */
+    for (int64_t row = 0, together; row < tile->rows; row += together) {
+        together = tile->rows - row >= 4 ? 4 : 1;
+        const int64_t ahead = bnk_next_rows(cut, tile->piece, tile->row + row, together);
+        if (!other) together = tile->rows;
+        const int64_t step = other ? bnk_step_of(tile->length, together) : tile->length;
+        for (int64_t at = 0; at < tile->length; at += step) {
+            const int64_t count = bnk_min(step, tile->length - at);
+            const char *from =
+                x + ((tile->row + row) * cut->stride + tile->offset + at) * cut->element;
             if (pivot)
-                t->leaves->row_sums(from, together, stride, count, *pivot, sums);
+                t->leaves->row_sums(from, together, cut->stride, count, *pivot, sums);
             else
-                t->leaves->row_squares(from, together, stride, count, sums);
+                t->leaves->row_squares(from, together, cut->stride, count, ahead, sums);
             if (other) bnk_apply_some(other, together * count);
         }
     }
 }
 
-static bnk_moments row_tile_moments(const training *t, const char *tile, int64_t rows,
-                                    int64_t length, bnk_application *other)
+static bnk_moments row_tile_moments(const training *t, const row_tile *tile, bnk_application *other)
 {
-    const int32_t is_double = t->cut.grid->is_double;
-    const double n = (double)(rows * length), pivot = bnk_get(tile, is_double, 0, 0);
+    const bnk_cut *cut = &t->cut;
+    const int32_t is_double = cut->grid->is_double;
+    const double n = (double)(tile->rows * tile->length);
+    const double pivot = bnk_get((const char *)t->job->input + tile->piece->start, is_double,
+                                 tile->row * cut->stride + tile->offset, 0);
     if (!is_double) {
         bnk_lane_sums lanes = { { 0 }, { 0 } };
-        add_rows(t, tile, rows, length, NULL, &lanes, other);
+        add_rows(t, tile, NULL, &lanes, other);
         const double sum = bnk_sum_of_lanes(lanes.first);
         const double squares = bnk_sum_of_lanes(lanes.second);
         if (holds(n, sum, squares)) return bnk_moments_of_sums(n, 0, sum, squares);
         other = NULL; /* it has gone on as far as it should */
     }
     bnk_lane_sums lanes = { { 0 }, { 0 } };
-    add_rows(t, tile, rows, length, &pivot, &lanes, other);
+    add_rows(t, tile, &pivot, &lanes, other);
     return bnk_moments_of_sums(n, pivot, bnk_sum_of_lanes(lanes.first),
                                bnk_sum_of_lanes(lanes.second));
 }
@@ -79,8 +91,6 @@ static bnk_moments row_tile_moments(const training *t, const char *tile, int64_t
 static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece,
                                      bnk_application *other)
 {
-    const bnk_cut *cut = &t->cut;
-    const char *x = (const char *)t->job->input + piece->start;
     bnk_moments all = { 0, 0, 0 };
     double count = 0;
     for (int64_t at = 0; at < piece->length; at += TILE) {
@@ -89,8 +99,8 @@ static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece,
         const int64_t tile_rows = fit > 4 ? fit : 4;
         for (int64_t row = 0; row < piece->rows; row += tile_rows) {
             const int64_t rows = bnk_min(tile_rows, piece->rows - row);
-            const char *tile = x + (row * cut->stride + at) * cut->element;
-            const bnk_moments own = row_tile_moments(t, tile, rows, length, other);
+            const row_tile tile = { piece, row, rows, at, length };
+            const bnk_moments own = row_tile_moments(t, &tile, other);
             const double n = (double)(rows * length);
             bnk_moments_add(&all, count, &own, n, 1);
             count += n;

@@ -4,7 +4,8 @@
  *
  * "row" leaves work on rows x length values of ONE channel, whose parameters are scalars. "column"
  * leaves work on rows x columns values, each column with parameters and sums of its own. `stride`
- * counts elements from row to row. With `ahead` rows come from memory and are prefetched.
+ * counts elements from row to row. By columns, `ahead` tells that rows come from memory
+ * and are to be prefetched; by rows, how many elements further on to prefetch.
  * Outputs may be the very memory of an input, never overlap it otherwise.
  */
 #ifndef BNK_LEAVES_H
@@ -52,7 +53,7 @@ typedef struct bnk_leaves {
                       const bnk_linear *f, int stream);
     /* first += dy, second += dy * (x - mean) */
     void (*row_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
-                          int64_t length, double mean, bnk_lane_sums *sums);
+                          int64_t length, int64_t ahead, double mean, bnk_lane_sums *sums);
     void (*row_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows, int64_t stride,
                            int64_t length, const bnk_linear *f, int stream);
 
@@ -68,7 +69,7 @@ typedef struct bnk_leaves {
                               int64_t columns, const bnk_linears *f, int stream);
 
     /* first += x, second += x^2, for float where these are as good; NULL in the tables for double. */
-    void (*row_squares)(const void *x, int64_t rows, int64_t stride, int64_t length,
+    void (*row_squares)(const void *x, int64_t rows, int64_t stride, int64_t length, int64_t ahead,
                         bnk_lane_sums *sums);
     void (*column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
                            double *sum, double *sum_squares);

@@ -10,6 +10,12 @@
 #define BNK_LEAF static __attribute__((noinline))
 
 #define BNK_PREFETCH(p) __builtin_prefetch(p)
+/* Sixteen values, into L2: by rows, what comes next is farther away than L1 reaches. */
+#define BNK_PREFETCH_LANES(p)                                                             \
+    do {                                                                                  \
+        __builtin_prefetch(p, 0, 2);                                                      \
+        if (BNK_LINE_LENGTH < BNK_LANES) __builtin_prefetch((p) + BNK_LINE_LENGTH, 0, 2); \
+    } while (0)
 
 #define BNK_PASTE_(name, type, isa) bnk_##name##_##type##_##isa
 #define BNK_PASTE(name, type, isa) BNK_PASTE_(name, type, isa)

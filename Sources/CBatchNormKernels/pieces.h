@@ -81,4 +81,16 @@ static inline int bnk_from_memory(const bnk_cut *cut)
     return !cut->plan->fused || cut->plan->stream;
 }
 
+/*
+ * By rows, `together` rows of a piece are summed at once, from row `row` on. How many elements further on are those that
+ * are next, of this channel or the one after it? They are prefetched, for rows are too short for the
+ * hardware to see them come.
+ */
+static inline int64_t bnk_next_rows(const bnk_cut *cut, const bnk_piece *piece, int64_t row,
+                                    int64_t together)
+{
+    return row + together < piece->rows ? together * cut->stride
+                                        : cut->grid->inner - row * cut->stride;
+}
+
 #endif

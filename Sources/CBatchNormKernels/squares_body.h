@@ -10,11 +10,12 @@
 /* ---- by rows ---- */
 
 BNK_INLINE void BNK_NAME(add_squares)(const float *x, int together, int64_t stride, int64_t length,
-                                      bnk_lane_sums *sums)
+                                      int64_t ahead, bnk_lane_sums *sums)
 {
     bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int r = 0; r < together; r++) {
+            BNK_PREFETCH_LANES(x + r * stride + i + ahead);
             const bnk_double16 v = BNK_NAME(lanes_at)(x + r * stride + i);
             s += v;
             q = BNK_ADD_EXACT(v, v, q);
@@ -24,33 +25,34 @@ BNK_INLINE void BNK_NAME(add_squares)(const float *x, int together, int64_t stri
 }
 
 BNK_LEAF void BNK_NAME(add_four_squares)(const float *x, int64_t stride, int64_t length,
-                                         bnk_lane_sums *sums)
+                                         int64_t ahead, bnk_lane_sums *sums)
 {
-    BNK_NAME(add_squares)(x, 4, stride, length, sums);
+    BNK_NAME(add_squares)(x, 4, stride, length, ahead, sums);
 }
 
-BNK_LEAF void BNK_NAME(add_one_square)(const float *x, int64_t length, bnk_lane_sums *sums)
+BNK_LEAF void BNK_NAME(add_one_square)(const float *x, int64_t length, int64_t ahead,
+                                       bnk_lane_sums *sums)
 {
-    BNK_NAME(add_squares)(x, 1, 0, length, sums);
+    BNK_NAME(add_squares)(x, 1, 0, length, ahead, sums);
 }
 
 static void BNK_NAME(row_squares)(const void *x, int64_t rows, int64_t stride, int64_t length,
-                                  bnk_lane_sums *sums)
+                                  int64_t ahead, bnk_lane_sums *sums)
 {
     float padded[4 * BNK_LANES];
     const int64_t tail = length % BNK_LANES, whole = length - tail;
     const float *row = x;
     for (; rows >= 4; rows -= 4, row += 4 * stride) {
-        BNK_NAME(add_four_squares)(row, stride, whole, sums);
+        BNK_NAME(add_four_squares)(row, stride, whole, ahead, sums);
         if (tail == 0) continue;
         BNK_NAME(pad)(padded, row + whole, 4, stride, tail, 0);
-        BNK_NAME(add_four_squares)(padded, BNK_LANES, BNK_LANES, sums);
+        BNK_NAME(add_four_squares)(padded, BNK_LANES, BNK_LANES, 0, sums);
     }
     for (; rows > 0; rows--, row += stride) {
-        BNK_NAME(add_one_square)(row, whole, sums);
+        BNK_NAME(add_one_square)(row, whole, ahead, sums);
         if (tail == 0) continue;
         BNK_NAME(pad)(padded, row + whole, 1, stride, tail, 0);
-        BNK_NAME(add_one_square)(padded, BNK_LANES, sums);
+        BNK_NAME(add_one_square)(padded, BNK_LANES, 0, sums);
     }
 }
 

@@ -81,13 +81,15 @@ static void BNK_NAME(row_sums)(const void *x, int64_t rows, int64_t stride, int6
 
 /* length is a multiple of 16. */
 BNK_INLINE void BNK_NAME(add_grad_rows)(const BNK_T *x, const BNK_T *dy, int together,
-                                        int64_t stride, int64_t length, double mean,
+                                        int64_t stride, int64_t length, int64_t ahead, double mean,
                                         bnk_lane_sums *sums)
 {
     const bnk_double16 m = mean - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
     bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int r = 0; r < together; r++) {
+            BNK_PREFETCH_LANES(x + r * stride + i + ahead);
+            BNK_PREFETCH_LANES(dy + r * stride + i + ahead);
             const bnk_double16 g = BNK_NAME(lanes_at)(dy + r * stride + i);
             s += g;
             q += g * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one);
@@ -97,36 +99,37 @@ BNK_INLINE void BNK_NAME(add_grad_rows)(const BNK_T *x, const BNK_T *dy, int tog
 }
 
 BNK_LEAF void BNK_NAME(add_two_grad_rows)(const BNK_T *x, const BNK_T *dy, int64_t stride,
-                                          int64_t length, double mean, bnk_lane_sums *sums)
+                                          int64_t length, int64_t ahead, double mean,
+                                          bnk_lane_sums *sums)
 {
-    BNK_NAME(add_grad_rows)(x, dy, 2, stride, length, mean, sums);
+    BNK_NAME(add_grad_rows)(x, dy, 2, stride, length, ahead, mean, sums);
 }
 
 BNK_LEAF void BNK_NAME(add_one_grad_row)(const BNK_T *x, const BNK_T *dy, int64_t length,
-                                         double mean, bnk_lane_sums *sums)
+                                         int64_t ahead, double mean, bnk_lane_sums *sums)
 {
-    BNK_NAME(add_grad_rows)(x, dy, 1, 0, length, mean, sums);
+    BNK_NAME(add_grad_rows)(x, dy, 1, 0, length, ahead, mean, sums);
 }
 
 static void BNK_NAME(row_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,
-                                    int64_t length, double mean, bnk_lane_sums *sums)
+                                    int64_t length, int64_t ahead, double mean, bnk_lane_sums *sums)
 {
     BNK_T padded_x[2 * BNK_LANES], padded_dy[2 * BNK_LANES];
     const int64_t tail = length % BNK_LANES, whole = length - tail;
     const BNK_T *xr = x, *gr = dy;
     for (; rows >= 2; rows -= 2, xr += 2 * stride, gr += 2 * stride) {
-        BNK_NAME(add_two_grad_rows)(xr, gr, stride, whole, mean, sums);
+        BNK_NAME(add_two_grad_rows)(xr, gr, stride, whole, ahead, mean, sums);
         if (tail == 0) continue;
         BNK_NAME(pad)(padded_x, xr + whole, 2, stride, tail, 0);
         BNK_NAME(pad)(padded_dy, gr + whole, 2, stride, tail, 0);
-        BNK_NAME(add_two_grad_rows)(padded_x, padded_dy, BNK_LANES, BNK_LANES, mean, sums);
+        BNK_NAME(add_two_grad_rows)(padded_x, padded_dy, BNK_LANES, BNK_LANES, 0, mean, sums);
     }
     for (; rows > 0; rows--, xr += stride, gr += stride) {
-        BNK_NAME(add_one_grad_row)(xr, gr, whole, mean, sums);
+        BNK_NAME(add_one_grad_row)(xr, gr, whole, ahead, mean, sums);
         if (tail == 0) continue;
         BNK_NAME(pad)(padded_x, xr + whole, 1, stride, tail, 0);
         BNK_NAME(pad)(padded_dy, gr + whole, 1, stride, tail, 0);
-        BNK_NAME(add_one_grad_row)(padded_x, padded_dy, BNK_LANES, mean, sums);
+        BNK_NAME(add_one_grad_row)(padded_x, padded_dy, BNK_LANES, 0, mean, sums);
     }
 }
 
