@@ -10,8 +10,9 @@ import csv
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -30,11 +31,13 @@ STYLE = {
     OURS: ("#d62728", "o", "libbatchnorm"),
     "PyTorch": ("#ff9f43", "s", "PyTorch operator"),
     "PyTorch-module": ("#e1b12c", "D", "PyTorch module"),
+    "PyTorch-compile": ("#b5651d", "d", "PyTorch, compiled"),
     "oneDNN": ("#1f77b4", "^", "oneDNN"),
     "oneDNN-blocked": ("#74b9ff", "v", "oneDNN, blocked layout"),
     "JAX": ("#2ca02c", "P", "JAX"),
     "ONNXRuntime": ("#8e44ad", "X", "ONNX Runtime"),
 }
+FASTEST = "the fastest of them"
 Row = dict[str, str]
 CASE = ("op", "layout", "dtype", "threads", "buffers")
 
@@ -111,99 +114,193 @@ def figure(value: str) -> str:
     return f"{float(value):.2f}" if value else "–"
 
 
-def summary(rows: list[Row]) -> str:
+class Comparison(NamedTuple):
+    """Ours over another contender in one cell."""
+
+    median: float  # the median ratio
+    minima: float  # our fastest repetition over the other's fastest
+    shape: str
+
+
+COMPARED = ["geometric mean", "by minima", "worst", "by minima", "at", "cells"]
+
+
+def compared(cells: list[Comparison]) -> list[str]:
+    """The columns COMPARED."""
+    worst = max(cells)
+    return [
+        f"{geometric_mean([cell.median for cell in cells]):.2f}",
+        f"{geometric_mean([cell.minima for cell in cells]):.2f}",
+        f"{worst.median:.2f}",
+        f"{worst.minima:.2f}",
+        worst.shape,
+        str(len(cells)),
+    ]
+
+
+LIMITS = {  # the CSV's ratio, its name, and the limits that it is relative to the fastest of
+    "ratio_plain": ("plain limit", is_plain),
+    "ratio_best": ("best limit", is_single_pass),
+    "ratio_reads": ("plain limit + reads", is_plain_with_reads),
+}
+
+
+def case_name(op: str, layout: str, dtype: str, threads: str, buffers: str) -> str:
+    return f"{op} {layout.upper()} {dtype} x{threads} {buffers}"
+
+
+def microseconds(row: Row, kind: str) -> float:
+    return float(row[f"{kind}_us"])
+
+
+def over_minimum(ours: Row, others: Iterable[Row]) -> float:
+    """Our fastest repetition over the fastest of all of theirs."""
+    return microseconds(ours, "min") / min(microseconds(row, "min") for row in others)
+
+
+def cells_of_ours(rows: list[Row]) -> Iterator[tuple[str, Row, list[Row]]]:
+    """Shape, our row and all rows of each cell."""
+    for (shape,), cell in group(rows, "shape").items():
+        for row in cell:
+            if row["contender"] == OURS:
+                yield shape, row, cell
+
+
+def against_limits(rows: list[Row]) -> str:
     body = []
-    for (op, layout, dtype, threads, buffers), part in group(rows, *CASE).items():
-        ratios: dict[str, list[tuple[float, str]]] = defaultdict(list)
-        for (shape,), cell in group(part, "shape").items():
-            by_name = {row["contender"]: row for row in cell}
-            if OURS not in by_name:
+    for case, part in group(rows, *CASE).items():
+        found: dict[str, list[Comparison]] = defaultdict(list)
+        for shape, ours, cell in cells_of_ours(part):
+            if any(row["contender"] == "bare" for row in cell):
                 continue
-            ours = by_name[OURS]
-            for kind in ("ratio_plain", "ratio_best", "ratio_reads"):
-                if ours[kind] and "bare" not in by_name:
-                    ratios[kind].append((float(ours[kind]), shape))
-            for name in contenders(cell)[1:]:
-                ratios[name].append(
-                    (float(ours["median_us"]) / float(by_name[name]["median_us"]), shape)
+            for ratio, (name, belongs) in LIMITS.items():
+                if ours[ratio]:
+                    limits = [row for row in cell if belongs(row["contender"])]
+                    minima = over_minimum(ours, limits)
+                    found[name].append(Comparison(float(ours[ratio]), minima, shape))
+        body += [[case_name(*case), name, *compared(cells)] for name, cells in found.items()]
+    return table(["ours over", "", *COMPARED], body) if body else "Tiny tensors only.\n"
+
+
+def against_peers(rows: list[Row]) -> str:
+    body = []
+    for case, part in group(rows, *CASE).items():
+        names = contenders(part)[1:]
+        found: dict[str, list[Comparison]] = {name: [] for name in [*names, FASTEST]}
+        for shape, ours, cell in cells_of_ours(part):
+            peers = [row for row in cell if row["contender"] in names]
+            for name, rivals in [(row["contender"], [row]) for row in peers] + [(FASTEST, peers)]:
+                if rivals:
+                    best = min(microseconds(row, "median") for row in rivals)
+                    median = microseconds(ours, "median") / best
+                    found[name].append(Comparison(median, over_minimum(ours, rivals), shape))
+        for name, cells in found.items():
+            if cells:
+                slower = [cell for cell in sorted(cells, reverse=True) if cell.median > 1]
+                listed = (
+                    f"{cell.shape} ({cell.median:.2f} / {cell.minima:.2f})" for cell in slower
                 )
-        names = {
-            "ratio_plain": "plain limit",
-            "ratio_best": "best limit",
-            "ratio_reads": "limit + reads",
-        }
-        for name, values in ratios.items():
-            worst, shape = max(values)
-            body.append(
-                [
-                    f"{op} {layout.upper()} {dtype} x{threads} {buffers}",
-                    names.get(name, name),
-                    f"{geometric_mean([value for value, _ in values]):.2f}",
-                    f"{worst:.2f}",
-                    shape,
-                    str(len(values)),
-                ]
-            )
-    return table(["ours, time relative to", "", "geometric mean", "worst", "at", "shapes"], body)
+                label = STYLE[name][2] if name in STYLE else name
+                body.append(
+                    [
+                        case_name(*case),
+                        label,
+                        *compared(cells),
+                        str(len(slower)),
+                        ", ".join(listed) or "–",
+                    ]
+                )
+    head = ["ours over", "", *COMPARED, "slower in", "which"]
+    return table(head, body) if body else "No peer in this run.\n"
 
 
 def tables(rows: list[Row]) -> str:
     text = ""
-    for (op, layout, dtype, threads, buffers), part in group(rows, *CASE).items():
-        names = contenders(part)
+    for case, part in group(rows, *CASE).items():
+        op, layout, dtype, threads, buffers = case
+        names = contenders(part)[1:]
         body = []
-        for (shape,), cell in group(part, "shape").items():
+        for shape, ours, cell in cells_of_ours(part):
             by_name = {row["contender"]: row for row in cell}
             limit = plain_limit(cell)
             best = fastest(cell, is_single_pass)
             reads = fastest(cell, is_plain_with_reads)
-            line = [
-                shape,
-                f"{float(limit['median_us']):.1f} µs ({limit['contender']})",
-                figure(best["ratio_plain"]),
-            ]
-            line.append(figure(reads["ratio_plain"]) if reads else "–")
-            line += [
-                figure(by_name[name]["ratio_plain"]) if name in by_name else "–" for name in names
-            ]
-            line.append(f"{by_name[OURS]['spread_percent']} %" if OURS in by_name else "–")
-            body.append(line)
+            plain = [row for row in cell if is_plain(row["contender"])]
+            body.append(
+                [
+                    shape,
+                    f"{noise_of(limit)} ({limit['contender']})",
+                    noise_of(ours),
+                    figure(ours["ratio_plain"]),
+                    f"{over_minimum(ours, plain):.2f}",
+                    figure(best["ratio_plain"]),
+                    figure(reads["ratio_plain"]) if reads else "–",
+                    *(
+                        figure(by_name[name]["ratio_plain"]) if name in by_name else "–"
+                        for name in names
+                    ),
+                ]
+            )
         head = [
             "shape",
-            "plain limit",
+            "plain limit, µs",
+            "libbatchnorm, µs",
+            "libbatchnorm",
+            "by minima",
             "best limit",
             "with reads",
             *(STYLE[name][2] if name in STYLE else name for name in names),
-            "our spread",
         ]
         title = f"{OPS[op]}, {layout.upper()}, {dtype}, threads: {threads}, {buffers} buffers"
         text += f"\n### {title[0].upper()}{title[1:]}\n\n{table(head, body)}"
     return text
 
 
+def noise_of(row: Row) -> str:
+    """Median, minimum and spread of a contender's repetitions."""
+    median, minimum = (microseconds(row, kind) for kind in ("median", "min"))
+    return f"{median:.1f} / {minimum:.1f} / {row['spread_percent']} %"
+
+
 def call_costs(rows: list[Row]) -> str:
     """Tiny tensors, in microseconds: what a call costs beyond the arithmetic."""
     body = []
-    keys = ("op", "layout", "dtype", "threads", "buffers", "shape")
-    for key, cell in group(rows, *keys).items():
-        time = {row["contender"]: float(row["median_us"]) for row in cell}
-        if "bare" not in time or OURS not in time:
+    peers = [name for name in contenders(rows) if name != OURS]
+    for key, cell in group(rows, *CASE, "shape").items():
+        *case, shape = key
+        by_name = {row["contender"]: row for row in cell}
+        if "bare" not in by_name or OURS not in by_name:
             continue
-        op, layout, dtype, threads, buffers, shape = key
-        python = time.get("batchnorm-python")
+
+        def time(name: str, by_name=by_name) -> str:
+            if name not in by_name:
+                return "–"
+            median, minimum = (microseconds(by_name[name], kind) for kind in ("median", "min"))
+            return f"{median:.2f} / {minimum:.2f}"
+
+        def over(name: str, other: str, by_name=by_name) -> str:
+            if name not in by_name:
+                return "–"
+            median, minimum = (
+                microseconds(by_name[name], kind) - microseconds(by_name[other], kind)
+                for kind in ("median", "min")
+            )
+            return f"{median:+.2f} / {minimum:+.2f}"
+
         body.append(
             [
-                f"{op} {layout.upper()} {dtype} x{threads} {buffers}",
+                case_name(*case),
                 shape,
-                f"{time['bare']:.2f}",
-                f"{time[OURS]:.2f}",
-                f"{time[OURS] - time['bare']:+.2f}",
-                *([f"{python:.2f}", f"{python - time[OURS]:+.2f}"] if python else ["–", "–"]),
-                *(f"{time[name]:.2f}" if name in time else "–" for name in STYLE if name != OURS),
+                time("bare"),
+                time(OURS),
+                over(OURS, "bare"),
+                time("batchnorm-python"),
+                over("batchnorm-python", OURS),
+                *(time(name) for name in peers),
             ]
         )
-    peers = [STYLE[name][2] for name in STYLE if name != OURS]
-    head = ["", "shape", "bare loop", "from C", "over the loop", "from Python", "over C", *peers]
+    labels = [STYLE[name][2] if name in STYLE else name for name in peers]
+    head = ["", "shape", "bare loop", "from C", "over the loop", "from Python", "over C", *labels]
     return table(head, body) if body else "No tiny tensor in this run.\n"
 
 
@@ -215,19 +312,36 @@ one run, interleaved round by round. The plain limit is the faster of two single
 (forward) or triads (backward), with ordinary and with non-temporal stores, of the same size, on the
 same threads. The best limit also tries interleaved, prefetched streams. `With reads` reads all
 inputs once more, as NHWC must where a strip of channels outgrows the cache.
+
+A ratio is the median over the rounds; `by minima` is our fastest repetition over the other's
+fastest, which a neighbour on the machine disturbs less.
 """
 
-SUMMARY = """
-## Summary
+LIMIT_SUMMARY = """
+## Against the limit
 
-Ours in relation to each: below 1 is faster. Tiny tensors, whose copy is over before a call has
-begun, do not count towards the limits; they have a table of their own below.
+Below 1 is faster. Tiny tensors, whose copy is over before a call has begun, do not count; they have
+a table of their own below.
+"""
+
+PEER_SUMMARY = """
+## Against the peers
+
+Below 1 is faster. `Slower in`: the number of cells in which ours is the slower one, and which, the
+worst first: (ratio / by minima). Tiny tensors count.
 """
 
 CALLS = """
 ## Cost of a call on tiny tensors, in µs
 
-The bare loop is plain C on one thread, without checks, with sums of the element type.
+The bare loop is plain C on one thread, without checks, with sums of the element type. Figures are
+median / minimum, and the differences of both.
+"""
+
+RATIOS = """
+## Ratios to the plain limit
+
+Times are median / minimum / spread (interquartile range) of the repetitions.
 """
 
 
@@ -246,11 +360,13 @@ def write_table(header: dict[str, str], rows: list[Row], path: Path) -> None:
                 ["used by other processes meanwhile", noise(rows)],
             ],
         ),
-        SUMMARY,
-        summary(rows),
+        LIMIT_SUMMARY,
+        against_limits(rows),
+        PEER_SUMMARY,
+        against_peers(rows),
         CALLS,
         call_costs(rows),
-        "\n## Ratios to the plain limit\n" + tables(rows),
+        RATIOS + tables(rows),
     ]
     path.write_text("\n".join(parts))
 

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "benchmarks" / "shapes"
 DISTURBED = 10  # percent of the machine used by others: such a cell is timed again
 PEER_SHARE = 64  # peers sit out tensors above this part of the memory: all hold buffers at once
+SPARE_BYTES = 1 << 30  # of memory, that no cell may claim
 SILENT = 0.05  # share of a CPU below which a process counts as silent
 
 OPS = ("forward", "inference", "backward", "frozen")
@@ -42,11 +43,14 @@ PEER_ENVIRONMENT = {
     ":glibc.malloc.hugetlb=1",
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-PEERS = {  # worker -> module that must be there
-    "torch_peer.py": "torch",
-    "jax_peer.py": "jax",
-    "onnxruntime_peer.py": "onnxruntime",
+PEERS = {  # worker: the module that must be there, and its command
+    "torch": ("torch", ["torch_peer.py"]),
+    "torch.compile": ("torch", ["torch_peer.py", "--compile"]),
+    "jax": ("jax", ["jax_peer.py"]),
+    "onnxruntime": ("onnxruntime", ["onnxruntime_peer.py"]),
 }
+# These take seconds to get ready for a cell. In a full run they see the design shapes only.
+SLOW_STARTERS = ("torch.compile",)
 
 COLUMNS = (
     "op",
@@ -91,6 +95,11 @@ class Cell:
     def tensors(self) -> int:
         """That the operation must move: x and y, or x, dy and dx."""
         return 3 if self.op in ("backward", "frozen") else 2
+
+    def buffer_bytes(self, llc: int) -> int:
+        """What the harness allocates: see cell_open in cell.c."""
+        once = self.tensors * self.tensor_bytes
+        return once if self.buffers == "warm" else once * (4 * llc // once + 1)
 
 
 class WorkerError(Exception):
@@ -219,12 +228,13 @@ def start_workers(threads: int, options: argparse.Namespace, log) -> list[Worker
         onednn = options.programs / "peer_onednn"
         if onednn.exists():
             candidates.append(("oneDNN", [str(onednn)], guest))
-        for script, module in PEERS.items():
+        for name, (module, (script, *arguments)) in PEERS.items():
             there = [options.peers, "-c", f"import {module}"]
             if subprocess.run(there, capture_output=True).returncode == 0:
-                candidates.append((module, [str(options.peers), str(peers / script)], guest))
+                command = [str(options.peers), str(peers / script), *arguments]
+                candidates.append((name, command, guest))
             else:
-                log(f"{module} is not installed: left out")
+                log(f"{name}: {module} is not installed: left out")
     workers = [Worker("harness", [str(options.programs / "harness"), "--serve"], ours)]
     for name, command, environment in candidates:
         try:
@@ -243,13 +253,22 @@ class Result:
     others: float  # percent of the machine that other processes used meanwhile
 
 
-def measure(cell: Cell, workers: list[Worker], options: argparse.Namespace, log) -> Result | None:
+def sits_out(worker: Worker, cell: Cell, file: str, options: argparse.Namespace) -> bool:
+    if worker.name == "harness":
+        return False
+    if worker.name in SLOW_STARTERS and file != "design" and not options.shapes:
+        return True
+    return cell.tensor_bytes > memory_bytes() // PEER_SHARE
+
+
+def measure(
+    cell: Cell, file: str, workers: list[Worker], options: argparse.Namespace, log
+) -> Result | None:
     """None if the harness itself fails; a peer that fails is left out."""
-    watch = Watch(workers)
     times: dict[str, list[float]] = {}
     running = []
     for worker in workers:
-        if worker is not workers[0] and cell.tensor_bytes > memory_bytes() // PEER_SHARE:
+        if sits_out(worker, cell, file, options):
             continue
         try:
             worker.open(cell, options.ms, options.llc)
@@ -260,6 +279,7 @@ def measure(cell: Cell, workers: list[Worker], options: argparse.Namespace, log)
         if worker.contenders:
             running.append(worker)
             times.update({name: [] for name in worker.contenders})
+    watch = Watch(workers)  # only now: compilers of a peer are no disturbance
     for _ in range(options.rounds):
         for worker in list(running):
             try:
@@ -404,6 +424,12 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def free_bytes() -> int:
+    """What can be allocated without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+
+
 def cache_size(index: int) -> int:
     """The kernel's figure: getconf's is that of the whole socket on some machines."""
     path = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size")
@@ -520,6 +546,15 @@ def main() -> None:
         failures.append(text)
         tqdm.write(text, file=sys.stderr)
 
+    free = free_bytes()
+    for cell in list(chosen):
+        needed = cell.buffer_bytes(options.llc)
+        if needed > free - SPARE_BYTES:
+            del chosen[cell]
+            log(
+                f"{cell.op} {cell.layout} {cell.dtype} {cell.shape} x{cell.threads} left out: "
+                f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free"
+            )
     header: dict[str, object] = {}
     found: dict[Cell, Result] = {}
     progress = tqdm(total=len(chosen), unit="cell", smoothing=0.05)
@@ -534,7 +569,7 @@ def main() -> None:
                 for cell in todo:
                     text = f"{cell.op} {cell.layout} {cell.shape} x{threads}"
                     progress.set_description(text + " again" * (attempt > 0))
-                    result = measure(cell, workers, options, log)
+                    result = measure(cell, chosen[cell], workers, options, log)
                     if result and (cell not in found or result.others < found[cell].others):
                         found[cell] = result
                     progress.update(attempt == 0)

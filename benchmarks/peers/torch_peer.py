@@ -1,5 +1,8 @@
 """PyTorch as a peer: the ATen operators, and nn.BatchNorm as programs use it.
 
+    torch_peer.py              operators and modules
+    torch_peer.py --compile    modules through torch.compile, which needs a C++ compiler
+
 Contiguous for NCHW, channels_last for NHWC. The operators get a preallocated output where there is
 a native `out=` (forward and inference); backward allocates, as PyTorch always does.
 """
@@ -7,6 +10,7 @@ a native `out=` (forward and inference); backward allocates, as PyTorch always d
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 from worker import Cell, Contender, serve
@@ -22,6 +26,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def line_up(cell: Cell) -> list[Contender]:
+    """One contender per way to call; each has a call per buffer set."""
     rank = len(cell.sizes)
     if cell.layout == "nhwc" and rank not in CHANNELS_LAST:
         return []
@@ -37,6 +42,9 @@ def line_up(cell: Cell) -> list[Contender]:
     invstd = torch.rsqrt(var + 1e-5)
     module = MODULES[rank](cell.sizes[1], dtype=weight.dtype)
     module.train(not cell.fixed)
+    if COMPILE:
+        torch.compiler.reset()  # each shape its own code, as in a program that has one shape
+        module = torch.compile(module)
     operators, modules = [], []
     for index in range(cell.sets):
         x = tensor(2 * index)
@@ -52,6 +60,8 @@ def line_up(cell: Cell) -> list[Contender]:
             }
             operators.append(forward_operator(cell, x, outputs, weight, bias, mean, var))
             modules.append(lambda x=x: module(x))
+    if COMPILE:
+        return [("PyTorch-compile", modules)]
     return [("PyTorch", operators), ("PyTorch-module", modules)]
 
 
@@ -82,5 +92,23 @@ def backward_module(module, x, dy):
     return call
 
 
+def compile_once() -> None:
+    """Ends the process, with the reason, where torch.compile does not work."""
+    import torch._functorch.config
+    import torch._inductor.config
+
+    torch._inductor.config.compile_threads = 1  # no pool of processes beside what is timed
+    # A compiled backward may be called again and again only if it keeps what it was given.
+    torch._functorch.config.donated_buffer = False
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(64))
+    except Exception as error:
+        print("error torch.compile does not work here:", str(error).strip().splitlines()[0])
+        raise SystemExit(2) from None
+
+
+COMPILE = sys.argv[1:] == ["--compile"]
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if COMPILE:
+    compile_once()
 serve(f"PyTorch={torch.__version__}", line_up)
