@@ -260,7 +260,7 @@ extension BatchNormPlan: CustomStringConvertible {
             text.append(threadsAllowed)
             text.append(": so little work is done sooner without the others")
         } else if threads > 1 {
-            text.append(steps == 1 ? ", one parallel region" : ", at most one parallel region a step")
+            text.append(", one parallel region")
         }
         text.append("\n")
     }
@@ -317,7 +317,11 @@ extension BatchNormPlan: CustomStringConvertible {
                 text.append("each run of ")
                 text.append(runChannels, "channel")
             }
-            text.append(" is reduced and then applied by one thread\n")
+            text.append(" is reduced and then applied by one thread")
+            // forward.c and backward.c
+            text.append(
+                hasNontemporalStores && !isByColumns
+                    ? "; while it is written, the next one is reduced\n" : "\n")
         } else {
             text.append("three steps: all pieces are reduced, their sums merged, then all is applied, ")
             text.append("last piece first\n")
@@ -347,8 +351,8 @@ extension BatchNormPlan: CustomStringConvertible {
         text.append("stores: ")
         text.append(
             hasNontemporalStores
-                ? "non-temporal, past the caches: the output is too large to stay in L3 ("
-                : "ordinary: the output is small enough for the next operation to find it in L3 (")
+                ? "non-temporal, past the caches: the tensors do not fit together in L3 ("
+                : "ordinary: the tensors fit together in L3, where the next operation finds the output (")
         text.append(binaryBytes: l3Bytes)
         text.append(")\n")
     }

@@ -28,9 +28,9 @@ import Testing
                 avx2, 2 threads, one parallel region
                 seen as 32 rows of 64 channels of 3136 values, walked by rows: the values of one channel fill the vectors
                 \(plan.pieces) pieces of up to \(plan.pieceRows) rows x 1 channel x \(plan.pieceValues) values
-                one step: each channel is reduced and then applied by one thread
+                one step: each channel is reduced and then applied by one thread; while it is written, the next one is reduced
                 in between, 401 KB wait in the L2 cache (512 KiB): memory is read once
-                stores: non-temporal, past the caches: the output is too large to stay in L3 (32 MiB)
+                stores: non-temporal, past the caches: the tensors do not fit together in L3 (32 MiB)
                 workspace: none
                 limit: a copy, which reads 25.7 MB and writes 25.7 MB
                 this plan reads 25.7 MB and writes 25.7 MB, 1.00 times the limit
@@ -45,13 +45,13 @@ import Testing
         #expect(
             plan.description == """
                 backward, batch statistics: float64 (300, 3, 100, 100) NHWC, 72 MB a tensor
-                avx2, 2 threads, at most one parallel region a step
+                avx2, 2 threads, one parallel region
                 seen as 3000000 rows of 3 channels, walked by columns: 3 neighbouring channels of \(plan.foldedRows) rows, \
                 \(columns) columns, fill the vectors
                 \(plan.pieces) pieces of up to \(plan.pieceRows) rows x 3 channels
                 three steps: all pieces are reduced, their sums merged, then all is applied, last piece first
                 in between, 144 MB are more than the L3 cache (32 MiB) holds: memory is read twice
-                stores: non-temporal, past the caches: the output is too large to stay in L3 (32 MiB)
+                stores: non-temporal, past the caches: the tensors do not fit together in L3 (32 MiB)
                 workspace: \(Double((plan.workspaceBytes + 50) / 100) / 10) KB
                 limit: a triad, which reads 144 MB and writes 72 MB
                 this plan reads 288 MB and writes 72 MB, 1.67 times the limit
@@ -68,7 +68,7 @@ import Testing
                 \(32 * plan.foldedRows) columns, fill the vectors
                 1 piece of 128 rows x 32 channels
                 one step: the statistics are given, so each piece is applied at once
-                stores: ordinary: the output is small enough for the next operation to find it in L3 (32 MiB)
+                stores: ordinary: the tensors fit together in L3, where the next operation finds the output (32 MiB)
                 workspace: none
                 limit: a copy, which reads 16.4 KB and writes 16.4 KB
                 this plan reads 16.4 KB and writes 16.4 KB, 1.00 times the limit
