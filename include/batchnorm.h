@@ -30,9 +30,9 @@
  *
  * What the library promises:
  *
- *   - Accuracy: moments are accumulated in float64 around a value of the data, so no mean, however
- *     large beside the deviation, costs digits. A float32 result is within 3 units in the last
- *     place of its largest term.
+ *   - Accuracy: moments are accumulated in float64, around a value of the data where the mean is
+ *     large beside the deviation, so that no mean costs digits. A float32 result is within 3 units
+ *     in the last place of its largest term.
  *   - Reproducibility: the same input gives the same bits on any number of threads and with
  *     any instruction set.
  *   - All or nothing: every argument is checked before anything is written. A call that fails
