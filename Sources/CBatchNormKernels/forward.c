@@ -3,6 +3,8 @@
  * coefficients and running statistics; the coefficients applied. Inference: the last step only.
  * Called by Kernels.swift with a plan that fits the grid.
  */
+#include <stdbool.h>
+
 #include "apply.h"
 #include "coefficients.h"
 #include "columns.h"
@@ -30,7 +32,7 @@ typedef struct training {
  * they lose 16 of float64's 53 bits, and 29 are needed. Not where a value is NaN or infinite. A channel
  * of zeros has a mean of none.
  */
-static int holds(double count, double sum, double squares)
+static bool holds(double count, double sum, double squares)
 {
     const double mean = sum / count;
     return sum * mean <= 0x1p16 * (squares - sum * mean);
@@ -142,14 +144,14 @@ static void column_tile_moments(const training *t, const tile *tile, bnk_moments
     const bnk_grid *grid = t->cut.grid;
     const double n = (double)(tile->lines * tile->fold * grid->inner);
     double sum[BNK_MAX_COLUMNS], squares[BNK_MAX_COLUMNS], pivot[BNK_MAX_COLUMNS];
-    char done[BNK_MAX_COLUMNS] = { 0 };
+    bool done[BNK_MAX_COLUMNS] = { false };
     if (!grid->is_double) {
         channel_sums(t, tile, NULL, sum, squares);
-        int all_done = 1;
+        bool all_done = true;
         for (int64_t c = 0; c < tile->channels; c++) {
             moments[c] = bnk_moments_of_sums(n, 0, sum[c], squares[c]);
             done[c] = holds(n, sum[c], squares[c]);
-            all_done &= done[c];
+            all_done = all_done && done[c];
         }
         if (all_done) return;
     }
