@@ -359,11 +359,13 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
     const bnk_inference *job = t->job;
     const bnk_cut *cut = &t->cut;
     const int32_t is_double = cut->grid->is_double;
+    double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
+    const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
     for (int64_t task = begin; task < end; task++) {
-        const bnk_piece piece = bnk_piece_at(cut, task % cut->runs, task / cut->runs);
-        double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
-        const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
-        for (int64_t i = 0; i < piece.channels; i++) {
+        /* Run by run, so that the coefficients of each are formed once. */
+        const int64_t index = task % cut->pieces;
+        const bnk_piece piece = bnk_piece_at(cut, task / cut->pieces, index);
+        for (int64_t i = 0; i < piece.channels && (index == 0 || task == begin); i++) {
             const int64_t c = piece.channel + i;
             const double variance = bnk_get(job->running_var, is_double, c, 0);
             const double invstd = bnk_invstd(variance, job->epsilon);
