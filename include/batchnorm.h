@@ -31,8 +31,8 @@
  * What the library promises:
  *
  *   - Accuracy: moments are accumulated in float64, around a value of the data where the mean is
- *     large beside the deviation, so that no mean costs digits. A float32 result is within 3 units
- *     in the last place of its largest term.
+ *     large beside the deviation, so that no mean costs digits. A float32 output is within 3 units
+ *     in the last place of its largest term, a gradient within 4.
  *   - Reproducibility: the same input gives the same bits on any number of threads and with
  *     any instruction set.
  *   - All or nothing: every argument is checked before anything is written. A call that fails
