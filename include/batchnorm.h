@@ -34,7 +34,7 @@
  *     large beside the deviation, so that no mean costs digits. A float32 output is within 3 units
  *     in the last place of its largest term, a gradient within 4.
  *   - Reproducibility: the same input gives the same bits on any number of threads and with
- *     any instruction set.
+ *     any instruction set. (Where the result is NaN, it is NaN; its sign and payload may differ.)
  *   - All or nothing: every argument is checked before anything is written. A call that fails
  *     has changed no output, no statistics and no counter (the two exceptions, allocation aside,
  *     say so: BN_STATUS_NONFINITE).
@@ -495,8 +495,8 @@ BN_API int32_t bn_get_num_threads(void);
  * OpenMP runtimes take the cores from each other, for they go on spinning after a parallel region.
  * PyTorch, for one, brings a runtime of its own (libgomp).
  * OWN: this library's runtime, libomp. SHARED: the one that others have loaded into this process
- * (libgomp, else libiomp5 or another libomp; of several files the one loaded first). AUTO: SHARED as
- * soon as there is one, else OWN. POOL: a pool that the caller has given, see bn_set_thread_pool.
+ * (libgomp alone; of several files the one loaded first). AUTO: SHARED as soon as there is one, else
+ * OWN. A libiomp5 or second libomp is not shared, and LLVM's runtimes may end a process that starts two. POOL: a pool that the caller has given, see bn_set_thread_pool.
  *
  * Threads do not survive a fork, and neither does libgomp: in a forked child SHARED is not to be had,
  * AUTO means OWN, and SHARED and POOL are back at AUTO. */

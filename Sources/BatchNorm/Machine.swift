@@ -40,8 +40,8 @@ public enum Threading: Int32, Sendable {
     case automatic = 0
     /// The library's own OpenMP runtime, libomp.
     case own = 1
-    /// The OpenMP runtime that others have loaded into the process: libgomp, else libiomp5 or another libomp; of several
-    /// files the one loaded first.
+    /// The OpenMP runtime that others have loaded into the process: libgomp alone; of several files
+    /// the one loaded first.
     case shared = 2
     /// The pool given to ``BatchNormSettings/useThreadPool(_:)``.
     case pool = 3

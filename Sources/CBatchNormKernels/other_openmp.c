@@ -44,8 +44,9 @@ static unsigned long long libraries_loaded(void)
     return loaded;
 }
 
-/* Who brings GNU's runtime uses it (PyTorch, scikit-learn), so that it comes first. */
-static const char *const runtimes[] = { "libgomp", "libiomp5", "libomp" };
+/* GNU's alone. Two runtimes of LLVM's family (libomp, libiomp5) end the process when the second one
+ * starts, so that one of them must never be switched to after our own, nor our own after it. */
+static const char *const runtimes[] = { "libgomp" };
 enum { RUNTIMES = sizeof runtimes / sizeof runtimes[0] };
 
 typedef struct candidates {
