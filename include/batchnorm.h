@@ -115,6 +115,7 @@ enum {
     BN_STATUS_NULL_POINTER = 100,   /* a required pointer is NULL */
     BN_STATUS_STRUCT_SIZE = 101,    /* struct_size is none that this library knows */
     BN_STATUS_INVALID_OPTION = 102, /* an enum, flag or reserved member has an unknown value */
+    BN_STATUS_EXCLUSIVE = 103,      /* two arguments were given of which only one may be */
 
     /* 2xx: shapes */
     BN_STATUS_RANK = 200,           /* rank is not 2, 3, 4 or 5 */
@@ -122,6 +123,7 @@ enum {
     BN_STATUS_NO_CHANNELS = 202,    /* C is 0 */
     BN_STATUS_SIZE_OVERFLOW = 203,  /* the tensor's bytes do not fit in 63 bits */
     BN_STATUS_COUNT_MISMATCH = 204, /* a buffer has another number of elements than the shape */
+    BN_STATUS_LENGTH = 205,         /* a sequence's length is negative or beyond L */
 
     /* 3xx: memory */
     BN_STATUS_MISALIGNED = 300,     /* a pointer is not aligned to its element's size */
@@ -134,6 +136,7 @@ enum {
     BN_STATUS_ONE_VALUE = 402,      /* training on one value per channel, see bn_one_value */
     BN_STATUS_NONFINITE = 403,      /* NaN or infinity in the input, see bn_nonfinite */
     BN_STATUS_BATCH_COUNTER = 404,  /* the number of batches tracked is negative or at its end */
+    BN_STATUS_NEGATIVE_SLOPE = 405, /* a leaky ReLU's slope is negative, infinite or NaN */
 
     /* 5xx: a layer's state */
     BN_STATUS_NO_RUNNING_STATISTICS = 500, /* the layer keeps none */
@@ -236,6 +239,38 @@ enum { BN_NONFINITE_REPORT = 0, BN_NONFINITE_ERROR = 1 };
 typedef int32_t bn_statistics;
 enum { BN_STATISTICS_BATCH = 0, BN_STATISTICS_RUNNING = 1 };
 
+/* What is done to a value after batch normalization, and after the residual if there is one.
+ * RELU: values <= 0 become 0. LEAKY_RELU: values <= 0 are multiplied by negative_slope, finite and at
+ * least 0. NaN stays NaN in both. Their sign can be told from their output, which is all that
+ * backward needs to know of them. */
+typedef int32_t bn_activation;
+enum { BN_ACTIVATION_NONE = 0, BN_ACTIVATION_RELU = 1, BN_ACTIVATION_LEAKY_RELU = 2 };
+
+/* What stands at masked positions of an output, and in backward of grad_input.
+ * ZERO: 0. PASS: the input as it is; in backward grad_output as it is. */
+typedef int32_t bn_masked;
+enum { BN_MASKED_ZERO = 0, BN_MASKED_PASS = 1 };
+
+/*
+ * Fusion. The forward functions compute
+ *
+ *     output = activation(batch normalization of input + residual)
+ *
+ * with a residual and an activation each optional, in the one sweep over memory that batch
+ * normalization takes anyway. An activation's backward must know where it let pass: either from
+ * activation_mask, which the forward writes on request, one bit a value: bit i % 8 (1 << i % 8) of byte
+ * i / 8 tells whether output[i] is not <= 0, in the order of memory; or from the output itself. Follows
+ * cuDNN's CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION and oneDNN's fuse_norm_add_relu.
+ *
+ * Masks. Positions (n, spatial...) that are masked take no part: not in the moments, whose M counts the
+ * others, nor in any gradient, whatever stands there, NaN included. `mask` has a byte for each of the N*S positions in
+ * the order (n, spatial...), whatever the layout, 0 for masked; or, for sequences (rank 3: (N,C,L)),
+ * `lengths` has for each sample how many of its L steps are not. Follows Keras' mask= (True: takes part),
+ * but counts in M what takes part, in every sample alike.
+ * If all positions are masked, a call succeeds, writes the output as above, and neither statistics,
+ * saved values nor counter; grad_weight and grad_bias are 0.
+ */
+
 /* Arguments of bn_forward_training. */
 typedef struct bn_forward_training_args {
     uint32_t struct_size; /* sizeof(bn_forward_training_args) */
@@ -269,16 +304,31 @@ typedef struct bn_forward_training_args {
     int64_t saved_invstd_count;
 
     int64_t nonfinite_channels;    /* out: channels with NaN or infinite statistics */
+    int64_t values_per_channel;    /* out: M, without masked ones */
     bn_statistics statistics_used; /* out: BATCH, or RUNNING by the one-value policy (saved_* then
                                       hold the running mean and its invstd) */
-    int32_t reserved_out;          /* 0 */
+
+    /* Fusion and masks, all optional: see above. */
+    bn_activation activation;
+    double negative_slope; /* used if LEAKY_RELU */
+    const void *residual;  /* N*C*S, in; may be `output` (in place) */
+    int64_t residual_count;
+    uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, out */
+    int64_t activation_mask_count;
+    const uint8_t *mask; /* N*S, in; not together with lengths */
+    int64_t mask_count;
+    const int64_t *lengths; /* N, in; rank 3 only */
+    int64_t lengths_count;
+    bn_masked masked;
+    int32_t reserved_end; /* 0 */
 } bn_forward_training_args;
 
 #define BN_FORWARD_TRAINING_ARGS_INIT                                                         \
     { sizeof(bn_forward_training_args), BN_AVERAGING_EXPONENTIAL, BN_VARIANCE_UNBIASED,       \
       BN_ONE_VALUE_ERROR, BN_NONFINITE_REPORT, 0, 1e-5, 0.1,                                  \
       NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0,           \
-      0, BN_STATISTICS_BATCH, 0 }
+      0, 0, BN_STATISTICS_BATCH, BN_ACTIVATION_NONE, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0,  \
+      BN_MASKED_ZERO, 0 }
 
 /* Forward in training: normalizes by the statistics of this batch, saves what backward needs and
  * takes the batch into the running statistics.
@@ -305,11 +355,25 @@ typedef struct bn_forward_inference_args {
     int64_t running_mean_count;
     const void *running_var; /* C, in */
     int64_t running_var_count;
+
+    /* Fusion and masks, all optional: as in bn_forward_training_args. */
+    bn_activation activation;
+    bn_masked masked;
+    double negative_slope;
+    const void *residual; /* N*C*S, in; may be `output` (in place) */
+    int64_t residual_count;
+    uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, out */
+    int64_t activation_mask_count;
+    const uint8_t *mask; /* N*S, in; not together with lengths */
+    int64_t mask_count;
+    const int64_t *lengths; /* N, in; rank 3 only */
+    int64_t lengths_count;
 } bn_forward_inference_args;
 
 #define BN_FORWARD_INFERENCE_ARGS_INIT                                                        \
     { sizeof(bn_forward_inference_args), 0, 1e-5,                                             \
-      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0,                                   \
+      BN_ACTIVATION_NONE, BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 
 /* Forward in inference: y = (x - running_mean) / sqrt(running_var + epsilon) * weight + bias.
  * Errors: 1xx to 3xx, BN_STATUS_EPSILON. Follows torch.nn.functional.batch_norm(training=False). */
@@ -344,11 +408,27 @@ typedef struct bn_backward_args {
     int64_t running_mean_count;
     const void *running_var; /* C, in; required if RUNNING */
     int64_t running_var_count;
+
+    /* Fusion and masks, all optional. They must be the forward's. */
+    bn_activation activation;
+    bn_masked masked;
+    double negative_slope;
+    const uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, in: what the forward wrote. One of these two is */
+    int64_t activation_mask_count;  /* required if there is an activation, and ignored if not; of both the */
+    const void *output;             /* mask is used. N*C*S, in: the forward's output */
+    int64_t output_count;
+    void *grad_residual; /* N*C*S, out; may be grad_output (in place) */
+    int64_t grad_residual_count;
+    const uint8_t *mask; /* N*S, in; not together with lengths */
+    int64_t mask_count;
+    const int64_t *lengths; /* N, in; rank 3 only */
+    int64_t lengths_count;
 } bn_backward_args;
 
 #define BN_BACKWARD_ARGS_INIT                                                                 \
     { sizeof(bn_backward_args), BN_STATISTICS_BATCH, 1e-5,                                    \
-      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, \
+      BN_ACTIVATION_NONE, BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 
 /* Backward: the gradients of a loss with respect to input, weight and bias, each of them skipped
  * where its pointer is NULL. With c = input - mean, r = invstd, S1 = sum(grad_output),
@@ -358,6 +438,10 @@ typedef struct bn_backward_args {
  *     grad_weight = S2 * r
  *     grad_input  = weight * r * (grad_output - S1/M - c * r*r * S2/M)    if BATCH
  *     grad_input  = weight * r * grad_output                              if RUNNING
+ *
+ * With an activation, grad_output stands for grad_output where that let pass, and negative_slope (ReLU: 0)
+ * times it elsewhere; grad_residual is just that. With masks, sums and M leave masked positions out, grad_residual is 0
+ * there and grad_input as bn_masked says.
  *
  * Gradients are written, not added. An empty batch gives grad_weight = grad_bias = 0. Members that the
  * chosen statistics do not need are ignored. Errors: 1xx to 3xx, BN_STATUS_EPSILON.

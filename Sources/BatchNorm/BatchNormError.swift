@@ -14,6 +14,8 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case structSize(Argument, actual: Int, expected: Int)
     /// An option or reserved member has an unknown value.
     case invalidOption(Argument, actual: Int)
+    /// Both were given, of which only one may be.
+    case exclusive(Argument, Argument)
 
     // MARK: Shapes
 
@@ -29,6 +31,10 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case sizeOverflow(Sizes, elementSize: Int)
     /// A buffer has another number of elements than the shape asks for.
     case countMismatch(Argument, actual: Int, expected: Int)
+    /// A sequence's length is negative or beyond the number of steps.
+    case length(sample: Int, actual: Int, limit: Int)
+    /// There are lengths, but the tensor is no sequence (N,C,L).
+    case lengthsRank(actual: Int)
 
     // MARK: Memory
 
@@ -45,6 +51,8 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case epsilon(actual: Double)
     /// Momentum is infinite or NaN.
     case momentum(actual: Double)
+    /// A leaky ReLU's slope is negative, infinite or NaN.
+    case negativeSlope(actual: Double)
     /// Training on one value per channel, whose variance says nothing; see `OneValuePolicy`.
     case oneValue(Sizes)
     /// `OneValuePolicy.useRunning` met one value per channel, but there are no running statistics.
@@ -107,6 +115,7 @@ public enum BatchNormError: Error, Equatable, Sendable {
         case input, output, weight, bias, runningMean, runningVar, numBatchesTracked
         case savedMean, savedInvstd
         case gradOutput, gradInput, gradWeight, gradBias
+        case residual, gradResidual, activation, activationMask, mask, lengths, masked
         case dtype, layout, averaging, runningVariance, oneValue, nonfinite, statistics, reserved
         case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
         case threads, isa, threading, operation, info

@@ -92,6 +92,13 @@ extension BatchNormError.Argument {
         case .gradInput: "grad_input"
         case .gradWeight: "grad_weight"
         case .gradBias: "grad_bias"
+        case .residual: "residual"
+        case .gradResidual: "grad_residual"
+        case .activation: "activation"
+        case .activationMask: "activation_mask"
+        case .mask: "mask"
+        case .lengths: "lengths"
+        case .masked: "masked"
         case .dtype: "dtype"
         case .layout: "layout"
         case .averaging: "averaging"
@@ -125,6 +132,8 @@ extension BatchNormError.Argument {
         case .oneValue: "0 (error), 1 (use running) or 2 (allow)"
         case .nonfinite: "0 (report) or 1 (error)"
         case .statistics: "0 (batch) or 1 (running)"
+        case .activation: "0 (none), 1 (ReLU) or 2 (leaky ReLU)"
+        case .masked: "0 (zero) or 1 (pass)"
         case .reserved: "0"
         case .hasWeight, .hasBias, .trackRunningStats, .training: "0 or 1"
         case .numFeatures: "1 or more"
@@ -142,7 +151,10 @@ extension BatchNormError.Argument {
     /// What the expected number of elements is, in the words of the header.
     private var extent: StaticString {
         switch self {
-        case .input, .output, .gradOutput, .gradInput: "N*C*S"
+        case .input, .output, .gradOutput, .gradInput, .residual, .gradResidual: "N*C*S"
+        case .activationMask: "N*C*S bits in whole bytes"
+        case .mask: "N*S"
+        case .lengths: "N"
         default: "num_features"
         }
     }
@@ -182,6 +194,12 @@ extension BatchNormError {
             text.append(", expected ")
             argument.appendAllowed(to: &text)
 
+        case .exclusive(let one, let other):
+            text.append(one.name)
+            text.append(" and ")
+            text.append(other.name)
+            text.append(" were both given, expected at most one of them")
+
         case .rank(let actual):
             text.append("rank is ")
             text.append(actual)
@@ -215,6 +233,19 @@ extension BatchNormError {
             argument.appendExtent(to: &text)
             text.append(")")
 
+        case .length(let sample, let actual, let limit):
+            text.append("lengths[")
+            text.append(sample)
+            text.append("] is ")
+            text.append(actual)
+            text.append(", expected 0 to ")
+            text.append(limit)
+            text.append(" (L)")
+        case .lengthsRank(let actual):
+            text.append("lengths were given, but rank is ")
+            text.append(actual)
+            text.append(", expected 3: (N,C,L)")
+
         case .misaligned(let argument, let address, let alignment):
             text.append(argument.name)
             text.append(" is at address ")
@@ -242,6 +273,10 @@ extension BatchNormError {
             text.append("momentum is ")
             text.append(actual)
             text.append(", expected a finite number")
+        case .negativeSlope(let actual):
+            text.append("negative_slope is ")
+            text.append(actual)
+            text.append(", expected a finite number of at least 0")
         case .oneValue(let sizes):
             text.append("sizes ")
             text.append(sizes)

@@ -25,26 +25,35 @@ extension Shape {
 /// What the C side can do.
 package enum Kernels {
     static func forwardTraining(
-        _ grid: bnk_grid, _ job: inout bnk_forward, workspace: inout Memory
+        _ grid: bnk_grid, _ job: inout bnk_forward, extraTensors: Int = 0, workspace: inout Memory
     ) throws(BatchNormError) {
         var grid = grid
-        var plan = Planner.plan(.forwardTraining, grid: grid, machine: .current)
+        var plan = Planner.plan(
+            .forwardTraining, grid: grid, extraTensors: extraTensors, machine: .current)
         try workspace.reserve(Int(bnk_forward_workspace(&grid, &plan)))
         job.workspace = workspace.address
         bnk_forward_training(&grid, &plan, &job)
     }
 
-    static func forwardInference(_ grid: bnk_grid, _ job: inout bnk_inference) {
+    static func forwardInference(
+        _ grid: bnk_grid, _ job: inout bnk_inference, _ extras: ForwardExtras,
+        _ keep: UnsafePointer<UInt8>?
+    ) {
         var grid = grid
-        var plan = Planner.plan(.forwardInference, grid: grid, machine: .current)
-        bnk_forward_inference(&grid, &plan, &job)
+        var plan = Planner.plan(
+            .forwardInference, grid: grid, extraTensors: extras.tensors, machine: .current)
+        var kernelExtras = extras.kernels(keep)
+        withUnsafePointer(to: &kernelExtras) { pointer in
+            if !extras.isPlain { job.extras = pointer }
+            bnk_forward_inference(&grid, &plan, &job)
+        }
     }
 
     static func backward(
-        _ grid: bnk_grid, _ job: inout bnk_backward, workspace: inout Memory
+        _ grid: bnk_grid, _ job: inout bnk_backward, extraTensors: Int = 0, workspace: inout Memory
     ) throws(BatchNormError) {
         var grid = grid
-        var plan = Planner.plan(.backward, grid: grid, machine: .current)
+        var plan = Planner.plan(.backward, grid: grid, extraTensors: extraTensors, machine: .current)
         try workspace.reserve(Int(bnk_backward_workspace(&grid, &plan)))
         job.workspace = workspace.address
         bnk_backward_run(&grid, &plan, &job)
@@ -60,6 +69,11 @@ package enum Kernels {
         bnk_statistics_from_running(
             &grid, mean, variance, epsilon, savedMean?.assumingMemoryBound(to: Double.self),
             savedInvstd?.assumingMemoryBound(to: Double.self))
+    }
+
+    /// How many bytes are not 0.
+    static func countKept(_ positions: UnsafePointer<UInt8>, _ count: Int) -> Int {
+        Int(bnk_count_kept(positions, Int64(count)))
     }
 
     /// 64-byte aligned, not cleared; nil if there is none.

@@ -11,7 +11,7 @@ package final class LayerCore {
     private var parameters = Memory()
     /// Mean and invstd of the last forward: 2 * C float64 values, from the first forward on.
     private var saved = Memory()
-    private var workspace = Memory()
+    private var workspace = Workspace()
     /// How many batches the running statistics have taken in.
     var batches: Int64 = 0
     private var lastForward: (shape: Shape, outcome: ForwardTraining.Outcome)?
@@ -177,13 +177,17 @@ package final class LayerCore {
             output: output, runningMean: runningMean.constant, runningVar: runningVar.constant)
         job.weight = weight.constant
         job.bias = bias.constant
-        try job.run()
+        try job.run(workspace: &workspace)
         // Remembered as numbers, so that backward stays right when the running statistics move on.
         Kernels.statisticsFromRunning(
             channels: channels, scalar, mean: runningMean.address, variance: runningVar.address,
             epsilon: options.training.epsilon, savedMean: savedMean.address,
             savedInvstd: savedInvstd.address)
-        lastForward = (shape, ForwardTraining.Outcome(statistics: .running, nonfiniteChannels: 0))
+        lastForward = (
+            shape,
+            ForwardTraining.Outcome(
+                statistics: .running, nonfiniteChannels: 0,
+                valuesPerChannel: shape.valuesPerChannel))
     }
 
     /// Backward of the last forward, with the statistics which that one used.

@@ -9,6 +9,8 @@ package struct ForwardTraining {
     package struct Outcome {
         package var statistics: Statistics
         package var nonfiniteChannels: Int
+        /// M, without those at masked positions.
+        package var valuesPerChannel: Int
     }
 
     package var scalar: ScalarType
@@ -23,6 +25,7 @@ package struct ForwardTraining {
     package var numBatchesTracked: UnsafeMutablePointer<Int64>?
     package var savedMean = MutableView.absent
     package var savedInvstd = MutableView.absent
+    package var extras = ForwardExtras()
 
     package init(
         scalar: ScalarType, shape: Shape, options: TrainingOptions, input: View, output: MutableView
@@ -39,19 +42,31 @@ package struct ForwardTraining {
     /// Runs it. `NonfinitePolicy.error` is the caller's to apply, with `Outcome.require`, when it has taken the
     /// outcome.
     package func run() throws(BatchNormError) -> Outcome {
-        var workspace = Memory()
+        var workspace = Workspace()
         return try run(workspace: &workspace)
     }
 
     /// Runs it with a workspace that may serve again.
-    func run(workspace: inout Memory) throws(BatchNormError) -> Outcome {
+    func run(workspace: inout Workspace) throws(BatchNormError) -> Outcome {
         try validate()
-        guard !shape.isEmpty else { return Outcome(statistics: .batch, nonfiniteChannels: 0) }
-        if shape.valuesPerChannel == 1, options.oneValue == .useRunning {
-            return try runByRunningStatistics(workspace: &workspace)
+        let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
+        let count = shape.keptPerChannel(keep)
+        guard count > 0 else {
+            output.fillMasked(extras.positions.masked, from: input, scalar)
+            extras.activationMask.clear()
+            return Outcome(statistics: .batch, nonfiniteChannels: 0, valuesPerChannel: 0)
+        }
+        if count == 1 {
+            switch options.oneValue {
+            case .error: throw .oneValue(shape.sizes)
+            case .useRunning where !hasRunning:
+                throw .oneValueWithoutRunningStatistics(shape.sizes)
+            case .useRunning: return try runByRunningStatistics(keep, workspace: &workspace)
+            case .allow: break
+            }
         }
 
-        let values = Double(shape.valuesPerChannel)
+        let values = Double(count)
         let counter = numBatchesTracked?.pointee ?? 0
         var job = bnk_forward()
         job.input = input.address
@@ -74,9 +89,18 @@ package struct ForwardTraining {
             }
         job.saved_mean = savedMean.address?.assumingMemoryBound(to: Double.self)
         job.saved_invstd = savedInvstd.address?.assumingMemoryBound(to: Double.self)
-        try Kernels.forwardTraining(shape.grid(scalar), &job, workspace: &workspace)
+        job.count = Int64(count)
+        var kernelExtras = extras.kernels(keep)
+        try withUnsafePointer(to: &kernelExtras) { (pointer) throws(BatchNormError) in
+            if !extras.isPlain { job.extras = pointer }
+            try Kernels.forwardTraining(
+                shape.grid(scalar), &job, extraTensors: extras.tensors,
+                workspace: &workspace.kernels)
+        }
         if hasRunning { numBatchesTracked?.pointee = counter &+ 1 }
-        return Outcome(statistics: .batch, nonfiniteChannels: Int(job.nonfinite_channels))
+        return Outcome(
+            statistics: .batch, nonfiniteChannels: Int(job.nonfinite_channels),
+            valuesPerChannel: count)
     }
 
     private func validate() throws(BatchNormError) {
@@ -102,6 +126,7 @@ package struct ForwardTraining {
             let counter = MutableView(numBatchesTracked, count: 1)
             try buffers.write(counter, .numBatchesTracked, count: 1, elementSize: 8)
         }
+        try extras.validate(shape, elementSize: size, &buffers)
         try buffers.requireSeparate()
 
         if hasRunning {
@@ -113,26 +138,19 @@ package struct ForwardTraining {
                 throw .missing(.numBatchesTracked)
             }
         }
-        guard shape.valuesPerChannel == 1 else { return }
-        switch options.oneValue {
-        case .error: throw .oneValue(shape.sizes)
-        case .useRunning where !hasRunning:
-            throw .oneValueWithoutRunningStatistics(shape.sizes)
-        case .useRunning, .allow: break
-        }
     }
 
     private func runByRunningStatistics(
-        workspace: inout Memory
+        _ keep: UnsafePointer<UInt8>?, workspace: inout Workspace
     ) throws(BatchNormError) -> Outcome {
         if !savedMean.isAbsent || !savedInvstd.isAbsent {
             // The kernel writes both; what the caller does not want goes into the workspace.
-            try workspace.reserve(shape.channels &* 8)
+            try workspace.kernels.reserve(shape.channels &* 8)
             Kernels.statisticsFromRunning(
                 channels: shape.channels, scalar, mean: runningMean.address,
                 variance: runningVar.address, epsilon: options.epsilon,
-                savedMean: savedMean.address ?? workspace.address,
-                savedInvstd: savedInvstd.address ?? workspace.address)
+                savedMean: savedMean.address ?? workspace.kernels.address,
+                savedInvstd: savedInvstd.address ?? workspace.kernels.address)
         }
         var job = bnk_inference()
         job.input = input.address
@@ -142,8 +160,8 @@ package struct ForwardTraining {
         job.epsilon = options.epsilon
         job.running_mean = UnsafeRawPointer(runningMean.address)
         job.running_var = UnsafeRawPointer(runningVar.address)
-        Kernels.forwardInference(shape.grid(scalar), &job)
-        return Outcome(statistics: .running, nonfiniteChannels: 0)
+        Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
+        return Outcome(statistics: .running, nonfiniteChannels: 0, valuesPerChannel: 1)
     }
 }
 
@@ -166,6 +184,7 @@ package struct ForwardInference {
     package var bias = View.absent
     package var runningMean: View
     package var runningVar: View
+    package var extras = ForwardExtras()
 
     package init(
         scalar: ScalarType, shape: Shape, epsilon: Double, input: View, output: MutableView,
@@ -181,6 +200,28 @@ package struct ForwardInference {
     }
 
     package func run() throws(BatchNormError) {
+        var workspace = Workspace()
+        try run(workspace: &workspace)
+    }
+
+    /// Runs it with a workspace that may serve again.
+    func run(workspace: inout Workspace) throws(BatchNormError) {
+        try validate()
+        let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
+        guard !shape.isEmpty else { return }
+
+        var job = bnk_inference()
+        job.input = input.address
+        job.output = output.address
+        job.weight = weight.address
+        job.bias = bias.address
+        job.epsilon = epsilon
+        job.running_mean = runningMean.address
+        job.running_var = runningVar.address
+        Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
+    }
+
+    private func validate() throws(BatchNormError) {
         try shape.requireAddressable(scalar)
         try requireEpsilon(epsilon)
         let size = scalar.size
@@ -192,18 +233,8 @@ package struct ForwardInference {
         try buffers.read(optional: bias, .bias, count: channels, elementSize: size)
         try buffers.read(runningMean, .runningMean, count: channels, elementSize: size)
         try buffers.read(runningVar, .runningVar, count: channels, elementSize: size)
+        try extras.validate(shape, elementSize: size, &buffers)
         try buffers.requireSeparate()
-        guard !shape.isEmpty else { return }
-
-        var job = bnk_inference()
-        job.input = input.address
-        job.output = output.address
-        job.weight = weight.address
-        job.bias = bias.address
-        job.epsilon = epsilon
-        job.running_mean = runningMean.address
-        job.running_var = runningVar.address
-        Kernels.forwardInference(shape.grid(scalar), &job)
     }
 }
 
@@ -227,6 +258,7 @@ package struct Backward {
     package var gradInput = MutableView.absent
     package var gradWeight = MutableView.absent
     package var gradBias = MutableView.absent
+    package var extras = BackwardExtras()
 
     package init(
         scalar: ScalarType, shape: Shape, statistics: Statistics, source: Source, input: View,
@@ -241,14 +273,22 @@ package struct Backward {
     }
 
     package func run() throws(BatchNormError) {
-        var workspace = Memory()
+        var workspace = Workspace()
         try run(workspace: &workspace)
     }
 
     /// Runs it with a workspace that may serve again.
-    func run(workspace: inout Memory) throws(BatchNormError) {
+    func run(workspace: inout Workspace) throws(BatchNormError) {
         try validate()
-        guard !shape.isEmpty else { return zeroParameterGradients() }
+        let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
+        let count = shape.keptPerChannel(keep)
+        guard count > 0 else {
+            gradInput.fillMasked(extras.positions.masked, from: gradOutput, scalar)
+            extras.gradResidual.fillMasked(.zero, from: gradOutput, scalar)
+            gradWeight.fillMasked(.zero, from: gradOutput, scalar)
+            gradBias.fillMasked(.zero, from: gradOutput, scalar)
+            return
+        }
 
         var job = bnk_backward()
         job.input = input.address
@@ -267,7 +307,14 @@ package struct Backward {
             job.epsilon = epsilon
         }
         job.frozen = statistics == .running ? 1 : 0
-        try Kernels.backward(shape.grid(scalar), &job, workspace: &workspace)
+        job.count = Int64(count)
+        var kernelExtras = extras.kernels(keep)
+        try withUnsafePointer(to: &kernelExtras) { (pointer) throws(BatchNormError) in
+            if !extras.isPlain { job.extras = pointer }
+            try Kernels.backward(
+                shape.grid(scalar), &job, extraTensors: extras.tensors,
+                workspace: &workspace.kernels)
+        }
     }
 
     private func validate() throws(BatchNormError) {
@@ -290,13 +337,7 @@ package struct Backward {
             try buffers.read(mean, .runningMean, count: channels, elementSize: size)
             try buffers.read(variance, .runningVar, count: channels, elementSize: size)
         }
+        try extras.validate(shape, elementSize: size, &buffers)
         try buffers.requireSeparate()
-    }
-
-    /// A sum over no values.
-    private func zeroParameterGradients() {
-        let bytes = shape.channels &* scalar.size
-        gradWeight.address?.initializeMemory(as: UInt8.self, repeating: 0, count: bytes)
-        gradBias.address?.initializeMemory(as: UInt8.self, repeating: 0, count: bytes)
     }
 }

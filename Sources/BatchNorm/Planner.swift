@@ -6,7 +6,7 @@ import CBatchNormKernels
 
 enum Planner {
     static func plan(
-        _ operation: BatchNormOperation, grid: bnk_grid, machine: Machine
+        _ operation: BatchNormOperation, grid: bnk_grid, extraTensors: Int = 0, machine: Machine
     ) -> bnk_plan {
         var plan = partition(grid)
         let elementSize = grid.is_double != 0 ? 8 : 4
@@ -15,7 +15,9 @@ enum Planner {
 
         plan.isa = machine.isa.rawValue
         plan.threads = bytes < serialBytes ? 1 : Int32(clamping: machine.threads)
-        plan.stream = streams(operation, tensorBytes: bytes, machine: machine) ? 1 : 0
+        plan.stream =
+            streams(operation, tensorBytes: bytes, extraTensors: extraTensors, machine: machine)
+            ? 1 : 0
         plan.fused = fuses(plan, grid, elementSize: elementSize, machine: machine) ? 1 : 0
         return plan
     }
@@ -84,14 +86,14 @@ enum Planner {
     /// Outputs are written past the caches where the last one cannot hold them beside the inputs: what stays in it is
     /// read from there by the next operation.
     private static func streams(
-        _ operation: BatchNormOperation, tensorBytes: Int, machine: Machine
+        _ operation: BatchNormOperation, tensorBytes: Int, extraTensors: Int, machine: Machine
     ) -> Bool {
         let tensors =
             switch operation {
             case .forwardTraining, .forwardInference: 2
             case .backward, .backwardFrozen: 3
             }
-        return tensorBytes > machine.l3 / 8 &* 7 / tensors
+        return tensorBytes > machine.l3 / 8 &* 7 / (tensors &+ extraTensors)
     }
 
     /// Whether a task takes a run through reduction and application. It saves reading the input from memory twice

@@ -5,7 +5,8 @@ extension BatchNormError.Argument {
     /// Whether the two may be the very same memory although the first is written ("in place").
     func mayBe(_ other: Self) -> Bool {
         switch (self, other) {
-        case (.output, .input), (.gradInput, .input), (.gradInput, .gradOutput): true
+        case (.output, .input), (.output, .residual): true
+        case (.gradInput, .input), (.gradInput, .gradOutput), (.gradResidual, .gradOutput): true
         default: false
         }
     }
@@ -49,8 +50,8 @@ struct BufferCheck {
     }
 
     /// No operation has more buffers.
-    private static var capacity: Int { 10 }
-    private var regions = InlineArray<10, Region>(repeating: Region())
+    private static var capacity: Int { 16 }
+    private var regions = InlineArray<16, Region>(repeating: Region())
     private var used = 0
 
     /// A required buffer that is read.

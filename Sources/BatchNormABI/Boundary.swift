@@ -57,6 +57,31 @@ func flag(
     return value == 1
 }
 
+/// A bn_activation with its slope.
+func activation(
+    _ value: bn_activation, _ negativeSlope: Double
+) throws(BatchNormError) -> Activation {
+    switch Int(value) {
+    case BN_ACTIVATION_NONE: .none
+    case BN_ACTIVATION_RELU: .relu
+    case BN_ACTIVATION_LEAKY_RELU: .leakyReLU(negativeSlope: negativeSlope)
+    default: throw .invalidOption(.activation, actual: Int(value))
+    }
+}
+
+extension Positions {
+    /// As argument structs have them.
+    init(
+        _ mask: UnsafePointer<UInt8>?, _ maskCount: Int64, _ lengths: UnsafePointer<Int64>?,
+        _ lengthsCount: Int64, _ masked: bn_masked
+    ) throws(BatchNormError) {
+        self.init()
+        self.mask = View(mask, count: Int(maskCount))
+        self.lengths = View(lengths, count: Int(lengthsCount))
+        self.masked = try option(masked, .masked)
+    }
+}
+
 /// A bn_problem in the core's words.
 struct Problem {
     let scalar: ScalarType

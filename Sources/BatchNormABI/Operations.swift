@@ -13,6 +13,7 @@ public func bn_forward_training(
         let job = try ForwardTraining(problem, given)
         let outcome = try job.run()
         args?.pointee.nonfinite_channels = Int64(outcome.nonfiniteChannels)
+        args?.pointee.values_per_channel = Int64(outcome.valuesPerChannel)
         args?.pointee.statistics_used = outcome.statistics.rawValue
         try outcome.require(job.options.nonfinite, of: problem.shape.channels)
     }
@@ -45,6 +46,7 @@ extension ForwardTraining {
         _ problem: Problem, _ args: bn_forward_training_args
     ) throws(BatchNormError) {
         try requireReserved(args.reserved)
+        try requireReserved(args.reserved_end)
         let options = TrainingOptions(
             epsilon: args.epsilon, momentum: args.momentum,
             averaging: try option(args.averaging, .averaging),
@@ -62,6 +64,12 @@ extension ForwardTraining {
         numBatchesTracked = args.num_batches_tracked
         savedMean = MutableView(args.saved_mean, count: Int(args.saved_mean_count))
         savedInvstd = MutableView(args.saved_invstd, count: Int(args.saved_invstd_count))
+        extras.activation = try activation(args.activation, args.negative_slope)
+        extras.residual = View(args.residual, count: Int(args.residual_count))
+        extras.activationMask = MutableView(
+            args.activation_mask, count: Int(args.activation_mask_count))
+        extras.positions = try Positions(
+            args.mask, args.mask_count, args.lengths, args.lengths_count, args.masked)
     }
 }
 
@@ -78,6 +86,12 @@ extension ForwardInference {
             runningVar: View(args.running_var, count: Int(args.running_var_count)))
         weight = View(args.weight, count: Int(args.weight_count))
         bias = View(args.bias, count: Int(args.bias_count))
+        extras.activation = try activation(args.activation, args.negative_slope)
+        extras.residual = View(args.residual, count: Int(args.residual_count))
+        extras.activationMask = MutableView(
+            args.activation_mask, count: Int(args.activation_mask_count))
+        extras.positions = try Positions(
+            args.mask, args.mask_count, args.lengths, args.lengths_count, args.masked)
     }
 }
 
@@ -104,5 +118,11 @@ extension Backward {
         gradInput = MutableView(args.grad_input, count: Int(args.grad_input_count))
         gradWeight = MutableView(args.grad_weight, count: Int(args.grad_weight_count))
         gradBias = MutableView(args.grad_bias, count: Int(args.grad_bias_count))
+        extras.activation = try activation(args.activation, args.negative_slope)
+        extras.activationMask = View(args.activation_mask, count: Int(args.activation_mask_count))
+        extras.output = View(args.output, count: Int(args.output_count))
+        extras.gradResidual = MutableView(args.grad_residual, count: Int(args.grad_residual_count))
+        extras.positions = try Positions(
+            args.mask, args.mask_count, args.lengths, args.lengths_count, args.masked)
     }
 }

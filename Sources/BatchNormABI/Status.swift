@@ -11,16 +11,19 @@ extension BatchNormError {
             case .missing: BN_STATUS_NULL_POINTER
             case .structSize: BN_STATUS_STRUCT_SIZE
             case .invalidOption: BN_STATUS_INVALID_OPTION
-            case .rank: BN_STATUS_RANK
+            case .exclusive: BN_STATUS_EXCLUSIVE
+            case .rank, .lengthsRank: BN_STATUS_RANK
             case .negativeSize, .negativeCount: BN_STATUS_NEGATIVE_SIZE
             case .noChannels: BN_STATUS_NO_CHANNELS
             case .sizeOverflow: BN_STATUS_SIZE_OVERFLOW
             case .countMismatch: BN_STATUS_COUNT_MISMATCH
+            case .length: BN_STATUS_LENGTH
             case .misaligned: BN_STATUS_MISALIGNED
             case .overlap: BN_STATUS_OVERLAP
             case .outOfMemory: BN_STATUS_OUT_OF_MEMORY
             case .epsilon: BN_STATUS_EPSILON
             case .momentum: BN_STATUS_MOMENTUM
+            case .negativeSlope: BN_STATUS_NEGATIVE_SLOPE
             case .oneValue, .oneValueWithoutRunningStatistics: BN_STATUS_ONE_VALUE
             case .nonfinite: BN_STATUS_NONFINITE
             case .batchCounter: BN_STATUS_BATCH_COUNTER
@@ -49,11 +52,13 @@ public func bn_status_name(_ status: bn_status) -> UnsafePointer<CChar>? {
         case BN_STATUS_NULL_POINTER: "BN_STATUS_NULL_POINTER"
         case BN_STATUS_STRUCT_SIZE: "BN_STATUS_STRUCT_SIZE"
         case BN_STATUS_INVALID_OPTION: "BN_STATUS_INVALID_OPTION"
+        case BN_STATUS_EXCLUSIVE: "BN_STATUS_EXCLUSIVE"
         case BN_STATUS_RANK: "BN_STATUS_RANK"
         case BN_STATUS_NEGATIVE_SIZE: "BN_STATUS_NEGATIVE_SIZE"
         case BN_STATUS_NO_CHANNELS: "BN_STATUS_NO_CHANNELS"
         case BN_STATUS_SIZE_OVERFLOW: "BN_STATUS_SIZE_OVERFLOW"
         case BN_STATUS_COUNT_MISMATCH: "BN_STATUS_COUNT_MISMATCH"
+        case BN_STATUS_LENGTH: "BN_STATUS_LENGTH"
         case BN_STATUS_MISALIGNED: "BN_STATUS_MISALIGNED"
         case BN_STATUS_OVERLAP: "BN_STATUS_OVERLAP"
         case BN_STATUS_OUT_OF_MEMORY: "BN_STATUS_OUT_OF_MEMORY"
@@ -62,6 +67,7 @@ public func bn_status_name(_ status: bn_status) -> UnsafePointer<CChar>? {
         case BN_STATUS_ONE_VALUE: "BN_STATUS_ONE_VALUE"
         case BN_STATUS_NONFINITE: "BN_STATUS_NONFINITE"
         case BN_STATUS_BATCH_COUNTER: "BN_STATUS_BATCH_COUNTER"
+        case BN_STATUS_NEGATIVE_SLOPE: "BN_STATUS_NEGATIVE_SLOPE"
         case BN_STATUS_NO_RUNNING_STATISTICS: "BN_STATUS_NO_RUNNING_STATISTICS"
         case BN_STATUS_NO_PARAMETER: "BN_STATUS_NO_PARAMETER"
         case BN_STATUS_NO_FORWARD: "BN_STATUS_NO_FORWARD"

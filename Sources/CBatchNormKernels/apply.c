@@ -1,20 +1,59 @@
-/* Picks the apply leaf for a piece and lays its coefficients out as the leaf wants them. */
+/* Picks the apply leaf, or stage, for a piece and lays its coefficients out as the leaf wants them. */
 #include "apply.h"
 
 #include "columns.h"
 
-static void apply_rows(const bnk_cut *cut, const bnk_leaves *leaves, int64_t rows, int64_t length,
-                       const bnk_linear *f, const char *x, const char *dy, char *y)
+/* By the plain leaves; frozen, they take dy for x. */
+static void plain_rows(const bnk_operands *o, int64_t at, int64_t rows, int64_t length,
+                       const bnk_linear *f)
 {
-    if (dy)
-        leaves->row_grad_apply(x, dy, y, rows, cut->stride, length, f, cut->plan->stream);
+    const int64_t stride = o->cut->stride, start = at * o->cut->element;
+    const int32_t stream = o->cut->plan->stream;
+    if (o->dy && !o->frozen)
+        o->leaves->row_grad_apply(o->x + start, o->dy + start, o->y + start, rows, stride, length,
+                                  f, stream);
     else
-        leaves->row_apply(x, y, rows, cut->stride, length, f, cut->plan->stream);
+        o->leaves->row_apply((o->frozen ? o->dy : o->x) + start, o->y + start, rows, stride, length, f,
+                             stream);
 }
 
-static void apply_columns(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
-                          const bnk_linears *channels, const char *x, const char *dy, char *y)
+static void plain_columns(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride,
+                          int64_t width, const bnk_linears *columns)
 {
+    const int64_t start = at * o->cut->element;
+    const int32_t stream = o->cut->plan->stream;
+    if (o->dy && !o->frozen)
+        o->leaves->column_grad_apply(o->x + start, o->dy + start, o->y + start, lines, stride,
+                                     width, columns, stream);
+    else
+        o->leaves->column_apply((o->frozen ? o->dy : o->x) + start, o->y + start, lines, stride, width,
+                                columns, stream);
+}
+
+/* Inner values [offset, offset + length) of some rows of one channel. */
+static void apply_rows(const bnk_operands *o, int64_t channel, int64_t row, int64_t rows,
+                       int64_t offset, int64_t length, const bnk_linear *f)
+{
+    const int64_t stride = o->cut->stride, end = row + rows;
+    const int64_t first = channel * o->cut->grid->inner + offset;
+    if (!o->extras) {
+        plain_rows(o, row * stride + first, rows, length, f);
+        return;
+    }
+    const int plain = bnk_is_plain(o);
+    for (int64_t begin = row; row < end; begin = ++row) {
+        /* Whole rows up to the next one that has something special. */
+        const uint8_t *keep = NULL;
+        while (row < end && !(keep = bnk_keep_row(o, row, offset, length)) && plain) row++;
+        if (row > begin) plain_rows(o, begin * stride + first, row - begin, length, f);
+        if (row < end) bnk_stage_row_apply(o, row * stride + first, length, keep, f);
+    }
+}
+
+static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
+                          const bnk_linears *channels)
+{
+    const bnk_cut *cut = o->cut;
     const int32_t is_double = cut->grid->is_double;
     const int64_t inner = cut->grid->inner;
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
@@ -28,83 +67,85 @@ static void apply_columns(const bnk_cut *cut, const bnk_leaves *leaves, const bn
         bnk_expand(channels->center, is_double, c, inner, fold, columns.center);
         bnk_expand(channels->slope, is_double, c, inner, fold, columns.slope);
         bnk_expand(channels->offset, is_double, c, inner, fold, columns.offset);
-        if (dy) {
+        if (o->dy) {
             bnk_expand(channels->factor, is_double, c, inner, fold, columns.factor);
             bnk_expand(channels->slope_rest, is_double, c, inner, fold, columns.slope_rest);
         }
     }
 
-    int64_t row = 0;
-    while (row < piece->rows) {
-        const int64_t left = piece->rows - row;
-        const int64_t folded = left >= fold ? fold : 1; /* the last rows are too few for a fold */
-        const int64_t lines = left / folded;
+    const int plain = bnk_is_plain(o);
+    const int64_t first = piece->channel * inner, end = piece->row + piece->rows;
+    int64_t row = piece->row;
+    while (row < end) {
+        const int64_t folded = bnk_fold_of(cut->plan, end - row); /* the last rows may be too few */
+        const int64_t lines = (end - row) / folded;
         const int64_t width = piece->channels * inner * folded, stride = cut->stride * folded;
-        const int64_t at = row * cut->stride * cut->element;
-        if (dy)
-            leaves->column_grad_apply(x + at, dy + at, y + at, lines, stride, width, &columns,
-                                      cut->plan->stream);
-        else
-            leaves->column_apply(x + at, y + at, lines, stride, width, &columns, cut->plan->stream);
+        int64_t line = 0;
+        if (!o->extras) {
+            plain_columns(o, row * cut->stride + first, lines, stride, width, &columns);
+            line = lines;
+        }
+        for (int64_t begin = line; line < lines; begin = ++line) {
+            uint8_t keeps[BNK_MAX_COLUMNS];
+            const uint8_t *keep = NULL;
+            while (line < lines && !(keep = bnk_keep_line(o, row + line * folded, folded,
+                                                          piece->channels, keeps)) && plain)
+                line++;
+            const int64_t at = row * cut->stride + first;
+            if (line > begin)
+                plain_columns(o, at + begin * stride, line - begin, stride, width, &columns);
+            if (line < lines) bnk_stage_line_apply(o, at + line * stride, width, keep, &columns);
+        }
         row += lines * folded;
     }
 }
 
-void bnk_apply_piece(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
-                     const bnk_linears *channels, const void *x, const void *dy, void *y)
+void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels)
 {
-    const char *from = (const char *)x + piece->start;
-    const char *grad = dy ? (const char *)dy + piece->start : NULL;
-    char *to = (char *)y + piece->start;
-    if (cut->plan->by_columns) {
-        apply_columns(cut, leaves, piece, channels, from, grad, to);
+    if (o->cut->plan->by_columns) {
+        apply_columns(o, piece, channels);
     } else {
-        const bnk_linear f = bnk_linears_get(channels, cut->grid->is_double, 0);
-        apply_rows(cut, leaves, piece->rows, piece->length, &f, from, grad, to);
+        const bnk_linear f = bnk_linears_get(channels, o->cut->grid->is_double, 0);
+        apply_rows(o, piece->channel, piece->row, piece->rows, piece->offset, piece->length, &f);
     }
 }
 
 /* ---- in steps ---- */
 
-void bnk_apply_begin(bnk_application *a, const bnk_cut *cut, const bnk_leaves *leaves,
-                     const bnk_piece *piece, const bnk_linear *f, const void *x, const void *dy,
-                     void *y)
+void bnk_apply_begin(bnk_application *a, const bnk_operands *o, const bnk_piece *piece,
+                     const bnk_linear *f)
 {
-    a->cut = cut;
-    a->leaves = leaves;
-    a->x = (const char *)x + piece->start;
-    a->dy = dy ? (const char *)dy + piece->start : NULL;
-    a->y = (char *)y + piece->start;
+    a->operands = o;
+    a->piece = *piece;
     a->f = *f;
-    a->rows = piece->rows;
-    a->length = piece->length;
     a->row = a->offset = a->owed = 0;
 }
 
 /* A step ends where a cache line of y does, so that each is written whole. */
 static int64_t whole_lines(const bnk_application *a, int64_t length)
 {
-    const int64_t element = a->cut->element;
-    const char *end = a->y + (a->row * a->cut->stride + a->offset + length) * element;
-    return length - (int64_t)((uintptr_t)end % 64) / element;
+    const bnk_cut *cut = a->operands->cut;
+    const char *end = a->operands->written + a->piece.start +
+                      (a->row * cut->stride + a->offset + length) * cut->element;
+    return length - (int64_t)((uintptr_t)end % 64) / cut->element;
 }
 
 void bnk_apply_some(bnk_application *a, int64_t elements)
 {
+    const bnk_piece *piece = &a->piece;
     a->owed += elements;
-    while (a->row < a->rows) {
-        int64_t rows = 1, length = a->length - a->offset;
+    while (a->row < piece->rows) {
+        int64_t rows = 1, length = piece->length - a->offset;
         if (a->offset == 0 && a->owed >= length)
-            rows = bnk_min(a->owed / length, a->rows - a->row);
+            rows = bnk_min(a->owed / length, piece->rows - a->row);
         else if (length > a->owed)
             length = whole_lines(a, a->owed);
         if (length <= 0) return;
-        const int64_t at = (a->row * a->cut->stride + a->offset) * a->cut->element;
-        apply_rows(a->cut, a->leaves, rows, length, &a->f, a->x + at, a->dy ? a->dy + at : NULL,
-                   a->y + at);
+        apply_rows(a->operands, piece->channel, piece->row + a->row, rows,
+                   piece->offset + a->offset, length, &a->f);
         a->owed -= rows * length;
         a->offset += length;
-        if (a->offset == a->length) {
+        if (a->offset == piece->length) {
             a->offset = 0;
             a->row += rows;
         }
@@ -113,7 +154,7 @@ void bnk_apply_some(bnk_application *a, int64_t elements)
 
 void bnk_apply_rest(bnk_application *a)
 {
-    bnk_apply_some(a, a->rows * a->length);
+    bnk_apply_some(a, a->piece.rows * a->piece.length);
 }
 
 /* ---- the end of a task ---- */
@@ -142,9 +183,10 @@ int64_t bnk_apply_tasks(const bnk_cut *cut)
     return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid->rows) : tasks;
 }
 
-void bnk_apply_tasks_run(const bnk_cut *cut, const bnk_leaves *leaves, int64_t begin, int64_t end,
-                         const bnk_linears *linears, const void *x, const void *dy, void *y)
+void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
+                         const bnk_linears *linears)
 {
+    const bnk_cut *cut = o->cut;
     const int64_t tasks = bnk_apply_tasks(cut);
     for (int64_t task = begin; task < end; task++) {
         /* Last read, first applied: what the reduction saw last is still in cache. */
@@ -158,7 +200,7 @@ void bnk_apply_tasks_run(const bnk_cut *cut, const bnk_leaves *leaves, int64_t b
             piece.start = piece.row * cut->stride * cut->element;
         }
         const bnk_linears own = bnk_linears_from(linears, piece.channel, cut->grid->is_double);
-        bnk_apply_piece(cut, leaves, &piece, &own, x, dy, y);
+        bnk_apply_piece(o, &piece, &own);
     }
     bnk_finish_stores(cut);
 }

@@ -5,33 +5,27 @@
 #define BNK_APPLY_H
 
 #include "coefficients.h"
-#include "leaves.h"
 #include "pieces.h"
+#include "stage.h"
 
 /* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose
- * first is the arrays' first; with dy not NULL + dy * factor. x, dy and y are the whole grid's; y may be x
- * or dy. */
-void bnk_apply_piece(const bnk_cut *cut, const bnk_leaves *leaves, const bnk_piece *piece,
-                     const bnk_linears *channels, const void *x, const void *dy, void *y);
+ * first is the arrays' first; in a backward + dy * factor; and what the operands' extras ask for. */
+void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels);
 
 /*
  * The same for one channel by rows, in small steps between other work: non-temporal stores leave a core
  * idle most of the time, and the sums of another channel fit into it.
  */
 typedef struct bnk_application {
-    const bnk_cut *cut;
-    const bnk_leaves *leaves;
-    const char *x, *dy;
-    char *y;
+    const bnk_operands *operands;
+    bnk_piece piece;
     bnk_linear f;
-    int64_t rows, length; /* the piece's */
-    int64_t row, offset;  /* where to go on: a row and an element in it */
-    int64_t owed;         /* elements that steps were asked for and not done yet */
+    int64_t row, offset; /* where to go on, counted in the piece: a row and an element in it */
+    int64_t owed;        /* elements that steps were asked for and not done yet */
 } bnk_application;
 
-void bnk_apply_begin(bnk_application *application, const bnk_cut *cut, const bnk_leaves *leaves,
-                     const bnk_piece *piece, const bnk_linear *f, const void *x, const void *dy,
-                     void *y);
+void bnk_apply_begin(bnk_application *application, const bnk_operands *o, const bnk_piece *piece,
+                     const bnk_linear *f);
 
 /* About `elements` more of it; no more than are left. Sums and applications take turns every BNK_STEP
  * elements: what a core's store queue takes in while the sums go on. */
@@ -56,7 +50,7 @@ void bnk_finish_stores(const bnk_cut *cut);
 
 /* The application to a whole grid, cut into tasks as suits it: coefficients of all channels. */
 int64_t bnk_apply_tasks(const bnk_cut *cut);
-void bnk_apply_tasks_run(const bnk_cut *cut, const bnk_leaves *leaves, int64_t begin, int64_t end,
-                         const bnk_linears *linears, const void *x, const void *dy, void *y);
+void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
+                         const bnk_linears *linears);
 
 #endif

@@ -18,6 +18,7 @@ typedef struct grad_sums {
 typedef struct backward {
     const bnk_backward *job;
     bnk_cut cut;
+    bnk_operands operands;
     const bnk_leaves *leaves;
     grad_sums *partial;  /* [piece][channel], if not fused */
     bnk_linears linears; /* [channel], if not fused */
@@ -39,34 +40,93 @@ static double invstd_of(const backward *t, int64_t channel)
 
 /* ---- sums ---- */
 
+/* Whether sums can be taken from the tensors as they are. */
+static int sums_are_plain(const backward *t)
+{
+    const bnk_extras *e = t->job->extras;
+    return !e || (e->negative_slope == 1 && !e->positions);
+}
+
 /* `other`, if not NULL, goes on meanwhile. */
-static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
-                           bnk_application *other)
+static void add_rows(const backward *t, const bnk_piece *piece, double mean, bnk_lane_sums *lanes,
+                     bnk_application *other)
 {
     const int64_t stride = t->cut.stride, element = t->cut.element;
     const char *x = (const char *)t->job->input + piece->start;
     const char *dy = (const char *)t->job->grad_output + piece->start;
-    const double mean = mean_of(t, piece->channel);
-    bnk_lane_sums lanes = { { 0 }, { 0 } };
     if (!other) {
         t->leaves->row_grad_sums(x, dy, piece->rows, stride, piece->length, 2 * stride, mean,
-                                 &lanes);
-    } else {
-        for (int64_t row = 0, together; row < piece->rows; row += together) {
-            together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
-            const int64_t ahead = bnk_next_rows(&t->cut, piece, row, together);
-            const int64_t step = bnk_step_of(piece->length, together);
-            for (int64_t i = 0; i < piece->length; i += step) {
-                const int64_t count = bnk_min(step, piece->length - i);
-                const int64_t at = (row * stride + i) * element;
-                t->leaves->row_grad_sums(x + at, dy + at, together, stride, count, ahead, mean,
-                                         &lanes);
-                bnk_apply_some(other, together * count);
-            }
+                                 lanes);
+        return;
+    }
+    for (int64_t row = 0, together; row < piece->rows; row += together) {
+        together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
+        const int64_t ahead = bnk_next_rows(&t->cut, piece, row, together);
+        const int64_t step = bnk_step_of(piece->length, together);
+        for (int64_t i = 0; i < piece->length; i += step) {
+            const int64_t count = bnk_min(step, piece->length - i);
+            const int64_t at = (row * stride + i) * element;
+            t->leaves->row_grad_sums(x + at, dy + at, together, stride, count, ahead, mean, lanes);
+            bnk_apply_some(other, together * count);
         }
     }
+}
+
+/* The same where gradients come back through an activation, or positions are masked. */
+static void add_staged_rows(const backward *t, const bnk_piece *piece, double mean,
+                            bnk_lane_sums *lanes, bnk_application *other)
+{
+    const int64_t stride = t->cut.stride;
+    const int64_t first = piece->channel * t->cut.grid->inner + piece->offset;
+    for (int64_t row = 0; row < piece->rows; row++) {
+        const int64_t ahead = bnk_next_rows(&t->cut, piece, row, 1);
+        for (int64_t i = 0; i < piece->length; i += BNK_STRETCH) {
+            const int64_t count = bnk_min(BNK_STRETCH, piece->length - i);
+            const uint8_t *keep =
+                bnk_keep_row(&t->operands, piece->row + row, piece->offset + i, count);
+            if (!keep || bnk_count_kept(keep, count) > 0)
+                bnk_stage_row_grad_sums(&t->operands, (piece->row + row) * stride + first + i,
+                                        count, ahead, keep, mean, lanes);
+            if (other) bnk_apply_some(other, count);
+        }
+    }
+}
+
+static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
+                           bnk_application *other)
+{
+    bnk_lane_sums lanes = { { 0 }, { 0 } };
+    (sums_are_plain(t) ? add_rows : add_staged_rows)(t, piece, mean_of(t, piece->channel), &lanes,
+                                                     other);
     sums->dy = bnk_sum_of_lanes(lanes.first);
     sums->dy_times_c = bnk_sum_of_lanes(lanes.second);
+}
+
+/* Adds lines of a piece, each of `fold` rows, to its columns' sums. */
+static void add_lines(const backward *t, const bnk_piece *piece, int64_t row, int64_t lines,
+                      int64_t fold, const double *mean, double *sum, double *product)
+{
+    const bnk_cut *cut = &t->cut;
+    const int64_t stride = cut->stride * fold;
+    const int64_t columns = piece->channels * cut->grid->inner * fold;
+    const int64_t start = row * cut->stride + piece->channel * cut->grid->inner;
+    if (sums_are_plain(t)) {
+        const int64_t at = start * cut->element;
+        t->leaves->column_grad_sums((const char *)t->job->input + at,
+                                    (const char *)t->job->grad_output + at, lines, stride, columns,
+                                    bnk_from_memory(cut), mean, sum, product);
+        return;
+    }
+    for (int64_t line = 0; line < lines; line += BNK_LINES) {
+        const int64_t together = bnk_min(BNK_LINES, lines - line);
+        uint8_t columns_kept[BNK_LINES][BNK_MAX_COLUMNS];
+        const uint8_t *keep[BNK_LINES];
+        for (int64_t i = 0; i < together; i++)
+            keep[i] = bnk_keep_line(&t->operands, row + (line + i) * fold, fold, piece->channels,
+                                    columns_kept[i]);
+        bnk_stage_column_grad_sums(&t->operands, start + line * stride, together, stride, columns,
+                                   keep, mean, sum, product);
+    }
 }
 
 /* The sums of each channel of a piece by columns, written to sums[0..channels). */
@@ -77,22 +137,14 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
     const int64_t lines = piece->rows / fold, rest = piece->rows % fold;
     const int64_t columns = channels * inner * fold;
-    const int ahead = bnk_from_memory(cut);
     double mean[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], product[BNK_MAX_COLUMNS];
     double own[BNK_MAX_COLUMNS];
-    const char *x = (const char *)t->job->input + piece->start;
-    const char *dy = (const char *)t->job->grad_output + piece->start;
 
     for (int64_t c = 0; c < channels; c++) own[c] = mean_of(t, piece->channel + c);
     bnk_expand_double(own, channels, inner, fold, mean);
     for (int64_t j = 0; j < columns; j++) sum[j] = product[j] = 0;
-    t->leaves->column_grad_sums(x, dy, lines, cut->stride * fold, columns, ahead, mean, sum,
-                                product);
-    if (rest > 0) {
-        const int64_t done = lines * fold * cut->stride * cut->element;
-        t->leaves->column_grad_sums(x + done, dy + done, rest, cut->stride, channels * inner, 0,
-                                    mean, sum, product);
-    }
+    add_lines(t, piece, piece->row, lines, fold, mean, sum, product);
+    if (rest > 0) add_lines(t, piece, piece->row + lines * fold, rest, 1, mean, sum, product);
     bnk_collapse(sum, channels, inner, fold, own);
     for (int64_t c = 0; c < channels; c++) sums[c].dy = own[c];
     bnk_collapse(product, channels, inner, fold, own);
@@ -115,7 +167,7 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
     const bnk_backward *job = t->job;
     const bnk_grid *grid = t->cut.grid;
     const int32_t is_double = grid->is_double;
-    const double count = (double)grid->rows * (double)grid->inner;
+    const double count = (double)job->count;
     const double mean = mean_of(t, channel), invstd = invstd_of(t, channel);
 
     if (job->grad_bias) bnk_set(job->grad_bias, is_double, channel, sums.dy);
@@ -140,15 +192,10 @@ static int needs_sums(const bnk_backward *job)
     return job->grad_weight || job->grad_bias || (job->grad_input && !job->frozen);
 }
 
-/* What the apply leaves take as x and as dy: frozen, dy is the forward's x. */
-static const void *applied_x(const bnk_backward *job)
+/* Whether anything is applied at all. */
+static int applies(const bnk_backward *job)
 {
-    return job->frozen ? job->grad_output : job->input;
-}
-
-static const void *applied_dy(const bnk_backward *job)
-{
-    return job->frozen ? NULL : job->grad_output;
+    return job->grad_input || (job->extras && job->extras->grad_residual);
 }
 
 /* ---- channels whole ---- */
@@ -178,15 +225,13 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
         if (applying) bnk_apply_rest(applying);
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(&linears, is_double, c, finish_channel(t, whole.channel + c, total[c]));
-        if (!t->job->grad_input) continue;
+        if (!applies(t->job)) continue;
         if (cut->plan->stream && !cut->plan->by_columns) {
             const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
             applying = &application;
-            bnk_apply_begin(applying, cut, t->leaves, &whole, &f, applied_x(t->job),
-                            applied_dy(t->job), t->job->grad_input);
+            bnk_apply_begin(applying, &t->operands, &whole, &f);
         } else {
-            bnk_apply_piece(cut, t->leaves, &whole, &linears, applied_x(t->job), applied_dy(t->job),
-                            t->job->grad_input);
+            bnk_apply_piece(&t->operands, &whole, &linears);
         }
     }
     if (applying) bnk_apply_rest(applying);
@@ -225,8 +270,7 @@ static void add_channels(void *context, int64_t begin, int64_t end)
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
-    bnk_apply_tasks_run(&t->cut, t->leaves, begin, end, &t->linears, applied_x(t->job),
-                        applied_dy(t->job), t->job->grad_input);
+    bnk_apply_tasks_run(&t->operands, begin, end, &t->linears);
 }
 
 /* ---- entries ---- */
@@ -242,7 +286,9 @@ int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan)
 void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job)
 {
     backward t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
-    t.leaves = bnk_leaves_for(plan->isa, grid->is_double);
+    t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
+                                 job->extras);
+    t.leaves = t.operands.leaves;
     if (plan->fused) {
         bnk_parallel(plan->threads, (bnk_phase[]){ { backward_runs, t.cut.runs } }, 1, &t);
         return;
@@ -253,7 +299,7 @@ void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_back
     const bnk_phase phases[] = {
         { reduce_pieces, needs_sums(job) ? t.cut.runs * t.cut.pieces : 0 },
         { add_channels, grid->channels },
-        { apply_pieces, job->grad_input ? bnk_apply_tasks(&t.cut) : 0 },
+        { apply_pieces, applies(job) ? bnk_apply_tasks(&t.cut) : 0 },
     };
     bnk_parallel(plan->threads, phases, 3, &t);
 }

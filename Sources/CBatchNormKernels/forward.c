@@ -20,8 +20,10 @@ enum { TILE = 16384 };
 typedef struct training {
     bnk_forward *job;
     bnk_cut cut;
+    bnk_operands operands;
     const bnk_leaves *leaves;
     bnk_moments *partial; /* [piece][channel], if not fused */
+    double *counts;       /* [piece], of the values of each channel in it, if not fused */
     bnk_linears linears;  /* [channel], if not fused */
 } training;
 
@@ -69,32 +71,67 @@ static void add_rows(const training *t, const row_tile *tile, const double *pivo
     }
 }
 
-static bnk_moments row_tile_moments(const training *t, const row_tile *tile, bnk_application *other)
+/* The same where positions are masked: rows, or stretches of them, that are not go the straight way. */
+static void add_masked_rows(const training *t, const row_tile *tile, const double *pivot,
+                            bnk_lane_sums *sums, bnk_application *other)
 {
     const bnk_cut *cut = &t->cut;
+    const bnk_piece *piece = tile->piece;
+    for (int64_t row = 0; row < tile->rows; row++)
+        for (int64_t i = 0; i < tile->length; i += BNK_STRETCH) {
+            const int64_t count = bnk_min(BNK_STRETCH, tile->length - i);
+            const int64_t offset = piece->offset + tile->offset + i;
+            const int64_t in_grid = piece->row + tile->row + row;
+            const uint8_t *keep = bnk_keep_row(&t->operands, in_grid, offset, count);
+            const int64_t at =
+                in_grid * cut->stride + piece->channel * cut->grid->inner + offset;
+            const char *from = (const char *)t->job->input + at * cut->element;
+            if (keep && bnk_count_kept(keep, count) > 0)
+                bnk_stage_row_sums(&t->operands, at, count, keep, pivot, sums);
+            else if (keep)
+                ; /* nothing takes part */
+            else if (pivot)
+                t->leaves->row_sums(from, 1, 0, count, *pivot, sums);
+            else
+                t->leaves->row_squares(from, 1, 0, count, cut->stride, sums);
+            if (other) bnk_apply_some(other, count);
+        }
+}
+
+/* Of the tile's values that take part, and how many these are. */
+static bnk_moments row_tile_moments(const training *t, const row_tile *tile, double *count,
+                                    bnk_application *other)
+{
+    const bnk_cut *cut = &t->cut;
+    const bnk_piece *piece = tile->piece;
     const int32_t is_double = cut->grid->is_double;
-    const double n = (double)(tile->rows * tile->length);
-    const double pivot = bnk_get((const char *)t->job->input + tile->piece->start, is_double,
-                                 tile->row * cut->stride + tile->offset, 0);
+    const bnk_kept kept = bnk_kept_in(&t->operands, piece->row + tile->row, tile->rows,
+                                      piece->offset + tile->offset, tile->length);
+    const double n = *count = (double)kept.count;
+    if (n == 0) return (bnk_moments){ 0, 0, 0 };
+    const int masked = kept.count < tile->rows * tile->length;
+    const int64_t first =
+        kept.row * cut->stride + piece->channel * cut->grid->inner + kept.offset;
+    const double pivot = bnk_get(t->job->input, is_double, first, 0);
     if (!is_double) {
         bnk_lane_sums lanes = { { 0 }, { 0 } };
-        add_rows(t, tile, NULL, &lanes, other);
+        (masked ? add_masked_rows : add_rows)(t, tile, NULL, &lanes, other);
         const double sum = bnk_sum_of_lanes(lanes.first);
         const double squares = bnk_sum_of_lanes(lanes.second);
         if (holds(n, sum, squares)) return bnk_moments_of_sums(n, 0, sum, squares);
         other = NULL; /* it has gone on as far as it should */
     }
     bnk_lane_sums lanes = { { 0 }, { 0 } };
-    add_rows(t, tile, &pivot, &lanes, other);
+    (masked ? add_masked_rows : add_rows)(t, tile, &pivot, &lanes, other);
     return bnk_moments_of_sums(n, pivot, bnk_sum_of_lanes(lanes.first),
                                bnk_sum_of_lanes(lanes.second));
 }
 
-static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece,
-                                     bnk_application *other)
+static double row_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
+                                bnk_application *other)
 {
-    bnk_moments all = { 0, 0, 0 };
     double count = 0;
+    *moments = (bnk_moments){ 0, 0, 0 };
     for (int64_t at = 0; at < piece->length; at += TILE) {
         const int64_t length = bnk_min(TILE, piece->length - at);
         const int64_t fit = TILE / length / 4 * 4;
@@ -102,97 +139,141 @@ static bnk_moments row_piece_moments(const training *t, const bnk_piece *piece,
         for (int64_t row = 0; row < piece->rows; row += tile_rows) {
             const int64_t rows = bnk_min(tile_rows, piece->rows - row);
             const row_tile tile = { piece, row, rows, at, length };
-            const bnk_moments own = row_tile_moments(t, &tile, other);
-            const double n = (double)(rows * length);
-            bnk_moments_add(&all, count, &own, n, 1);
+            double n;
+            const bnk_moments own = row_tile_moments(t, &tile, &n, other);
+            bnk_moments_add(moments, count, &own, n, 1);
             count += n;
         }
     }
-    return all;
+    return count;
 }
 
 /* Some lines (rows, or folds of rows) of a run of channels. */
 typedef struct tile {
-    const char *x;
-    int64_t lines, stride, fold, channels;
+    int64_t channel, channels;
+    int64_t row, lines, fold;
 } tile;
 
+static int64_t start_of(const training *t, const tile *tile)
+{
+    return tile->row * t->cut.stride + tile->channel * t->cut.grid->inner;
+}
+
+/* Adds a tile to its columns' sums around pivots, or around none. */
+static void add_lines(const training *t, const tile *tile, int64_t begin, int64_t end,
+                      const double *pivot, double *sum, double *squares)
+{
+    const bnk_cut *cut = &t->cut;
+    const int64_t columns = tile->channels * cut->grid->inner * tile->fold;
+    const int64_t stride = cut->stride * tile->fold;
+    const int ahead = bnk_from_memory(cut);
+    const char *x =
+        (const char *)t->job->input + (start_of(t, tile) + begin * stride) * cut->element;
+    if (pivot)
+        t->leaves->column_sums(x, end - begin, stride, columns, ahead, pivot, sum, squares);
+    else
+        t->leaves->column_squares(x, end - begin, stride, columns, ahead, sum, squares);
+}
+
+/* The same where positions are masked: lines that are not go the straight way. */
+static void add_masked_lines(const training *t, const tile *tile, const double *pivot, double *sum,
+                             double *squares)
+{
+    const int64_t stride = t->cut.stride * tile->fold;
+    const int64_t columns = tile->channels * t->cut.grid->inner * tile->fold;
+    uint8_t keeps[BNK_MAX_COLUMNS];
+    const uint8_t *keep = NULL;
+    for (int64_t line = 0, begin = 0; line < tile->lines; begin = ++line) {
+        while (line < tile->lines &&
+               !(keep = bnk_keep_line(&t->operands, tile->row + line * tile->fold, tile->fold,
+                                      tile->channels, keeps)))
+            line++;
+        if (line > begin) add_lines(t, tile, begin, line, pivot, sum, squares);
+        if (line < tile->lines && bnk_count_kept(keep, columns) > 0)
+            bnk_stage_column_sums(&t->operands, start_of(t, tile) + line * stride, 1, stride,
+                                  columns, &keep, pivot, sum, squares);
+    }
+}
+
 /* The sums of a tile's channels around pivots, or around none. */
-static void channel_sums(const training *t, const tile *tile, const double *pivot, double *sum,
-                         double *squares)
+static void channel_sums(const training *t, const tile *tile, bool masked, const double *pivot,
+                         double *sum, double *squares)
 {
     const int64_t inner = t->cut.grid->inner;
     const int64_t columns = tile->channels * inner * tile->fold;
-    const int ahead = bnk_from_memory(&t->cut);
     double column_pivot[BNK_MAX_COLUMNS], column_sum[BNK_MAX_COLUMNS];
     double column_squares[BNK_MAX_COLUMNS];
     for (int64_t j = 0; j < columns; j++) column_sum[j] = column_squares[j] = 0;
     if (pivot) {
         bnk_expand_double(pivot, tile->channels, inner, tile->fold, column_pivot);
-        t->leaves->column_sums(tile->x, tile->lines, tile->stride, columns, ahead, column_pivot,
-                               column_sum, column_squares);
-    } else {
-        t->leaves->column_squares(tile->x, tile->lines, tile->stride, columns, ahead, column_sum,
-                                  column_squares);
+        pivot = column_pivot;
     }
+    if (masked)
+        add_masked_lines(t, tile, pivot, column_sum, column_squares);
+    else
+        add_lines(t, tile, 0, tile->lines, pivot, column_sum, column_squares);
     bnk_collapse(column_sum, tile->channels, inner, tile->fold, sum);
     bnk_collapse(column_squares, tile->channels, inner, tile->fold, squares);
 }
 
-static void column_tile_moments(const training *t, const tile *tile, bnk_moments *moments)
+/* Of the tile's values that take part; returns how many of each channel these are. */
+static double column_tile_moments(const training *t, const tile *tile, bnk_moments *moments)
 {
     const bnk_grid *grid = t->cut.grid;
-    const double n = (double)(tile->lines * tile->fold * grid->inner);
+    const bnk_kept kept =
+        bnk_kept_in(&t->operands, tile->row, tile->lines * tile->fold, 0, grid->inner);
+    const double n = (double)kept.count;
+    if (n == 0) return 0;
+    const bool masked = kept.count < tile->lines * tile->fold * grid->inner;
     double sum[BNK_MAX_COLUMNS], squares[BNK_MAX_COLUMNS], pivot[BNK_MAX_COLUMNS];
     bool done[BNK_MAX_COLUMNS] = { false };
     if (!grid->is_double) {
-        channel_sums(t, tile, NULL, sum, squares);
+        channel_sums(t, tile, masked, NULL, sum, squares);
         bool all_done = true;
         for (int64_t c = 0; c < tile->channels; c++) {
             moments[c] = bnk_moments_of_sums(n, 0, sum[c], squares[c]);
             done[c] = holds(n, sum[c], squares[c]);
             all_done = all_done && done[c];
         }
-        if (all_done) return;
+        if (all_done) return n;
     }
+    const int64_t first = kept.row * t->cut.stride + tile->channel * grid->inner + kept.offset;
     for (int64_t c = 0; c < tile->channels; c++)
-        pivot[c] = bnk_get(tile->x, grid->is_double, c * grid->inner, 0);
-    channel_sums(t, tile, pivot, sum, squares);
+        pivot[c] = bnk_get(t->job->input, grid->is_double, first + c * grid->inner, 0);
+    channel_sums(t, tile, masked, pivot, sum, squares);
     for (int64_t c = 0; c < tile->channels; c++)
         if (!done[c]) moments[c] = bnk_moments_of_sums(n, pivot[c], sum[c], squares[c]);
+    return n;
 }
 
 /* Moments of each channel of a piece by columns, written to moments[0..channels). */
-static void column_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments)
+static double column_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments)
 {
     const bnk_cut *cut = &t->cut;
-    const int64_t inner = cut->grid->inner;
-    const char *x = (const char *)t->job->input + piece->start;
+    const int64_t inner = cut->grid->inner, end = piece->row + piece->rows;
     bnk_moments own[BNK_MAX_COLUMNS];
     double count = 0;
-    int64_t row = 0;
-    while (row < piece->rows) {
+    int64_t row = piece->row;
+    while (row < end) {
         /* The last rows, too few for another fold, are taken one by one. */
-        const int64_t left = piece->rows - row;
-        const int64_t fold = bnk_fold_of(cut->plan, left);
+        const int64_t fold = bnk_fold_of(cut->plan, end - row);
         const int64_t fit = TILE / (inner * fold) > 16 ? TILE / (inner * fold) : 16;
-        const tile tile = { x + row * cut->stride * cut->element, bnk_min(left / fold, fit),
-                            cut->stride * fold, fold, piece->channels };
-        column_tile_moments(t, &tile, own);
-        const double n = (double)(tile.lines * fold * inner);
+        const tile tile = { piece->channel, piece->channels, row,
+                            bnk_min((end - row) / fold, fit), fold };
+        const double n = column_tile_moments(t, &tile, own);
         bnk_moments_add(moments, count, own, n, piece->channels);
         count += n;
         row += tile.lines * fold;
     }
+    return count;
 }
 
-static void piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
-                          bnk_application *other)
+/* Moments of each channel of a piece, and how many values of each take part. */
+static double piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
+                            bnk_application *other)
 {
-    if (t->cut.plan->by_columns)
-        column_piece_moments(t, piece, moments);
-    else
-        *moments = row_piece_moments(t, piece, other);
+    return t->cut.plan->by_columns ? column_piece_moments(t, piece, moments)
+                                   : row_piece_moments(t, piece, moments, other);
 }
 
 /* ---- a channel's statistics ---- */
@@ -202,7 +283,7 @@ static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, int64_t
                                  bnk_moments moments)
 {
     const int32_t is_double = grid->is_double;
-    double variance = moments.m2 / ((double)grid->rows * (double)grid->inner);
+    double variance = moments.m2 / (double)job->count;
     int finite = isfinite(moments.mean) && isfinite(variance);
     if (!finite)
         moments.mean = variance = NAN; /* also where the sum overflowed: no half-right output */
@@ -251,8 +332,7 @@ static void train_runs(void *context, int64_t begin, int64_t end)
         double count = 0;
         for (int64_t p = 0; p < cut->pieces; p++) {
             const bnk_piece piece = bnk_piece_at(cut, run, p);
-            const double n = (double)(piece.rows * piece.length);
-            piece_moments(t, &piece, own, applying);
+            const double n = piece_moments(t, &piece, own, applying);
             bnk_moments_add(merged, count, own, n, piece.channels);
             count += n;
         }
@@ -263,10 +343,9 @@ static void train_runs(void *context, int64_t begin, int64_t end)
         if (cut->plan->stream && !cut->plan->by_columns) {
             const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
             applying = &application;
-            bnk_apply_begin(applying, cut, t->leaves, &whole, &f, t->job->input, NULL,
-                            t->job->output);
+            bnk_apply_begin(applying, &t->operands, &whole, &f);
         } else {
-            bnk_apply_piece(cut, t->leaves, &whole, &linears, t->job->input, NULL, t->job->output);
+            bnk_apply_piece(&t->operands, &whole, &linears);
         }
     }
     if (applying) bnk_apply_rest(applying);
@@ -283,7 +362,8 @@ static void reduce_pieces(void *context, int64_t begin, int64_t end)
         const int64_t index = task / cut->runs;
         const bnk_piece piece = bnk_piece_at(cut, task % cut->runs, index);
         bnk_moments *partial = t->partial + index * cut->grid->channels + piece.channel;
-        piece_moments(t, &piece, partial, NULL);
+        const double count = piece_moments(t, &piece, partial, NULL);
+        if (piece.channel == 0) t->counts[index] = count; /* that of every run */
     }
 }
 
@@ -300,8 +380,7 @@ static void merge_channels(void *context, int64_t begin, int64_t end)
         bnk_moments merged[MERGED];
         double count = 0;
         for (int64_t p = 0; p < cut->pieces; p++) {
-            const bnk_piece piece = bnk_piece_at(cut, 0, p); /* in every run of the same size */
-            const double n = (double)(piece.rows * piece.length);
+            const double n = t->counts[p];
             bnk_moments_add(merged, count, t->partial + p * cut->grid->channels + first, n,
                             channels);
             count += n;
@@ -315,8 +394,7 @@ static void merge_channels(void *context, int64_t begin, int64_t end)
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
-    bnk_apply_tasks_run(&t->cut, t->leaves, begin, end, &t->linears, t->job->input, NULL,
-                        t->job->output);
+    bnk_apply_tasks_run(&t->operands, begin, end, &t->linears);
 }
 
 /* ---- entries ---- */
@@ -326,21 +404,22 @@ int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan)
     if (plan->fused) return 0;
     const bnk_cut cut = bnk_cut_grid(grid, plan);
     return cut.pieces * grid->channels * (int64_t)sizeof(bnk_moments) +
-           BNK_LINEARS * grid->channels * cut.element;
+           cut.pieces * (int64_t)sizeof(double) + BNK_LINEARS * grid->channels * cut.element;
 }
 
 void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forward *job)
 {
     training t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
-    t.leaves = bnk_leaves_for(plan->isa, grid->is_double);
+    t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
+    t.leaves = t.operands.leaves;
     job->nonfinite_channels = 0;
     if (plan->fused) {
         bnk_parallel(plan->threads, (bnk_phase[]){ { train_runs, t.cut.runs } }, 1, &t);
         return;
     }
     t.partial = job->workspace;
-    t.linears =
-        bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels, grid->is_double);
+    t.counts = (double *)(t.partial + t.cut.pieces * grid->channels);
+    t.linears = bnk_linears_in(t.counts + t.cut.pieces, grid->channels, grid->is_double);
     const bnk_phase phases[] = { { reduce_pieces, t.cut.runs * t.cut.pieces },
                                  { merge_channels, bnk_ceil_div(grid->channels, MERGED) },
                                  { apply_pieces, bnk_apply_tasks(&t.cut) } };
@@ -350,7 +429,7 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
 typedef struct inference {
     const bnk_inference *job;
     bnk_cut cut;
-    const bnk_leaves *leaves;
+    bnk_operands operands;
 } inference;
 
 static void infer_pieces(void *context, int64_t begin, int64_t end)
@@ -374,7 +453,7 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
                                           bnk_get(job->weight, is_double, c, 1) * invstd,
                                           bnk_get(job->bias, is_double, c, 0), is_double));
         }
-        bnk_apply_piece(cut, t->leaves, &piece, &linears, job->input, NULL, job->output);
+        bnk_apply_piece(&t->operands, &piece, &linears);
     }
     bnk_finish_stores(cut);
 }
@@ -382,7 +461,7 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
 void bnk_forward_inference(const bnk_grid *grid, const bnk_plan *plan, const bnk_inference *job)
 {
     inference t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
-    t.leaves = bnk_leaves_for(plan->isa, grid->is_double);
+    t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
     bnk_parallel(plan->threads, (bnk_phase[]){ { infer_pieces, t.cut.runs * t.cut.pieces } }, 1,
                  &t);
 }

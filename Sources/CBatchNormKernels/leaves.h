@@ -45,6 +45,40 @@ static inline int bnk_streams_rows(int64_t stride, int64_t columns, int64_t elem
     return stride * element % 64 == 0 && !(stride == columns && columns * element <= 2048);
 }
 
+/*
+ * The stages of an operation that has more to it than the leaves know (see stage.h): a stretch of a row, or
+ * a line of columns, between tensors and buffers of computing type. Pointers are to the first value of
+ * the stretch; `keep` tells with 0 which values are masked, NULL: none.
+ */
+typedef struct bnk_value_stage { /* to = x, masked ones a filler */
+    const void *x;
+    const uint8_t *keep;
+    const void *filler; /* of computing type; with step 0 one for all */
+    int32_t filler_step;
+    void *to;
+} bnk_value_stage;
+
+typedef struct bnk_gradient_stage { /* to = dy back through the activation, masked ones 0 */
+    const void *dy;
+    const void *output;  /* the activation let pass what is not <= 0 here; or */
+    const uint8_t *bits; /* what has its bit set (readable 4 bytes beyond); both NULL: everything */
+    double negative_slope; /* what the rest is multiplied with */
+    const uint8_t *keep;
+    void *to;
+    const void *next[3]; /* to be prefetched, NULL: nothing */
+} bnk_gradient_stage;
+
+typedef struct bnk_output_stage { /* y = activation(values + residual), masked ones 0 or passed */
+    const void *values;
+    const void *residual;  /* may be NULL */
+    double negative_slope; /* of values <= 0; 1: no activation */
+    uint8_t *bits;         /* set where the output is not <= 0; zeroed, 4 bytes longer; may be NULL */
+    const uint8_t *keep;
+    const void *passed; /* what masked outputs are; NULL: 0 */
+    void *y;            /* may be residual or passed */
+    int32_t stream;
+} bnk_output_stage;
+
 typedef struct bnk_leaves {
     /* first += x - pivot, second += (x - pivot)^2 */
     void (*row_sums)(const void *x, int64_t rows, int64_t stride, int64_t length, double pivot,
@@ -73,6 +107,10 @@ typedef struct bnk_leaves {
                         bnk_lane_sums *sums);
     void (*column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
                            double *sum, double *sum_squares);
+
+    void (*stage_values)(const bnk_value_stage *stage, int64_t count);
+    void (*stage_gradient)(const bnk_gradient_stage *stage, int64_t count);
+    void (*finish_output)(const bnk_output_stage *stage, int64_t count);
 } bnk_leaves;
 
 extern const bnk_leaves bnk_leaves_float_generic, bnk_leaves_double_generic;

@@ -23,6 +23,9 @@
 #define BNK_NAME(name) BNK_PASTE(name, BNK_T, BNK_ISA)
 
 #define BNK_T float
+#define BNK_C float
+#define BNK_CHOICE bnk_int16
+#define BNK_VANISHING 0 /* the largest positive value that is rounded to 0 on storing */
 #define BNK_LINE bnk_float16
 #define BNK_LINE_AT bnk_float16_at
 #define BNK_LINE_ALIGNED bnk_float16_line
@@ -35,6 +38,9 @@
 #include "leaves_body.h"
 #undef BNK_T_IS_FLOAT
 #undef BNK_T
+#undef BNK_C
+#undef BNK_CHOICE
+#undef BNK_VANISHING
 #undef BNK_LINE
 #undef BNK_LINE_AT
 #undef BNK_LINE_ALIGNED
@@ -45,6 +51,9 @@
 #undef BNK_FMA_ONE
 
 #define BNK_T double
+#define BNK_C double
+#define BNK_CHOICE bnk_long8
+#define BNK_VANISHING 0
 #define BNK_LINE bnk_double8
 #define BNK_LINE_AT bnk_double8_at
 #define BNK_LINE_ALIGNED bnk_double8_line

@@ -65,10 +65,12 @@ static inline bnk_moments bnk_moments_merge(bnk_moments a, bnk_moments b, bnk_sh
     return moments;
 }
 
-/* all[c] = all[c] and own[c] together, for each of some channels; the first time, when all has no values, own[c]. */
+/* all[c] = all[c] and own[c] together, for each of some channels; the first time, when all has no values, own[c].
+ * What has no values itself changes nothing. */
 static inline void bnk_moments_add(bnk_moments *all, double all_count, const bnk_moments *own,
                                    double own_count, int64_t channels)
 {
+    if (own_count == 0) return;
     const bnk_shares shares = bnk_shares_of(all_count, own_count);
     for (int64_t c = 0; c < channels; c++)
         all[c] = all_count == 0 ? own[c] : bnk_moments_merge(all[c], own[c], shares);

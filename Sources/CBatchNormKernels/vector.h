@@ -18,6 +18,9 @@ typedef float bnk_float16 __attribute__((vector_size(64)));
 typedef double bnk_double16 __attribute__((vector_size(128)));
 typedef double bnk_double8 __attribute__((vector_size(64)));
 typedef float bnk_float8 __attribute__((vector_size(32)));
+/* All ones or 0 in a lane: a comparison's result. */
+typedef int32_t bnk_int16 __attribute__((vector_size(64)));
+typedef int64_t bnk_long8 __attribute__((vector_size(64)));
 
 /* The same at any address that suits the element. */
 typedef float bnk_float16_at __attribute__((vector_size(64), aligned(4), may_alias));

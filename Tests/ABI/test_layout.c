@@ -36,7 +36,7 @@ static void forward_training_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_forward_training_args, 192),
+        SIZE(bn_forward_training_args, 280),
         AT(bn_forward_training_args, struct_size, 0),
         AT(bn_forward_training_args, averaging, 4),
         AT(bn_forward_training_args, running_variance, 8),
@@ -63,8 +63,20 @@ static void forward_training_layout(void **state)
         AT(bn_forward_training_args, saved_invstd, 160),
         AT(bn_forward_training_args, saved_invstd_count, 168),
         AT(bn_forward_training_args, nonfinite_channels, 176),
-        AT(bn_forward_training_args, statistics_used, 184),
-        AT(bn_forward_training_args, reserved_out, 188),
+        AT(bn_forward_training_args, values_per_channel, 184),
+        AT(bn_forward_training_args, statistics_used, 192),
+        AT(bn_forward_training_args, activation, 196),
+        AT(bn_forward_training_args, negative_slope, 200),
+        AT(bn_forward_training_args, residual, 208),
+        AT(bn_forward_training_args, residual_count, 216),
+        AT(bn_forward_training_args, activation_mask, 224),
+        AT(bn_forward_training_args, activation_mask_count, 232),
+        AT(bn_forward_training_args, mask, 240),
+        AT(bn_forward_training_args, mask_count, 248),
+        AT(bn_forward_training_args, lengths, 256),
+        AT(bn_forward_training_args, lengths_count, 264),
+        AT(bn_forward_training_args, masked, 272),
+        AT(bn_forward_training_args, reserved_end, 276),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -73,7 +85,7 @@ static void forward_inference_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_forward_inference_args, 112),
+        SIZE(bn_forward_inference_args, 192),
         AT(bn_forward_inference_args, struct_size, 0),
         AT(bn_forward_inference_args, reserved, 4),
         AT(bn_forward_inference_args, epsilon, 8),
@@ -89,6 +101,17 @@ static void forward_inference_layout(void **state)
         AT(bn_forward_inference_args, running_mean_count, 88),
         AT(bn_forward_inference_args, running_var, 96),
         AT(bn_forward_inference_args, running_var_count, 104),
+        AT(bn_forward_inference_args, activation, 112),
+        AT(bn_forward_inference_args, masked, 116),
+        AT(bn_forward_inference_args, negative_slope, 120),
+        AT(bn_forward_inference_args, residual, 128),
+        AT(bn_forward_inference_args, residual_count, 136),
+        AT(bn_forward_inference_args, activation_mask, 144),
+        AT(bn_forward_inference_args, activation_mask_count, 152),
+        AT(bn_forward_inference_args, mask, 160),
+        AT(bn_forward_inference_args, mask_count, 168),
+        AT(bn_forward_inference_args, lengths, 176),
+        AT(bn_forward_inference_args, lengths_count, 184),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -97,7 +120,7 @@ static void backward_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_backward_args, 176),
+        SIZE(bn_backward_args, 272),
         AT(bn_backward_args, struct_size, 0),
         AT(bn_backward_args, statistics, 4),
         AT(bn_backward_args, epsilon, 8),
@@ -121,6 +144,19 @@ static void backward_layout(void **state)
         AT(bn_backward_args, running_mean_count, 152),
         AT(bn_backward_args, running_var, 160),
         AT(bn_backward_args, running_var_count, 168),
+        AT(bn_backward_args, activation, 176),
+        AT(bn_backward_args, masked, 180),
+        AT(bn_backward_args, negative_slope, 184),
+        AT(bn_backward_args, activation_mask, 192),
+        AT(bn_backward_args, activation_mask_count, 200),
+        AT(bn_backward_args, output, 208),
+        AT(bn_backward_args, output_count, 216),
+        AT(bn_backward_args, grad_residual, 224),
+        AT(bn_backward_args, grad_residual_count, 232),
+        AT(bn_backward_args, mask, 240),
+        AT(bn_backward_args, mask_count, 248),
+        AT(bn_backward_args, lengths, 256),
+        AT(bn_backward_args, lengths_count, 264),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -185,11 +221,13 @@ static const struct {
     STATUS(NULL_POINTER, 100),
     STATUS(STRUCT_SIZE, 101),
     STATUS(INVALID_OPTION, 102),
+    STATUS(EXCLUSIVE, 103),
     STATUS(RANK, 200),
     STATUS(NEGATIVE_SIZE, 201),
     STATUS(NO_CHANNELS, 202),
     STATUS(SIZE_OVERFLOW, 203),
     STATUS(COUNT_MISMATCH, 204),
+    STATUS(LENGTH, 205),
     STATUS(MISALIGNED, 300),
     STATUS(OVERLAP, 301),
     STATUS(OUT_OF_MEMORY, 302),
@@ -198,6 +236,7 @@ static const struct {
     STATUS(ONE_VALUE, 402),
     STATUS(NONFINITE, 403),
     STATUS(BATCH_COUNTER, 404),
+    STATUS(NEGATIVE_SLOPE, 405),
     STATUS(NO_RUNNING_STATISTICS, 500),
     STATUS(NO_PARAMETER, 501),
     STATUS(NO_FORWARD, 502),
@@ -255,6 +294,11 @@ static void other_constants(void **state)
         CONSTANT(BN_NONFINITE_ERROR, 1),
         CONSTANT(BN_STATISTICS_BATCH, 0),
         CONSTANT(BN_STATISTICS_RUNNING, 1),
+        CONSTANT(BN_ACTIVATION_NONE, 0),
+        CONSTANT(BN_ACTIVATION_RELU, 1),
+        CONSTANT(BN_ACTIVATION_LEAKY_RELU, 2),
+        CONSTANT(BN_MASKED_ZERO, 0),
+        CONSTANT(BN_MASKED_PASS, 1),
         CONSTANT(BN_THREADING_AUTO, 0),
         CONSTANT(BN_THREADING_OWN, 1),
         CONSTANT(BN_THREADING_SHARED, 2),
@@ -285,16 +329,19 @@ static void initializers(void **state)
     const bn_forward_training_args training = BN_FORWARD_TRAINING_ARGS_INIT;
     bn_forward_training_args expected_training = { .struct_size = sizeof training,
                                                    .epsilon = 1e-5,
-                                                   .momentum = 0.1 };
+                                                   .momentum = 0.1,
+                                                   .negative_slope = 0.01 };
     check(memcmp(&training, &expected_training, sizeof training) == 0,
           "BN_FORWARD_TRAINING_ARGS_INIT is not PyTorch's defaults");
     const bn_forward_inference_args inference = BN_FORWARD_INFERENCE_ARGS_INIT;
     check(inference.struct_size == sizeof inference && inference.epsilon == 1e-5 &&
-              inference.reserved == 0 && inference.running_var == NULL,
+              inference.reserved == 0 && inference.running_var == NULL &&
+              inference.negative_slope == 0.01 && inference.lengths_count == 0,
           "BN_FORWARD_INFERENCE_ARGS_INIT");
     const bn_backward_args backward = BN_BACKWARD_ARGS_INIT;
     check(backward.struct_size == sizeof backward && backward.epsilon == 1e-5 &&
-              backward.statistics == BN_STATISTICS_BATCH && backward.running_var == NULL,
+              backward.statistics == BN_STATISTICS_BATCH && backward.running_var == NULL &&
+              backward.negative_slope == 0.01 && backward.lengths_count == 0,
           "BN_BACKWARD_ARGS_INIT");
     const bn_layer_options options = BN_LAYER_OPTIONS_INIT;
     check(options.struct_size == sizeof options && options.dtype == BN_DTYPE_FLOAT32 &&

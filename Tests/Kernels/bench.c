@@ -106,6 +106,7 @@ static void forward_from(bench *b, const bnk_plan *plan, const void *input)
         .running_mean = b->running_mean.data,
         .running_var = b->running_var.data,
         .momentum = b->momentum,
+        .count = b->grid.rows * b->grid.inner,
         .variance_scale = b->variance_scale,
         .saved_mean = b->saved_mean.data,
         .saved_invstd = b->saved_invstd.data,
@@ -166,6 +167,7 @@ void bench_backward(bench *b, const bnk_plan *plan, bool frozen, bool from_runni
         .running_var = from_running ? b->running_var.data : NULL,
         .epsilon = b->epsilon,
         .frozen = frozen,
+        .count = b->grid.rows * b->grid.inner,
         .workspace = workspace_of(bnk_backward_workspace(&b->grid, plan)),
     };
     bnk_backward_run(&b->grid, plan, &job);

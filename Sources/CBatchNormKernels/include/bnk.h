@@ -50,6 +50,29 @@ typedef struct bnk_plan {
 enum { BNK_MAX_COLUMNS = 1024 };
 enum { BNK_ISA_GENERIC = 0, BNK_ISA_AVX2 = 1, BNK_ISA_AVX512 = 2, BNK_ISA_COUNT = 3 };
 
+/*
+ * What an operation may have beyond batch normalization itself; jobs without any have none. Tensors are
+ * of the grid's type and shape.
+ */
+typedef struct bnk_extras {
+    double negative_slope; /* activation: what an output <= 0 is multiplied with; 0: ReLU, 1: no activation */
+
+    /* forward: y = activation(batch normalization + residual) */
+    const void *residual; /* may be NULL, or the output */
+    uint8_t *bits;        /* may be NULL: bit i % 8 of byte i / 8 tells whether output i is not <= 0 */
+
+    /* backward: where the activation passed, by one of these; needed unless the slope is 1 */
+    const uint8_t *passed_bits;
+    const void *passed_output;
+    void *grad_residual; /* may be NULL or grad_output */
+
+    const uint8_t *positions; /* may be NULL: [rows][inner], 0: masked, takes no part */
+    int32_t pass_masked; /* masked outputs are 1: the input (backward: grad_output), 0: zero */
+} bnk_extras;
+
+/* How many of the positions are not masked. */
+int64_t bnk_count_kept(const uint8_t *positions, int64_t count);
+
 /* Parameter arrays (void *) have the grid's element type and `channels` elements; NULL means
  * absent. */
 
@@ -66,6 +89,8 @@ typedef struct bnk_forward {
     double *saved_mean;
     double *saved_invstd;
     int64_t nonfinite_channels; /* out */
+    int64_t count;            /* values per channel that take part, at least 1 */
+    const bnk_extras *extras; /* or NULL */
     void *workspace; /* bnk_forward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_forward;
 
@@ -77,6 +102,7 @@ typedef struct bnk_inference {
     double epsilon;
     const void *running_mean;
     const void *running_var;
+    const bnk_extras *extras; /* or NULL */
 } bnk_inference;
 
 typedef struct bnk_backward {
@@ -92,6 +118,8 @@ typedef struct bnk_backward {
     const void *running_var;
     double epsilon;  /* for running_var */
     int32_t frozen;  /* 1: the statistics are constants */
+    int64_t count;   /* values per channel that take part, at least 1 */
+    const bnk_extras *extras; /* or NULL */
     void *workspace; /* bnk_backward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_backward;
 

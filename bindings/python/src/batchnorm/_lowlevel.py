@@ -90,6 +90,17 @@ class Nonfinite(enum.IntEnum):
     ERROR = 1
 
 
+class Activation(enum.IntEnum):
+    NONE = 0
+    RELU = 1
+    LEAKY_RELU = 2
+
+
+class Masked(enum.IntEnum):
+    ZERO = 0
+    PASS = 1
+
+
 class Statistics(enum.IntEnum):
     BATCH = 0
     RUNNING = 1
@@ -156,8 +167,20 @@ class bn_forward_training_args(Structure):
         ("saved_invstd", c_void_p),
         ("saved_invstd_count", c_int64),
         ("nonfinite_channels", c_int64),
+        ("values_per_channel", c_int64),
         ("statistics_used", c_int32),
-        ("reserved_out", c_int32),
+        ("activation", c_int32),
+        ("negative_slope", c_double),
+        ("residual", c_void_p),
+        ("residual_count", c_int64),
+        ("activation_mask", c_void_p),
+        ("activation_mask_count", c_int64),
+        ("mask", c_void_p),
+        ("mask_count", c_int64),
+        ("lengths", c_void_p),
+        ("lengths_count", c_int64),
+        ("masked", c_int32),
+        ("reserved_end", c_int32),
     )
 
 
@@ -178,6 +201,17 @@ class bn_forward_inference_args(Structure):
         ("running_mean_count", c_int64),
         ("running_var", c_void_p),
         ("running_var_count", c_int64),
+        ("activation", c_int32),
+        ("masked", c_int32),
+        ("negative_slope", c_double),
+        ("residual", c_void_p),
+        ("residual_count", c_int64),
+        ("activation_mask", c_void_p),
+        ("activation_mask_count", c_int64),
+        ("mask", c_void_p),
+        ("mask_count", c_int64),
+        ("lengths", c_void_p),
+        ("lengths_count", c_int64),
     )
 
 
@@ -206,6 +240,19 @@ class bn_backward_args(Structure):
         ("running_mean_count", c_int64),
         ("running_var", c_void_p),
         ("running_var_count", c_int64),
+        ("activation", c_int32),
+        ("masked", c_int32),
+        ("negative_slope", c_double),
+        ("activation_mask", c_void_p),
+        ("activation_mask_count", c_int64),
+        ("output", c_void_p),
+        ("output_count", c_int64),
+        ("grad_residual", c_void_p),
+        ("grad_residual_count", c_int64),
+        ("mask", c_void_p),
+        ("mask_count", c_int64),
+        ("lengths", c_void_p),
+        ("lengths_count", c_int64),
     )
 
 
