@@ -1,4 +1,4 @@
-/* Picks the apply leaf, or stage, for a piece and lays its coefficients out as the leaf wants them. */
+/* Picks the apply leaf for a piece and lays its coefficients out as the leaf wants them. */
 #include "apply.h"
 
 #include "columns.h"
@@ -40,13 +40,13 @@ static void apply_rows(const bnk_operands *o, int64_t channel, int64_t row, int6
         plain_rows(o, row * stride + first, rows, length, f);
         return;
     }
-    const int plain = bnk_is_plain(o);
+    const int plain = bnk_applies_plainly(o) && o->y;
     for (int64_t begin = row; row < end; begin = ++row) {
         /* Whole rows up to the next one that has something special. */
         const uint8_t *keep = NULL;
         while (row < end && !(keep = bnk_keep_row(o, row, offset, length)) && plain) row++;
         if (row > begin) plain_rows(o, begin * stride + first, row - begin, length, f);
-        if (row < end) bnk_stage_row_apply(o, row * stride + first, length, keep, f);
+        if (row < end) bnk_fused_row(o, row * stride + first, length, keep, f);
     }
 }
 
@@ -73,7 +73,7 @@ static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
         }
     }
 
-    const int plain = bnk_is_plain(o);
+    const int plain = bnk_applies_plainly(o);
     const int64_t first = piece->channel * inner, end = piece->row + piece->rows;
     int64_t row = piece->row;
     while (row < end) {
@@ -94,7 +94,7 @@ static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
             const int64_t at = row * cut->stride + first;
             if (line > begin)
                 plain_columns(o, at + begin * stride, line - begin, stride, width, &columns);
-            if (line < lines) bnk_stage_line_apply(o, at + line * stride, width, keep, &columns);
+            if (line < lines) bnk_fused_line(o, at + line * stride, width, keep, &columns);
         }
         row += lines * folded;
     }
@@ -125,7 +125,7 @@ void bnk_apply_begin(bnk_application *a, const bnk_operands *o, const bnk_piece 
 static int64_t whole_lines(const bnk_application *a, int64_t length)
 {
     const bnk_cut *cut = a->operands->cut;
-    const char *end = a->operands->written + a->piece.start +
+    const char *end = bnk_written(a->operands) + a->piece.start +
                       (a->row * cut->stride + a->offset + length) * cut->element;
     return length - (int64_t)((uintptr_t)end % 64) / cut->element;
 }

@@ -5,8 +5,8 @@
 #define BNK_APPLY_H
 
 #include "coefficients.h"
+#include "fused.h"
 #include "pieces.h"
-#include "stage.h"
 
 /* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose
  * first is the arrays' first; in a backward + dy * factor; and what the operands' extras ask for. */

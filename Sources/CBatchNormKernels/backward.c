@@ -3,6 +3,8 @@
  * parameters' gradients and a channel's coefficients; dx from x and dy in one sweep. Called by
  * Kernels.swift with a plan that fits the grid.
  */
+#include <string.h>
+
 #include "apply.h"
 #include "coefficients.h"
 #include "columns.h"
@@ -40,64 +42,48 @@ static double invstd_of(const backward *t, int64_t channel)
 
 /* ---- sums ---- */
 
-/* Whether sums can be taken from the tensors as they are. */
+/* Whether the tensors can be summed as they are. */
 static int sums_are_plain(const backward *t)
 {
-    const bnk_extras *e = t->job->extras;
-    return !e || (e->negative_slope == 1 && !e->positions);
+    return bnk_sums_plainly(&t->operands) && !(t->job->extras && t->job->extras->positions);
+}
+
+/* Inner values [at, at + count) of some rows of a piece. */
+static void add_rows(const backward *t, const bnk_piece *piece, int64_t row, int64_t rows,
+                     int64_t at, int64_t count, int64_t ahead, double mean, bnk_lane_sums *lanes)
+{
+    const int64_t stride = t->cut.stride, inner = t->cut.grid->inner;
+    const int64_t start =
+        (piece->row + row) * stride + piece->channel * inner + piece->offset + at;
+    if (sums_are_plain(t)) {
+        const int64_t bytes = start * t->cut.element;
+        t->leaves->row_grad_sums((const char *)t->job->input + bytes,
+                                 (const char *)t->job->grad_output + bytes, rows, stride, count,
+                                 ahead, mean, lanes);
+        return;
+    }
+    const uint8_t *keep = t->job->extras->positions;
+    if (keep) keep += (piece->row + row) * inner + piece->offset + at;
+    bnk_gated_row_sums(&t->operands, start, rows, stride, count, keep, ahead, mean, lanes);
 }
 
 /* `other`, if not NULL, goes on meanwhile. */
-static void add_rows(const backward *t, const bnk_piece *piece, double mean, bnk_lane_sums *lanes,
-                     bnk_application *other)
+static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
+                           bnk_application *other)
 {
-    const int64_t stride = t->cut.stride, element = t->cut.element;
-    const char *x = (const char *)t->job->input + piece->start;
-    const char *dy = (const char *)t->job->grad_output + piece->start;
-    if (!other) {
-        t->leaves->row_grad_sums(x, dy, piece->rows, stride, piece->length, 2 * stride, mean,
-                                 lanes);
-        return;
-    }
-    for (int64_t row = 0, together; row < piece->rows; row += together) {
+    const double mean = mean_of(t, piece->channel);
+    bnk_lane_sums lanes = { { 0 }, { 0 } };
+    if (!other) add_rows(t, piece, 0, piece->rows, 0, piece->length, 2 * t->cut.stride, mean, &lanes);
+    for (int64_t row = 0, together; other && row < piece->rows; row += together) {
         together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
         const int64_t ahead = bnk_next_rows(&t->cut, piece, row, together);
         const int64_t step = bnk_step_of(piece->length, together);
         for (int64_t i = 0; i < piece->length; i += step) {
             const int64_t count = bnk_min(step, piece->length - i);
-            const int64_t at = (row * stride + i) * element;
-            t->leaves->row_grad_sums(x + at, dy + at, together, stride, count, ahead, mean, lanes);
+            add_rows(t, piece, row, together, i, count, ahead, mean, &lanes);
             bnk_apply_some(other, together * count);
         }
     }
-}
-
-/* The same where gradients come back through an activation, or positions are masked. */
-static void add_staged_rows(const backward *t, const bnk_piece *piece, double mean,
-                            bnk_lane_sums *lanes, bnk_application *other)
-{
-    const int64_t stride = t->cut.stride;
-    const int64_t first = piece->channel * t->cut.grid->inner + piece->offset;
-    for (int64_t row = 0; row < piece->rows; row++) {
-        const int64_t ahead = bnk_next_rows(&t->cut, piece, row, 1);
-        for (int64_t i = 0; i < piece->length; i += BNK_STRETCH) {
-            const int64_t count = bnk_min(BNK_STRETCH, piece->length - i);
-            const uint8_t *keep =
-                bnk_keep_row(&t->operands, piece->row + row, piece->offset + i, count);
-            if (!keep || bnk_count_kept(keep, count) > 0)
-                bnk_stage_row_grad_sums(&t->operands, (piece->row + row) * stride + first + i,
-                                        count, ahead, keep, mean, lanes);
-            if (other) bnk_apply_some(other, count);
-        }
-    }
-}
-
-static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
-                           bnk_application *other)
-{
-    bnk_lane_sums lanes = { { 0 }, { 0 } };
-    (sums_are_plain(t) ? add_rows : add_staged_rows)(t, piece, mean_of(t, piece->channel), &lanes,
-                                                     other);
     sums->dy = bnk_sum_of_lanes(lanes.first);
     sums->dy_times_c = bnk_sum_of_lanes(lanes.second);
 }
@@ -117,15 +103,24 @@ static void add_lines(const backward *t, const bnk_piece *piece, int64_t row, in
                                     bnk_from_memory(cut), mean, sum, product);
         return;
     }
-    for (int64_t line = 0; line < lines; line += BNK_LINES) {
-        const int64_t together = bnk_min(BNK_LINES, lines - line);
-        uint8_t columns_kept[BNK_LINES][BNK_MAX_COLUMNS];
-        const uint8_t *keep[BNK_LINES];
-        for (int64_t i = 0; i < together; i++)
-            keep[i] = bnk_keep_line(&t->operands, row + (line + i) * fold, fold, piece->channels,
-                                    columns_kept[i]);
-        bnk_stage_column_grad_sums(&t->operands, start + line * stride, together, stride, columns,
-                                   keep, mean, sum, product);
+    if (!t->job->extras->positions) {
+        bnk_gated_column_sums(&t->operands, start, lines, stride, columns, NULL, 0, mean, sum,
+                              product);
+        return;
+    }
+    for (int64_t line = 0, together; line < lines; line += together) {
+        together = bnk_min(4, lines - line); /* as the leaf takes them */
+        uint8_t keep[4 * BNK_MAX_COLUMNS];
+        int masked = 0;
+        for (int64_t i = 0; i < together; i++) {
+            uint8_t *own = keep + i * BNK_MAX_COLUMNS;
+            if (bnk_keep_line(&t->operands, row + (line + i) * fold, fold, piece->channels, own))
+                masked = 1;
+            else
+                memset(own, 1, (size_t)columns);
+        }
+        bnk_gated_column_sums(&t->operands, start + line * stride, together, stride, columns,
+                              masked ? keep : NULL, BNK_MAX_COLUMNS, mean, sum, product);
     }
 }
 

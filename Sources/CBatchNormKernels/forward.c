@@ -87,7 +87,7 @@ static void add_masked_rows(const training *t, const row_tile *tile, const doubl
                 in_grid * cut->stride + piece->channel * cut->grid->inner + offset;
             const char *from = (const char *)t->job->input + at * cut->element;
             if (keep && bnk_count_kept(keep, count) > 0)
-                bnk_stage_row_sums(&t->operands, at, count, keep, pivot, sums);
+                bnk_masked_row_sums(&t->operands, at, count, keep, pivot, sums);
             else if (keep)
                 ; /* nothing takes part */
             else if (pivot)
@@ -190,8 +190,8 @@ static void add_masked_lines(const training *t, const tile *tile, const double *
             line++;
         if (line > begin) add_lines(t, tile, begin, line, pivot, sum, squares);
         if (line < tile->lines && bnk_count_kept(keep, columns) > 0)
-            bnk_stage_column_sums(&t->operands, start_of(t, tile) + line * stride, 1, stride,
-                                  columns, &keep, pivot, sum, squares);
+            bnk_masked_line_sums(&t->operands, start_of(t, tile) + line * stride, columns, keep,
+                                 pivot, sum, squares);
     }
 }
 

@@ -46,38 +46,29 @@ static inline int bnk_streams_rows(int64_t stride, int64_t columns, int64_t elem
 }
 
 /*
- * The stages of an operation that has more to it than the leaves know (see stage.h): a stretch of a row, or
- * a line of columns, between tensors and buffers of computing type. Pointers are to the first value of
- * the stretch; `keep` tells with 0 which values are masked, NULL: none.
+ * A stretch of a row of one channel, or a line of columns, of an operation that has an activation, a
+ * residual or masks (see bnk_extras). Pointers are to its first value, which is element `at` of the tensors.
  */
-typedef struct bnk_value_stage { /* to = x, masked ones a filler */
-    const void *x;
-    const uint8_t *keep;
-    const void *filler; /* of computing type; with step 0 one for all */
-    int32_t filler_step;
-    void *to;
-} bnk_value_stage;
+enum { BNK_WAY_FORWARD, BNK_WAY_GRADIENT, BNK_WAY_FROZEN };
+typedef struct bnk_stretch {
+    int32_t way;
+    int32_t stream; /* non-temporal stores of y */
+    int64_t at, count; /* by columns count <= BNK_MAX_COLUMNS, by rows <= BNK_STRETCH */
+    const void *x, *dy;
+    void *y;               /* may be x, dy or the residual; NULL: nothing is written there */
+    double negative_slope; /* 1: no activation */
 
-typedef struct bnk_gradient_stage { /* to = dy back through the activation, masked ones 0 */
-    const void *dy;
-    const void *output;  /* the activation let pass what is not <= 0 here; or */
-    const uint8_t *bits; /* what has its bit set (readable 4 bytes beyond); both NULL: everything */
-    double negative_slope; /* what the rest is multiplied with */
-    const uint8_t *keep;
-    void *to;
-    const void *next[3]; /* to be prefetched, NULL: nothing */
-} bnk_gradient_stage;
+    const void *residual; /* forward; may be NULL */
+    uint8_t *bits;        /* forward: the mask, from its bit 0 on; may be NULL */
 
-typedef struct bnk_output_stage { /* y = activation(values + residual), masked ones 0 or passed */
-    const void *values;
-    const void *residual;  /* may be NULL */
-    double negative_slope; /* of values <= 0; 1: no activation */
-    uint8_t *bits;         /* set where the output is not <= 0; zeroed, 4 bytes longer; may be NULL */
-    const uint8_t *keep;
-    const void *passed; /* what masked outputs are; NULL: 0 */
-    void *y;            /* may be residual or passed */
-    int32_t stream;
-} bnk_output_stage;
+    const uint8_t *passed; /* backward: the mask, from its bit 0 on; or */
+    const void *output;    /* the forward's output; both NULL: everything passed */
+    void *grad_residual;   /* backward; may be NULL or dy */
+
+    int32_t pass_masked;
+    const uint8_t *keep; /* 0: masked; NULL: none is */
+} bnk_stretch;
+enum { BNK_STRETCH = 512 };
 
 typedef struct bnk_leaves {
     /* first += x - pivot, second += (x - pivot)^2 */
@@ -108,9 +99,19 @@ typedef struct bnk_leaves {
     void (*column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
                            double *sum, double *sum_squares);
 
-    void (*stage_values)(const bnk_value_stage *stage, int64_t count);
-    void (*stage_gradient)(const bnk_gradient_stage *stage, int64_t count);
-    void (*finish_output)(const bnk_output_stage *stage, int64_t count);
+    /* Stretches. The sums are as those above of a gradient that came back through the activation before; rows
+     * lie `stride` elements apart, and their masks keep_stride bytes. */
+    void (*row_stretch)(const bnk_stretch *stretch, const bnk_linear *f);
+    void (*row_gated_sums)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
+                           int64_t keep_stride, int64_t ahead, double mean, bnk_lane_sums *sums);
+    void (*column_stretch)(const bnk_stretch *stretch, const bnk_linears *f);
+    void (*column_gated_sums)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
+                              int64_t keep_stride, const double *mean, double *sum,
+                              double *sum_product);
+
+    /* to = x in computing type; where `keep` is 0, the filler (with step 0 one value for all). */
+    void (*fill_masked)(const void *x, const uint8_t *keep, const void *filler, int64_t filler_step,
+                        void *to, int64_t count);
 } bnk_leaves;
 
 extern const bnk_leaves bnk_leaves_float_generic, bnk_leaves_double_generic;

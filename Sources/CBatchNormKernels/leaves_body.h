@@ -7,7 +7,7 @@
 #include "squares_body.h"
 #endif
 #include "widen_body.h"
-#include "stage_body.h"
+#include "fused_body.h"
 
 const bnk_leaves BNK_NAME(leaves) = {
     .row_sums = BNK_NAME(row_sums),
@@ -18,9 +18,11 @@ const bnk_leaves BNK_NAME(leaves) = {
     .column_apply = BNK_NAME(column_apply),
     .column_grad_sums = BNK_NAME(column_grad_sums),
     .column_grad_apply = BNK_NAME(column_grad_apply),
-    .stage_values = BNK_NAME(stage_values),
-    .stage_gradient = BNK_NAME(stage_gradient),
-    .finish_output = BNK_NAME(finish_output),
+    .row_stretch = BNK_NAME(row_stretch),
+    .row_gated_sums = BNK_NAME(row_gated_sums),
+    .column_stretch = BNK_NAME(column_stretch),
+    .column_gated_sums = BNK_NAME(column_gated_sums),
+    .fill_masked = BNK_NAME(fill_masked),
 #ifdef BNK_T_IS_FLOAT
     .row_squares = BNK_NAME(row_squares),
     .column_squares = BNK_NAME(column_squares),

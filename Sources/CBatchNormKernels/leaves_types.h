@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bits.h"
+
 /* The helpers are written for any number of rows, or any row, and must be specialized for theirs. */
 #define BNK_INLINE static inline __attribute__((always_inline))
 #define BNK_LEAF static __attribute__((noinline))
