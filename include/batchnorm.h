@@ -8,6 +8,7 @@
  *   3  STATUS           how every call tells what went wrong
  *   4  PROBLEM          shape, data type and memory layout
  *   5  OPERATIONS       the stateless functions: your buffers, nothing kept
+ *   6  MOMENTS          the same in two halves, for a batch that is not in one place
  *   6  LAYER            an object that keeps parameters, statistics and mode
  *   7  STATE            a layer's state as one checksummed block of bytes
  *   8  MACHINE          threads, instruction sets, version
@@ -137,6 +138,7 @@ enum {
     BN_STATUS_NONFINITE = 403,      /* NaN or infinity in the input, see bn_nonfinite */
     BN_STATUS_BATCH_COUNTER = 404,  /* the number of batches tracked is negative or at its end */
     BN_STATUS_NEGATIVE_SLOPE = 405, /* a leaky ReLU's slope is negative, infinite or NaN */
+    BN_STATUS_MOMENTS = 406,        /* moments or gradient sums with a count or m2 that none can have */
 
     /* 5xx: a layer's state */
     BN_STATUS_NO_RUNNING_STATISTICS = 500, /* the layer keeps none */
@@ -447,6 +449,129 @@ typedef struct bn_backward_args {
  * chosen statistics do not need are ignored. Errors: 1xx to 3xx, BN_STATUS_EPSILON.
  * Follows torch.ops.aten.native_batch_norm_backward. */
 BN_API bn_status bn_backward(const bn_problem *problem, const bn_backward_args *args);
+
+/* ------------------------------------------------------------------------------------------
+ * 6  MOMENTS
+ * ------------------------------------------------------------------------------------------
+ * The halves of the operations above, for a batch that is not in one place: parts of it that come one
+ * after the other (gradient accumulation) or lie on several devices (synchronized batch normalization),
+ * statistics that are to be kept (a second forward in activation checkpointing) or collected over many
+ * batches. What PyTorch has for this, on GPUs alone, are torch.batch_norm_stats,
+ * batch_norm_gather_stats_with_counts, batch_norm_elemt, batch_norm_backward_reduce and
+ * batch_norm_backward_elemt.
+ *
+ *     each part:  bn_moments_compute                   each part:  bn_backward_reduce
+ *     once:       bn_moments_merge                     once:       add the sums up
+ *     each part:  bn_normalize                         each part:  bn_backward_apply
+ *
+ * Bits. With a batch of one part, the halves write the same bits as bn_forward_training and bn_backward.
+ * With several, they do if the parts are the pieces that the whole batch would be cut into, merged (and
+ * added) in ascending order, starting from the first: let r be bn_explain's piece_rows of the whole
+ * batch; each part but the last has r rows (N of NCHW, N*S of NHWC), the last one the rest, the whole's
+ * piece_values is the length of a row (S of NCHW, 1 of NHWC), and bn_explain's piece_rows of each part is
+ * all of its rows. Otherwise they are within the bounds of section 1, and the same on any number of
+ * threads and with any instruction set.
+ *
+ * One part's half reads the whole part once: where a batch is in one place, the whole operations are
+ * faster, for they find the input in the cache the second time.
+ */
+
+/* Moments of each channel: of how many values, their mean, and the sum of their squared distances from
+ * it. The mean is mean + mean_rest, a sum that is not carried out: a float64 mean alone would cost float64
+ * tensors digits where it is large beside the deviation. The arrays are the caller's. */
+typedef struct bn_moments {
+    uint32_t struct_size; /* sizeof(bn_moments) */
+    int32_t reserved;     /* 0 */
+    int64_t channels;     /* C: how many elements each array has */
+    int64_t count;        /* values per channel, the same for all; 0: none, the arrays say nothing */
+    double *mean;         /* C */
+    double *mean_rest;    /* C */
+    double *m2;           /* C: sum((x - mean)^2), not negative; NaN if a value is NaN or infinite */
+} bn_moments;
+
+#define BN_MOMENTS_INIT { sizeof(bn_moments), 0, 0, 0, NULL, NULL, NULL }
+
+/* The moments of a tensor: writes count and arrays of `moments`, whose channels and pointers are set. What
+ * count and arrays said before does not matter. NaN or infinity in a channel makes that channel's m2, and
+ * as a rule its mean, NaN or infinite, and is no error. Of an empty batch: count 0 and zeros.
+ * input: N*C*S. Errors: 1xx to 3xx. */
+BN_API bn_status bn_moments_compute(const bn_problem *problem, const void *input,
+                                    int64_t input_count, bn_moments *moments);
+
+/* Takes `other` into `moments`: afterwards these are the moments of all values of both. Which one is
+ * first, and in which order more follow, matters for the last bits. With count 0, one is as if it were
+ * not there. The arrays of the two do not overlap. Errors: 1xx to 3xx, BN_STATUS_MOMENTS.
+ * Follows Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+ * variances", 1979. */
+BN_API bn_status bn_moments_merge(bn_moments *moments, const bn_moments *other);
+
+/* Writes what the moments say: variance, biased (m2 / count) or unbiased (m2 / (count - 1)), and invstd,
+ * 1 / sqrt(biased variance + epsilon), as bn_forward_training saves it. Both are NaN in channels with NaN
+ * or infinity. variance, invstd: C, out, optional. BN_STATUS_MOMENTS if the count is 0, or 1 for an
+ * unbiased variance. Other errors: 1xx to 3xx, BN_STATUS_EPSILON. */
+BN_API bn_status bn_moments_statistics(const bn_moments *moments, double epsilon, bn_variance kind,
+                                       double *variance, int64_t variance_count, double *invstd,
+                                       int64_t invstd_count);
+
+/* bn_forward_training, with these moments in place of those of the input, which is read once only. All
+ * of `args` means what it means there, with the moments' count for M: running statistics are updated (by
+ * every part's call; only a call with all of them NULL leaves them alone), mean and invstd saved,
+ * policies obeyed.
+ *
+ * Where the same forward is run twice (activation checkpointing), keep the moments: with running_mean,
+ * running_var and num_batches_tracked NULL, the second one gives the same bits and updates nothing.
+ * An empty batch (N or S is 0) is a part like any other: what is kept per channel is written. So
+ * a problem with N = 0 takes moments into running statistics without normalizing anything. That is how
+ * running statistics are recalibrated ("PreciseBN", Wu and Johnson 2021, arXiv:2105.07576) from the data
+ * of many batches: exactly, by merging the moments of all and momentum 1; or as fvcore's
+ * update_bn_stats does, by the plain mean of each batch's statistics, with BN_AVERAGING_CUMULATIVE and the
+ * counter at 0.
+ *
+ * BN_STATUS_MOMENTS if count is negative, or 0 for a batch that is not empty, or an m2 is negative. Other
+ * errors: as bn_forward_training. */
+BN_API bn_status bn_normalize(const bn_problem *problem, const bn_moments *moments,
+                              bn_forward_training_args *args);
+
+/* The forward once more from what a forward saved: y = (x - saved_mean) * saved_invstd * weight + bias.
+ * Nothing but the output is written. In args, running_mean, running_var and epsilon are ignored.
+ *
+ * saved_mean lacks the moments' mean_rest, which is at most half a unit in the last place of saved_mean:
+ * compared with that forward's own output, a float64 output may be off by |mean| * 2^-53 * invstd *
+ * |weight| and the roundings of y, a float32 one by the same (less than its last place as long as |mean|
+ * is below 2^28 deviations) and one rounding of bias. Use bn_normalize for the same bits.
+ * saved_mean, saved_invstd: C, in. Errors: 1xx to 3xx. */
+BN_API bn_status bn_normalize_saved(const bn_problem *problem, const double *saved_mean,
+                                    int64_t saved_mean_count, const double *saved_invstd,
+                                    int64_t saved_invstd_count,
+                                    const bn_forward_inference_args *args);
+
+/* What the backward of a batch needs of all its values, per channel. Those of several parts add up,
+ * member by member: a loop here, one all-reduce among devices. The arrays are the caller's. */
+typedef struct bn_grad_sums {
+    uint32_t struct_size; /* sizeof(bn_grad_sums) */
+    int32_t reserved;     /* 0 */
+    int64_t channels;     /* C: how many elements each array has */
+    int64_t count;        /* values per channel, the same for all */
+    double *sum_dy;       /* C: sum(grad_output) */
+    double *sum_dy_xmu;   /* C: sum(grad_output * (input - mean)) */
+} bn_grad_sums;
+
+#define BN_GRAD_SUMS_INIT { sizeof(bn_grad_sums), 0, 0, 0, NULL, NULL }
+
+/* The first half of bn_backward: writes count and arrays of `sums`, whose channels and pointers are set.
+ * Of args it takes input, grad_output, statistics and, as these say, the mean: saved_mean of the whole
+ * batch, or running_mean. All else is ignored. Of an empty batch: count 0 and zeros. Errors: 1xx to 3xx. */
+BN_API bn_status bn_backward_reduce(const bn_problem *problem, const bn_backward_args *args,
+                                    bn_grad_sums *sums);
+
+/* The second half: bn_backward with these sums, of the whole batch, in place of the tensors' own, and
+ * their count for M. grad_weight and grad_bias come from the sums: where each device's are summed by
+ * others (torch's DistributedDataParallel), call it once with the device's own sums for them and once with
+ * the total for grad_input. An empty batch (N or S is 0) is a part like any other.
+ * BN_STATUS_MOMENTS if count is negative, or 0 for a batch that is not empty. Other errors: as
+ * bn_backward. */
+BN_API bn_status bn_backward_apply(const bn_problem *problem, const bn_grad_sums *sums,
+                                   const bn_backward_args *args);
 
 /* ------------------------------------------------------------------------------------------
  * 6  LAYER

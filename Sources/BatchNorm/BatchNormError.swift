@@ -62,6 +62,10 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case nonfinite(channels: Int, of: Int)
     /// The number of batches tracked is negative or at its end.
     case batchCounter(actual: Int)
+    /// Moments or gradient sums are of too few values for what is asked of them, or of more than can be counted.
+    case momentsCount(Argument, actual: Int, expected: Int)
+    /// The sum of squared distances of a channel is negative.
+    case momentsM2(Argument, channel: Int, actual: Double)
 
     // MARK: A layer's state
 
@@ -119,5 +123,6 @@ public enum BatchNormError: Error, Equatable, Sendable {
         case dtype, layout, averaging, runningVariance, oneValue, nonfinite, statistics, reserved
         case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
         case threads, isa, threading, operation, info
+        case moments, other, sums, mean, meanRest, m2, variance, invstd, sumDy, sumDyXmu, kind
     }
 }

@@ -119,6 +119,17 @@ extension BatchNormError.Argument {
         case .threading: "threading"
         case .operation: "operation"
         case .info: "info"
+        case .moments: "moments"
+        case .other: "other"
+        case .sums: "sums"
+        case .mean: "mean"
+        case .meanRest: "mean_rest"
+        case .m2: "m2"
+        case .variance: "variance"
+        case .invstd: "invstd"
+        case .sumDy: "sum_dy"
+        case .sumDyXmu: "sum_dy_xmu"
+        case .kind: "kind"
         }
     }
 
@@ -128,7 +139,7 @@ extension BatchNormError.Argument {
         case .dtype: "1 (float32) or 2 (float64)"
         case .layout: "1 (NCHW) or 2 (NHWC)"
         case .averaging: "0 (exponential) or 1 (cumulative)"
-        case .runningVariance: "0 (unbiased) or 1 (biased)"
+        case .runningVariance, .kind: "0 (unbiased) or 1 (biased)"
         case .oneValue: "0 (error), 1 (use running) or 2 (allow)"
         case .nonfinite: "0 (report) or 1 (error)"
         case .statistics: "0 (batch) or 1 (running)"
@@ -163,7 +174,10 @@ extension BatchNormError.Argument {
     fileprivate func appendCount(to text: inout TextWriter) {
         switch self {
         case .values, .out: text.append("count")
-        case .count, .size: text.append(name)
+        case .count, .size, .channels: text.append(name)
+        case .moments, .other, .sums:
+            text.append(name)
+            text.append("->channels")
         default:
             text.append(name)
             text.append("_count")
@@ -297,6 +311,20 @@ extension BatchNormError {
             text.append(actual)
             text.append(", expected 0 or more and less than ")
             text.append(Int.max)
+        case .momentsCount(let argument, let actual, let expected):
+            text.append(argument.name)
+            text.append("->count is ")
+            text.append(actual)
+            text.append(", expected ")
+            text.append(expected)
+            text.append(" or more, and a total of less than 2^63")
+        case .momentsM2(let argument, let channel, let actual):
+            text.append(argument.name)
+            text.append("->m2[")
+            text.append(channel)
+            text.append("] is ")
+            text.append(actual)
+            text.append(", expected 0 or more")
 
         case .noRunningStatistics:
             text.append("the layer keeps no running statistics (track_running_stats is 0)")

@@ -53,7 +53,7 @@ package struct Positions {
 
     var isAbsent: Bool { mask.isAbsent && lengths.isAbsent }
 
-    fileprivate func validate(
+    func validate(
         _ shape: Shape, _ buffers: inout BufferCheck
     ) throws(BatchNormError) {
         guard !isAbsent else { return }

@@ -59,13 +59,84 @@ package enum Kernels {
         bnk_backward_run(&grid, &plan, &job)
     }
 
+    static func moments(
+        _ grid: bnk_grid, _ input: View, _ keep: UnsafePointer<UInt8>?,
+        _ moments: inout bnk_moment_arrays
+    ) throws(BatchNormError) {
+        var grid = grid
+        var plan = halfPlan(.forwardTraining, grid)
+        var workspace = Memory()
+        try workspace.reserve(Int(bnk_moments_workspace(&grid, &plan)))
+        bnk_moments_run(&grid, &plan, input.address, keep, &moments, workspace.address)
+    }
+
+    /// The forward from given moments, whose statistics are written also if the tensor is empty.
+    static func normalize(
+        _ shape: Shape, _ scalar: ScalarType, _ moments: bnk_moment_arrays, _ job: inout bnk_forward,
+        extraTensors: Int, workspace: inout Memory
+    ) throws(BatchNormError) {
+        var moments = moments
+        guard !shape.isEmpty else {
+            var grid = channelGrid(shape.channels, scalar)
+            return bnk_normalize_nothing(&grid, &moments, &job)
+        }
+        var grid = shape.grid(scalar)
+        var plan = halfPlan(.forwardTraining, grid, extraTensors)
+        try workspace.reserve(Int(bnk_normalize_workspace(&grid)))
+        job.workspace = workspace.address
+        bnk_normalize(&grid, &plan, &moments, &job)
+    }
+
+    static func backwardReduce(
+        _ grid: bnk_grid, _ job: inout bnk_backward, _ sums: inout bnk_grad_sum_arrays
+    ) throws(BatchNormError) {
+        var grid = grid
+        var plan = halfPlan(.backward, grid)
+        var workspace = Memory()
+        try workspace.reserve(Int(bnk_backward_reduce_workspace(&grid, &plan)))
+        job.workspace = workspace.address
+        bnk_backward_reduce(&grid, &plan, &job, &sums)
+    }
+
+    /// Backward from given sums, whose parameters' gradients are written also if the tensor is empty.
+    static func backwardApply(
+        _ shape: Shape, _ scalar: ScalarType, _ sums: bnk_grad_sum_arrays, _ job: inout bnk_backward,
+        extraTensors: Int, workspace: inout Memory
+    ) throws(BatchNormError) {
+        var sums = sums
+        guard !shape.isEmpty else {
+            var grid = channelGrid(shape.channels, scalar)
+            return bnk_backward_apply_nothing(&grid, &sums, &job)
+        }
+        var grid = shape.grid(scalar)
+        var plan = halfPlan(.backward, grid, extraTensors)
+        try workspace.reserve(Int(bnk_backward_apply_workspace(&grid)))
+        job.workspace = workspace.address
+        bnk_backward_apply(&grid, &plan, &sums, &job)
+    }
+
+    /// The whole operation's pieces, so that its halves give the same bits; a half has nothing to fuse.
+    private static func halfPlan(
+        _ operation: BatchNormOperation, _ grid: bnk_grid, _ extraTensors: Int = 0
+    ) -> bnk_plan {
+        var plan = Planner.plan(
+            operation, grid: grid, extraTensors: extraTensors, machine: .current)
+        plan.fused = 0
+        return plan
+    }
+
+    /// A grid that says only how many channels there are.
+    private static func channelGrid(_ channels: Int, _ scalar: ScalarType) -> bnk_grid {
+        bnk_grid(
+            rows: 1, channels: Int64(channels), inner: 1, is_double: scalar == .float64 ? 1 : 0)
+    }
+
     /// Mean and invstd in float64, as the inference forward uses them.
     static func statisticsFromRunning(
         channels: Int, _ scalar: ScalarType, mean: UnsafeRawPointer?, variance: UnsafeRawPointer?,
         epsilon: Double, savedMean: UnsafeMutableRawPointer?, savedInvstd: UnsafeMutableRawPointer?
     ) {
-        var grid = bnk_grid(
-            rows: 1, channels: Int64(channels), inner: 1, is_double: scalar == .float64 ? 1 : 0)
+        var grid = channelGrid(channels, scalar)
         bnk_statistics_from_running(
             &grid, mean, variance, epsilon, savedMean?.assumingMemoryBound(to: Double.self),
             savedInvstd?.assumingMemoryBound(to: Double.self))

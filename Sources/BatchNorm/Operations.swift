@@ -26,6 +26,8 @@ package struct ForwardTraining {
     package var savedMean = MutableView.absent
     package var savedInvstd = MutableView.absent
     package var extras = ForwardExtras()
+    /// In place of the input's own.
+    package var moments: MomentsView?
 
     package init(
         scalar: ScalarType, shape: Shape, options: TrainingOptions, input: View, output: MutableView
@@ -50,7 +52,7 @@ package struct ForwardTraining {
     func run(workspace: inout Workspace) throws(BatchNormError) -> Outcome {
         try validate()
         let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
-        let count = shape.keptPerChannel(keep)
+        let count = moments?.count ?? shape.keptPerChannel(keep)
         guard count > 0 else {
             output.fillMasked(extras.positions.masked, from: input, scalar)
             extras.activationMask.clear()
@@ -93,9 +95,15 @@ package struct ForwardTraining {
         var kernelExtras = extras.kernels(keep)
         try withUnsafePointer(to: &kernelExtras) { (pointer) throws(BatchNormError) in
             if !extras.isPlain { job.extras = pointer }
-            try Kernels.forwardTraining(
-                shape.grid(scalar), &job, extraTensors: extras.tensors,
-                workspace: &workspace.kernels)
+            if let moments {
+                try Kernels.normalize(
+                    shape, scalar, moments.arrays, &job, extraTensors: extras.tensors,
+                    workspace: &workspace.kernels)
+            } else {
+                try Kernels.forwardTraining(
+                    shape.grid(scalar), &job, extraTensors: extras.tensors,
+                    workspace: &workspace.kernels)
+            }
         }
         if hasRunning { numBatchesTracked?.pointee = counter &+ 1 }
         return Outcome(
@@ -127,6 +135,7 @@ package struct ForwardTraining {
             try buffers.write(counter, .numBatchesTracked, count: 1, elementSize: 8)
         }
         try extras.validate(shape, elementSize: size, &buffers)
+        if let moments { try moments.requireReadable(.moments, channels: channels, &buffers) }
         try buffers.requireSeparate()
 
         if hasRunning {
@@ -138,6 +147,7 @@ package struct ForwardTraining {
                 throw .missing(.numBatchesTracked)
             }
         }
+        if let moments { try moments.requireValid(.moments, least: shape.isEmpty ? 0 : 1) }
     }
 
     private func runByRunningStatistics(
@@ -151,6 +161,9 @@ package struct ForwardTraining {
                 variance: runningVar.address, epsilon: options.epsilon,
                 savedMean: savedMean.address ?? workspace.kernels.address,
                 savedInvstd: savedInvstd.address ?? workspace.kernels.address)
+        }
+        guard !shape.isEmpty else {
+            return Outcome(statistics: .running, nonfiniteChannels: 0, valuesPerChannel: 1)
         }
         var job = bnk_inference()
         job.input = input.address
@@ -185,10 +198,12 @@ package struct ForwardInference {
     package var runningMean: View
     package var runningVar: View
     package var extras = ForwardExtras()
+    /// Mean and invstd in float64, in place of the running statistics and epsilon.
+    package var saved: (mean: View, invstd: View)?
 
     package init(
         scalar: ScalarType, shape: Shape, epsilon: Double, input: View, output: MutableView,
-        runningMean: View, runningVar: View
+        runningMean: View = .absent, runningVar: View = .absent
     ) {
         self.scalar = scalar
         self.shape = shape
@@ -216,6 +231,8 @@ package struct ForwardInference {
         job.weight = weight.address
         job.bias = bias.address
         job.epsilon = epsilon
+        job.mean = saved?.mean.address?.assumingMemoryBound(to: Double.self)
+        job.invstd = saved?.invstd.address?.assumingMemoryBound(to: Double.self)
         job.running_mean = runningMean.address
         job.running_var = runningVar.address
         Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
@@ -223,7 +240,7 @@ package struct ForwardInference {
 
     private func validate() throws(BatchNormError) {
         try shape.requireAddressable(scalar)
-        try requireEpsilon(epsilon)
+        if saved == nil { try requireEpsilon(epsilon) }
         let size = scalar.size
         let channels = shape.channels
         var buffers = BufferCheck()
@@ -231,8 +248,13 @@ package struct ForwardInference {
         try buffers.write(output, .output, count: shape.count, elementSize: size)
         try buffers.read(optional: weight, .weight, count: channels, elementSize: size)
         try buffers.read(optional: bias, .bias, count: channels, elementSize: size)
-        try buffers.read(runningMean, .runningMean, count: channels, elementSize: size)
-        try buffers.read(runningVar, .runningVar, count: channels, elementSize: size)
+        if let saved {
+            try buffers.read(saved.mean, .savedMean, count: channels, elementSize: 8)
+            try buffers.read(saved.invstd, .savedInvstd, count: channels, elementSize: 8)
+        } else {
+            try buffers.read(runningMean, .runningMean, count: channels, elementSize: size)
+            try buffers.read(runningVar, .runningVar, count: channels, elementSize: size)
+        }
         try extras.validate(shape, elementSize: size, &buffers)
         try buffers.requireSeparate()
     }
@@ -259,6 +281,8 @@ package struct Backward {
     package var gradWeight = MutableView.absent
     package var gradBias = MutableView.absent
     package var extras = BackwardExtras()
+    /// Of the whole batch, in place of the tensors' own.
+    package var sums: GradSumsView?
 
     package init(
         scalar: ScalarType, shape: Shape, statistics: Statistics, source: Source, input: View,
@@ -281,7 +305,7 @@ package struct Backward {
     func run(workspace: inout Workspace) throws(BatchNormError) {
         try validate()
         let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
-        let count = shape.keptPerChannel(keep)
+        let count = sums?.count ?? shape.keptPerChannel(keep)
         guard count > 0 else {
             gradInput.fillMasked(extras.positions.masked, from: gradOutput, scalar)
             extras.gradResidual.fillMasked(.zero, from: gradOutput, scalar)
@@ -290,6 +314,25 @@ package struct Backward {
             return
         }
 
+        var job = self.job
+        job.count = Int64(count)
+        var kernelExtras = extras.kernels(keep)
+        try withUnsafePointer(to: &kernelExtras) { (pointer) throws(BatchNormError) in
+            if !extras.isPlain { job.extras = pointer }
+            if let sums {
+                try Kernels.backwardApply(
+                    shape, scalar, sums.arrays, &job, extraTensors: extras.tensors,
+                    workspace: &workspace.kernels)
+            } else {
+                try Kernels.backward(
+                    shape.grid(scalar), &job, extraTensors: extras.tensors,
+                    workspace: &workspace.kernels)
+            }
+        }
+    }
+
+    /// The call in the kernels' words, but for the workspace.
+    var job: bnk_backward {
         var job = bnk_backward()
         job.input = input.address
         job.grad_output = gradOutput.address
@@ -307,14 +350,7 @@ package struct Backward {
             job.epsilon = epsilon
         }
         job.frozen = statistics == .running ? 1 : 0
-        job.count = Int64(count)
-        var kernelExtras = extras.kernels(keep)
-        try withUnsafePointer(to: &kernelExtras) { (pointer) throws(BatchNormError) in
-            if !extras.isPlain { job.extras = pointer }
-            try Kernels.backward(
-                shape.grid(scalar), &job, extraTensors: extras.tensors,
-                workspace: &workspace.kernels)
-        }
+        return job
     }
 
     private func validate() throws(BatchNormError) {
@@ -338,6 +374,8 @@ package struct Backward {
             try buffers.read(variance, .runningVar, count: channels, elementSize: size)
         }
         try extras.validate(shape, elementSize: size, &buffers)
+        if let sums { try sums.requireReadable(channels: channels, &buffers) }
         try buffers.requireSeparate()
+        if let sums { try sums.requireValid(least: shape.isEmpty ? 0 : 1) }
     }
 }

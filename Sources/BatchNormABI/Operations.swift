@@ -42,7 +42,7 @@ public func bn_backward(
 }
 
 extension ForwardTraining {
-    fileprivate init(
+    init(
         _ problem: Problem, _ args: bn_forward_training_args
     ) throws(BatchNormError) {
         try requireReserved(args.reserved)
@@ -74,7 +74,7 @@ extension ForwardTraining {
 }
 
 extension ForwardInference {
-    fileprivate init(
+    init(
         _ problem: Problem, _ args: bn_forward_inference_args
     ) throws(BatchNormError) {
         try requireReserved(args.reserved)
@@ -96,7 +96,7 @@ extension ForwardInference {
 }
 
 extension Backward {
-    fileprivate init(_ problem: Problem, _ args: bn_backward_args) throws(BatchNormError) {
+    init(_ problem: Problem, _ args: bn_backward_args) throws(BatchNormError) {
         let statistics: Statistics = try option(args.statistics, .statistics)
         let source: Source =
             switch statistics {

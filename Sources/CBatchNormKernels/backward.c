@@ -24,6 +24,9 @@ typedef struct backward {
     const bnk_leaves *leaves;
     grad_sums *partial;  /* [piece][channel], if not fused */
     bnk_linears linears; /* [channel], if not fused */
+    double count;        /* values per channel that the sums are of */
+    bnk_grad_sum_arrays
+        *sums; /* of the halves: where the first one writes and the second one reads */
 } backward;
 
 static double mean_of(const backward *t, int64_t channel)
@@ -162,7 +165,6 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
     const bnk_backward *job = t->job;
     const bnk_grid *grid = t->cut.grid;
     const int32_t is_double = grid->is_double;
-    const double count = (double)job->count;
     const double mean = mean_of(t, channel), invstd = invstd_of(t, channel);
 
     if (job->grad_bias) bnk_set(job->grad_bias, is_double, channel, sums.dy);
@@ -175,8 +177,8 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
         return scaled;
     }
     /* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c) */
-    const double slope = -gain * invstd * (invstd * (sums.dy_times_c / count));
-    bnk_linear f = bnk_linear_of(mean, 0, invstd, slope, -gain * (sums.dy / count), is_double);
+    const double slope = -gain * invstd * (invstd * (sums.dy_times_c / t->count));
+    bnk_linear f = bnk_linear_of(mean, 0, invstd, slope, -gain * (sums.dy / t->count), is_double);
     f.factor = bnk_round(gain, is_double);
     return f;
 }
@@ -246,19 +248,25 @@ static void reduce_pieces(void *context, int64_t begin, int64_t end)
     }
 }
 
+/* The sum of what reduce_pieces has written of a channel. */
+static grad_sums add_pieces(const backward *t, int64_t channel)
+{
+    grad_sums total = { 0, 0 };
+    for (int64_t p = 0; p < t->cut.pieces; p++) {
+        const grad_sums own = t->partial[p * t->cut.grid->channels + channel];
+        total.dy += own.dy;
+        total.dy_times_c += own.dy_times_c;
+    }
+    return total;
+}
+
 static void add_channels(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
-    const bnk_cut *cut = &t->cut;
+    const int32_t is_double = t->cut.grid->is_double;
     for (int64_t c = begin; c < end; c++) {
-        grad_sums total = { 0, 0 };
-        if (needs_sums(t->job))
-            for (int64_t p = 0; p < cut->pieces; p++) {
-                const grad_sums own = t->partial[p * cut->grid->channels + c];
-                total.dy += own.dy;
-                total.dy_times_c += own.dy_times_c;
-            }
-        bnk_linears_set(&t->linears, cut->grid->is_double, c, finish_channel(t, c, total));
+        const grad_sums total = needs_sums(t->job) ? add_pieces(t, c) : (grad_sums){ 0, 0 };
+        bnk_linears_set(&t->linears, is_double, c, finish_channel(t, c, total));
     }
 }
 
@@ -266,6 +274,33 @@ static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
     bnk_apply_tasks_run(&t->operands, begin, end, &t->linears);
+}
+
+/* ---- in halves ---- */
+
+/* As add_channels, but what it gets is kept. */
+static void keep_channels(void *context, int64_t begin, int64_t end)
+{
+    const backward *t = context;
+    for (int64_t c = begin; c < end; c++) {
+        const grad_sums total = add_pieces(t, c);
+        t->sums->dy[c] = total.dy;
+        t->sums->dy_xmu[c] = total.dy_times_c;
+    }
+}
+
+static grad_sums sums_at(const bnk_grad_sum_arrays *sums, int64_t channel)
+{
+    return (grad_sums){ sums->dy[channel], sums->dy_xmu[channel] };
+}
+
+/* As add_channels, from what was kept. */
+static void finish_channels(void *context, int64_t begin, int64_t end)
+{
+    const backward *t = context;
+    for (int64_t c = begin; c < end; c++)
+        bnk_linears_set(&t->linears, t->cut.grid->is_double, c,
+                        finish_channel(t, c, sums_at(t->sums, c)));
 }
 
 /* ---- entries ---- */
@@ -284,6 +319,7 @@ void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_back
     t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
                                  job->extras);
     t.leaves = t.operands.leaves;
+    t.count = (double)job->count;
     if (plan->fused) {
         bnk_parallel(plan->threads, (bnk_phase[]){ { backward_runs, t.cut.runs } }, 1, &t);
         return;
@@ -297,4 +333,49 @@ void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_back
         { apply_pieces, applies(job) ? bnk_apply_tasks(&t.cut) : 0 },
     };
     bnk_parallel(plan->threads, phases, 3, &t);
+}
+
+int64_t bnk_backward_reduce_workspace(const bnk_grid *grid, const bnk_plan *plan)
+{
+    return bnk_cut_grid(grid, plan).pieces * grid->channels * (int64_t)sizeof(grad_sums);
+}
+
+void bnk_backward_reduce(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job,
+                         bnk_grad_sum_arrays *sums)
+{
+    backward t = { .job = job, .cut = bnk_cut_grid(grid, plan), .sums = sums };
+    t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
+                                 job->extras);
+    t.leaves = t.operands.leaves;
+    t.partial = job->workspace;
+    const bnk_phase phases[] = { { reduce_pieces, t.cut.runs * t.cut.pieces },
+                                 { keep_channels, grid->channels } };
+    bnk_parallel(plan->threads, phases, 2, &t);
+}
+
+int64_t bnk_backward_apply_workspace(const bnk_grid *grid)
+{
+    return BNK_LINEARS * grid->channels * (grid->is_double ? 8 : 4);
+}
+
+void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_grad_sum_arrays *sums,
+                        const bnk_backward *job)
+{
+    bnk_grad_sum_arrays given = *sums;
+    backward t = { .job = job, .cut = bnk_cut_grid(grid, plan), .sums = &given };
+    t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
+                                 job->extras);
+    t.leaves = t.operands.leaves;
+    t.count = sums->count;
+    t.linears = bnk_linears_in(job->workspace, grid->channels, grid->is_double);
+    const bnk_phase phases[] = { { finish_channels, grid->channels },
+                                 { apply_pieces, applies(job) ? bnk_apply_tasks(&t.cut) : 0 } };
+    bnk_parallel(plan->threads, phases, 2, &t);
+}
+
+void bnk_backward_apply_nothing(const bnk_grid *grid, const bnk_grad_sum_arrays *sums,
+                                const bnk_backward *job)
+{
+    backward t = { .job = job, .cut = { .grid = grid }, .count = sums->count };
+    for (int64_t c = 0; c < grid->channels; c++) finish_channel(&t, c, sums_at(sums, c));
 }

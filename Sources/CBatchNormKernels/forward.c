@@ -25,6 +25,9 @@ typedef struct training {
     bnk_moments *partial; /* [piece][channel], if not fused */
     double *counts;       /* [piece], of the values of each channel in it, if not fused */
     bnk_linears linears;  /* [channel], if not fused */
+    double count;         /* values per channel that the statistics are of */
+    bnk_moment_arrays
+        *moments; /* of the halves: where the first one writes and the second one reads */
 } training;
 
 /* ---- moments ---- */
@@ -279,14 +282,13 @@ static double piece_moments(const training *t, const bnk_piece *piece, bnk_momen
 /* ---- a channel's statistics ---- */
 
 /* Saves, updates the running statistics and gives the coefficients. */
-static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, int64_t channel,
-                                 bnk_moments moments)
+static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, double count,
+                                 int64_t channel, bnk_moments moments)
 {
     const int32_t is_double = grid->is_double;
-    double variance = moments.m2 / (double)job->count;
-    int finite = isfinite(moments.mean) && isfinite(variance);
-    if (!finite)
-        moments.mean = variance = NAN; /* also where the sum overflowed: no half-right output */
+    const double variance = bnk_variance_of(moments, count);
+    int finite = isfinite(variance);
+    if (!finite) moments.mean = NAN; /* also where the sum overflowed: no half-right output */
     const double invstd = bnk_invstd(variance, job->epsilon);
 
     if (job->saved_mean) job->saved_mean[channel] = moments.mean;
@@ -338,8 +340,9 @@ static void train_runs(void *context, int64_t begin, int64_t end)
         }
         if (applying) bnk_apply_rest(applying);
         for (int64_t c = 0; c < whole.channels; c++)
-            bnk_linears_set(&linears, is_double, c,
-                            finish_channel(t->job, cut->grid, whole.channel + c, merged[c]));
+            bnk_linears_set(
+                &linears, is_double, c,
+                finish_channel(t->job, cut->grid, t->count, whole.channel + c, merged[c]));
         if (cut->plan->stream && !cut->plan->by_columns) {
             const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
             applying = &application;
@@ -370,6 +373,18 @@ static void reduce_pieces(void *context, int64_t begin, int64_t end)
 /* Channels that a task of merge_channels takes together. */
 enum { MERGED = 64 };
 
+/* Merges what reduce_pieces has written of channels from `first` on. */
+static void merge_pieces(const training *t, int64_t first, int64_t channels, bnk_moments *merged)
+{
+    const bnk_cut *cut = &t->cut;
+    double count = 0;
+    for (int64_t p = 0; p < cut->pieces; p++) {
+        const double n = t->counts[p];
+        bnk_moments_add(merged, count, t->partial + p * cut->grid->channels + first, n, channels);
+        count += n;
+    }
+}
+
 static void merge_channels(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
@@ -378,16 +393,10 @@ static void merge_channels(void *context, int64_t begin, int64_t end)
         const int64_t first = task * MERGED;
         const int64_t channels = bnk_min(MERGED, cut->grid->channels - first);
         bnk_moments merged[MERGED];
-        double count = 0;
-        for (int64_t p = 0; p < cut->pieces; p++) {
-            const double n = t->counts[p];
-            bnk_moments_add(merged, count, t->partial + p * cut->grid->channels + first, n,
-                            channels);
-            count += n;
-        }
+        merge_pieces(t, first, channels, merged);
         for (int64_t c = 0; c < channels; c++)
             bnk_linears_set(&t->linears, cut->grid->is_double, first + c,
-                            finish_channel(t->job, cut->grid, first + c, merged[c]));
+                            finish_channel(t->job, cut->grid, t->count, first + c, merged[c]));
     }
 }
 
@@ -395,6 +404,44 @@ static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
     bnk_apply_tasks_run(&t->operands, begin, end, &t->linears);
+}
+
+/* ---- training, in halves ---- */
+
+static bnk_moments moments_at(const bnk_moment_arrays *moments, int64_t channel)
+{
+    return (bnk_moments){ moments->mean[channel], moments->mean_rest[channel],
+                          moments->m2[channel] };
+}
+
+static void keep_moments(bnk_moment_arrays *moments, int64_t channel, bnk_moments of_channel)
+{
+    moments->mean[channel] = of_channel.mean;
+    moments->mean_rest[channel] = of_channel.mean_rest;
+    moments->m2[channel] = of_channel.m2;
+}
+
+/* As merge_channels, but what it gets is kept. */
+static void keep_channels(void *context, int64_t begin, int64_t end)
+{
+    const training *t = context;
+    for (int64_t task = begin; task < end; task++) {
+        const int64_t first = task * MERGED;
+        const int64_t channels = bnk_min(MERGED, t->cut.grid->channels - first);
+        bnk_moments merged[MERGED];
+        merge_pieces(t, first, channels, merged);
+        for (int64_t c = 0; c < channels; c++) keep_moments(t->moments, first + c, merged[c]);
+    }
+}
+
+/* As merge_channels, from what was kept. */
+static void finish_channels(void *context, int64_t begin, int64_t end)
+{
+    const training *t = context;
+    const bnk_grid *grid = t->cut.grid;
+    for (int64_t c = begin; c < end; c++)
+        bnk_linears_set(&t->linears, grid->is_double, c,
+                        finish_channel(t->job, grid, t->count, c, moments_at(t->moments, c)));
 }
 
 /* ---- entries ---- */
@@ -412,6 +459,7 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
     training t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
     t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
     t.leaves = t.operands.leaves;
+    t.count = (double)job->count;
     job->nonfinite_channels = 0;
     if (plan->fused) {
         bnk_parallel(plan->threads, (bnk_phase[]){ { train_runs, t.cut.runs } }, 1, &t);
@@ -426,11 +474,91 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
     bnk_parallel(plan->threads, phases, 3, &t);
 }
 
+int64_t bnk_moments_workspace(const bnk_grid *grid, const bnk_plan *plan)
+{
+    return bnk_cut_grid(grid, plan).pieces *
+           (grid->channels * (int64_t)sizeof(bnk_moments) + (int64_t)sizeof(double));
+}
+
+void bnk_moments_run(const bnk_grid *grid, const bnk_plan *plan, const void *input,
+                     const uint8_t *positions, bnk_moment_arrays *moments, void *workspace)
+{
+    const bnk_extras masked = { .negative_slope = 1, .positions = positions };
+    bnk_forward job = { .input = input };
+    training t = { .job = &job, .cut = bnk_cut_grid(grid, plan), .moments = moments };
+    t.operands = bnk_operands_of(&t.cut, input, NULL, NULL, 0, &masked);
+    t.leaves = t.operands.leaves;
+    t.partial = workspace;
+    t.counts = (double *)(t.partial + t.cut.pieces * grid->channels);
+    const bnk_phase phases[] = { { reduce_pieces, t.cut.runs * t.cut.pieces },
+                                 { keep_channels, bnk_ceil_div(grid->channels, MERGED) } };
+    bnk_parallel(plan->threads, phases, 2, &t);
+}
+
+int64_t bnk_normalize_workspace(const bnk_grid *grid)
+{
+    return BNK_LINEARS * grid->channels * (grid->is_double ? 8 : 4);
+}
+
+void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_arrays *moments,
+                   bnk_forward *job)
+{
+    bnk_moment_arrays given = *moments;
+    training t = { .job = job, .cut = bnk_cut_grid(grid, plan), .moments = &given };
+    t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
+    t.count = moments->count;
+    t.linears = bnk_linears_in(job->workspace, grid->channels, grid->is_double);
+    job->nonfinite_channels = 0;
+    const bnk_phase phases[] = { { finish_channels, grid->channels },
+                                 { apply_pieces, bnk_apply_tasks(&t.cut) } };
+    bnk_parallel(plan->threads, phases, 2, &t);
+}
+
+void bnk_normalize_nothing(const bnk_grid *grid, const bnk_moment_arrays *moments, bnk_forward *job)
+{
+    job->nonfinite_channels = 0;
+    for (int64_t c = 0; c < grid->channels; c++)
+        finish_channel(job, grid, moments->count, c, moments_at(moments, c));
+}
+
+void bnk_merge_moments(bnk_moment_arrays *moments, const bnk_moment_arrays *other, int64_t channels)
+{
+    const bnk_shares shares = bnk_shares_of(moments->count, other->count);
+    for (int64_t c = 0; c < channels; c++)
+        keep_moments(moments, c,
+                     bnk_moments_merge(moments_at(moments, c), moments_at(other, c), shares));
+}
+
+void bnk_moments_statistics(const bnk_moment_arrays *moments, int64_t channels, double divisor,
+                            double epsilon, double *variance, double *invstd)
+{
+    for (int64_t c = 0; c < channels; c++) {
+        const bnk_moments own = moments_at(moments, c);
+        if (variance) variance[c] = bnk_variance_of(own, divisor);
+        if (invstd) invstd[c] = bnk_invstd(bnk_variance_of(own, moments->count), epsilon);
+    }
+}
+
 typedef struct inference {
     const bnk_inference *job;
     bnk_cut cut;
     bnk_operands operands;
 } inference;
+
+/* As backward.c's mean_of and invstd_of. */
+static double mean_of(const inference *t, int64_t channel)
+{
+    return t->job->mean ? t->job->mean[channel]
+                        : bnk_get(t->job->running_mean, t->cut.grid->is_double, channel, 0);
+}
+
+static double invstd_of(const inference *t, int64_t channel)
+{
+    return t->job->invstd
+               ? t->job->invstd[channel]
+               : bnk_invstd(bnk_get(t->job->running_var, t->cut.grid->is_double, channel, 0),
+                            t->job->epsilon);
+}
 
 static void infer_pieces(void *context, int64_t begin, int64_t end)
 {
@@ -446,10 +574,9 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
         const bnk_piece piece = bnk_piece_at(cut, task / cut->pieces, index);
         for (int64_t i = 0; i < piece.channels && (index == 0 || task == begin); i++) {
             const int64_t c = piece.channel + i;
-            const double variance = bnk_get(job->running_var, is_double, c, 0);
-            const double invstd = bnk_invstd(variance, job->epsilon);
+            const double invstd = invstd_of(t, c);
             bnk_linears_set(&linears, is_double, i,
-                            bnk_linear_of(bnk_get(job->running_mean, is_double, c, 0), 0, invstd,
+                            bnk_linear_of(mean_of(t, c), 0, invstd,
                                           bnk_get(job->weight, is_double, c, 1) * invstd,
                                           bnk_get(job->bias, is_double, c, 0), is_double));
         }

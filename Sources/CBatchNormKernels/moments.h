@@ -13,6 +13,7 @@
 #ifndef BNK_MOMENTS_H
 #define BNK_MOMENTS_H
 
+#include <math.h>
 #include <stdint.h>
 
 typedef struct bnk_moments {
@@ -48,6 +49,13 @@ static inline bnk_shares bnk_shares_of(double a_count, double b_count)
     shares.b = b_count / (a_count + b_count); /* 1 if there is no a yet */
     shares.both = a_count * shares.b;
     return shares;
+}
+
+/* m2 / divisor; NaN where mean or variance is not finite: no half-right output. */
+static inline double bnk_variance_of(bnk_moments moments, double divisor)
+{
+    const double variance = moments.m2 / divisor;
+    return isfinite(moments.mean) && isfinite(variance) ? variance : NAN;
 }
 
 /* Moments of a and b together. Chan, Golub, LeVeque: "Updating formulae and a pairwise algorithm for computing

@@ -99,7 +99,9 @@ typedef struct bnk_inference {
     void *output; /* may be input */
     const void *weight;
     const void *bias;
-    double epsilon;
+    const double *mean; /* mean and invstd, or NULL and: */
+    const double *invstd;
+    double epsilon; /* for running_var */
     const void *running_mean;
     const void *running_var;
     const bnk_extras *extras; /* or NULL */
@@ -123,12 +125,57 @@ typedef struct bnk_backward {
     void *workspace; /* bnk_backward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_backward;
 
+/* Moments of each channel, see moments.h: arrays of `channels` elements. */
+typedef struct bnk_moment_arrays {
+    double count; /* values per channel; 0: none, and the arrays say nothing */
+    double *mean, *mean_rest, *m2;
+} bnk_moment_arrays;
+
+/* What a channel's gradients need of all its values: arrays of `channels` elements. */
+typedef struct bnk_grad_sum_arrays {
+    double count;   /* values per channel */
+    double *dy;     /* sum(dy) */
+    double *dy_xmu; /* sum(dy * (x - mean)) */
+} bnk_grad_sum_arrays;
+
 /* Operations. rows and inner are at least 1. */
 int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan);
 void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forward *job);
 void bnk_forward_inference(const bnk_grid *grid, const bnk_plan *plan, const bnk_inference *job);
 int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan);
 void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job);
+
+/*
+ * The halves of the forward and of backward, with the whole one's pieces: so the bits are the same. The
+ * plan is never fused, for there is nothing to fuse. The ..._workspace() of a half is its own.
+ */
+int64_t bnk_moments_workspace(const bnk_grid *grid, const bnk_plan *plan);
+/* Writes all of `moments` but the count. positions: as bnk_extras'. */
+void bnk_moments_run(const bnk_grid *grid, const bnk_plan *plan, const void *input,
+                     const uint8_t *positions, bnk_moment_arrays *moments, void *workspace);
+int64_t bnk_normalize_workspace(const bnk_grid *grid);
+void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_arrays *moments,
+                   bnk_forward *job);
+int64_t bnk_backward_reduce_workspace(const bnk_grid *grid, const bnk_plan *plan);
+/* Writes all of `sums` but the count; of the job it reads input, grad_output, means and workspace. */
+void bnk_backward_reduce(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job,
+                         bnk_grad_sum_arrays *sums);
+int64_t bnk_backward_apply_workspace(const bnk_grid *grid);
+void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_grad_sum_arrays *sums,
+                        const bnk_backward *job);
+
+/* The same for a tensor without values: what is kept per channel is written, from other tensors' values. */
+void bnk_normalize_nothing(const bnk_grid *grid, const bnk_moment_arrays *moments,
+                           bnk_forward *job);
+void bnk_backward_apply_nothing(const bnk_grid *grid, const bnk_grad_sum_arrays *sums,
+                                const bnk_backward *job);
+
+/* Merges `other` into `moments`, but for the count. Neither count is 0. */
+void bnk_merge_moments(bnk_moment_arrays *moments, const bnk_moment_arrays *other,
+                       int64_t channels);
+/* variance: m2 / divisor; invstd: 1 / sqrt(m2 / count + epsilon). Each may be NULL. */
+void bnk_moments_statistics(const bnk_moment_arrays *moments, int64_t channels, double divisor,
+                            double epsilon, double *variance, double *invstd);
 
 /* mean and invstd as the inference forward uses them, for a later backward. */
 void bnk_statistics_from_running(const bnk_grid *grid, const void *running_mean,
