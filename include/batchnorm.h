@@ -11,6 +11,7 @@
  *   6  MOMENTS          the same in two halves, for a batch that is not in one place
  *   6  LAYER            an object that keeps parameters, statistics and mode
  *   7  STATE            a layer's state as one checksummed block of bytes
+ *   9  FOLDING          normalization as one affine map, or inside the layer before it
  *   8  MACHINE          threads, instruction sets, version
  *   9  EXPLAIN          how an operation would be done here, in numbers and in words
  *
@@ -139,6 +140,7 @@ enum {
     BN_STATUS_BATCH_COUNTER = 404,  /* the number of batches tracked is negative or at its end */
     BN_STATUS_NEGATIVE_SLOPE = 405, /* a leaky ReLU's slope is negative, infinite or NaN */
     BN_STATUS_MOMENTS = 406,        /* moments or gradient sums with a count or m2 that none can have */
+    BN_STATUS_NUMBER = 410,         /* folding: NaN, infinity, a negative variance or an overflow */
 
     /* 5xx: a layer's state */
     BN_STATUS_NO_RUNNING_STATISTICS = 500, /* the layer keeps none */
@@ -686,6 +688,104 @@ BN_API bn_status bn_layer_load_state(bn_layer *layer, const void *state, int64_t
 
 /* Makes a layer, options and all, from a state. *layer is set only on success. */
 BN_API bn_status bn_layer_create_from_state(const void *state, int64_t size, bn_layer **layer);
+
+/* ------------------------------------------------------------------------------------------
+ * 9  FOLDING
+ * ------------------------------------------------------------------------------------------
+ * In inference the statistics are constants, and normalization is one affine map per channel. Behind
+ * a convolution or linear layer, that map can go into the layer's own weight and bias, and then costs
+ * nothing:
+ *
+ *     scale         = weight / sqrt(running_var + epsilon)
+ *     folded_weight = conv_weight * scale               for every value of the output channel
+ *     folded_bias   = (conv_bias - running_mean) * scale + bias
+ *
+ * It is done once, before a network is shipped: formed in float64 from the values given and rounded once
+ * to the dtype. How much rounding has changed is reported.
+ */
+
+/* Where the output channels lie in a weight tensor. The tensor is seen as
+ *
+ *     [groups][outer][channels][inner]
+ *
+ * dense, and the values of output channel g*channels + c are those at [g][...][c][...]. That covers every
+ * layout: `outer` is the product of what lies before the axis of the output channels, `inner` of what
+ * lies behind it. Only PyTorch's transposed convolutions count output channels within a group. */
+typedef struct bn_weight_shape {
+    uint32_t struct_size; /* sizeof(bn_weight_shape) */
+    bn_dtype dtype;       /* of all buffers of the call */
+    int64_t groups;       /* >= 1 */
+    int64_t outer;        /* >= 0 */
+    int64_t channels;     /* >= 1, of a group */
+    int64_t inner;        /* >= 0 */
+} bn_weight_shape;
+
+/* [O][...]: convolutions of PyTorch and ONNX, [O][I/groups][spatial...] (OIHW), also grouped and depthwise
+ * ones, also channels-last (OHWI), and linear layers [O][I]. `values`: of one output channel. */
+#define BN_WEIGHT_OUTPUT_FIRST(dtype, output, values) \
+    { sizeof(bn_weight_shape), (dtype), 1, 1, (output), (values) }
+/* [...][O]: convolutions [spatial...][I/groups][O] (HWIO) and dense layers [I][O] of Keras, Flax and JAX. Of
+ * a Keras depthwise kernel [spatial...][I][multiplier], `output` is I * multiplier. */
+#define BN_WEIGHT_OUTPUT_LAST(dtype, values, output) \
+    { sizeof(bn_weight_shape), (dtype), 1, (values), (output), 1 }
+/* [I][O/groups][spatial...]: transposed convolutions of PyTorch and ONNX. */
+#define BN_WEIGHT_TRANSPOSED(dtype, groups, input_per_group, output_per_group, spatial)     \
+    { sizeof(bn_weight_shape), (dtype), (groups), (input_per_group), (output_per_group), \
+      (spatial) }
+/* No layer before: with conv_weight absent, folded_weight and folded_bias are the affine pair, C values each:
+ * y = x * folded_weight + folded_bias. */
+#define BN_WEIGHT_AFFINE(dtype, c) \
+    { sizeof(bn_weight_shape), (dtype), 1, 1, (c), 1 }
+
+/* Arguments of bn_fold and bn_layer_fold. C is groups*channels, W groups*outer*channels*inner. */
+typedef struct bn_fold_args {
+    uint32_t struct_size; /* sizeof(bn_fold_args) */
+    int32_t reserved;     /* 0 */
+    double epsilon;       /* >= 0; with epsilon 0, a channel of variance 0 gets scale 0 */
+
+    const void *running_mean; /* C, in */
+    int64_t running_mean_count;
+    const void *running_var; /* C, in; >= 0 */
+    int64_t running_var_count;
+    const void *weight; /* C, in, optional: absent means 1 */
+    int64_t weight_count;
+    const void *bias; /* C, in, optional: absent means 0 */
+    int64_t bias_count;
+
+    const void *conv_weight; /* W, in; optional if W is C: absent means 1 */
+    int64_t conv_weight_count;
+    const void *conv_bias; /* C, in, optional: absent means 0 */
+    int64_t conv_bias_count;
+    void *folded_weight; /* W, out, optional; may be conv_weight itself (in place) */
+    int64_t folded_weight_count;
+    void *folded_bias; /* C, out, optional; may be conv_bias itself (in place) */
+    int64_t folded_bias_count;
+
+    double weight_error; /* out: the largest |rounded - float64| of a folded weight, relative to the largest
+                            |weight| of its output channel. float64: 0. float32: up to 6e-8, half a unit,
+                            or more if weights underflow */
+    double bias_error;   /* out: the largest |rounded - float64| of a folded bias, relative to the larger of
+                            |weight| and |bias| of the normalization in its channel, which is the size of
+                            its output: how far folding shifts that. It grows with |mean| / deviation */
+} bn_fold_args;
+
+#define BN_FOLD_ARGS_INIT                                                                     \
+    { sizeof(bn_fold_args), 0, 1e-5, NULL, 0, NULL, 0, NULL, 0, NULL, 0,                      \
+      NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0 }
+
+/* Folds normalization by running statistics into the convolution or linear layer before it, or into an
+ * affine pair. Everything is computed and checked before anything is written.
+ *
+ * BN_STATUS_NUMBER: a number that goes in is NaN or infinite, a variance negative, or a result beyond
+ * the range of its dtype; the message tells which. Other errors: 1xx to 3xx, BN_STATUS_EPSILON.
+ * Follows torch.nn.utils.fuse_conv_bn_weights (whose result is formed in the weight's dtype). */
+BN_API bn_status bn_fold(const bn_weight_shape *shape, bn_fold_args *args);
+
+/* As bn_fold, with the layer's epsilon, running statistics, weight and bias, in either mode; these members of
+ * args are ignored. BN_STATUS_NO_RUNNING_STATISTICS if the layer keeps none; BN_STATUS_LAYER_MISMATCH
+ * if dtype or C differ from the layer's. */
+BN_API bn_status bn_layer_fold(const bn_layer *layer, const bn_weight_shape *shape,
+                               bn_fold_args *args);
 
 /* ------------------------------------------------------------------------------------------
  * 8  MACHINE

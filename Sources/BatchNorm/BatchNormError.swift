@@ -66,6 +66,9 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case momentsCount(Argument, actual: Int, expected: Int)
     /// The sum of squared distances of a channel is negative.
     case momentsM2(Argument, channel: Int, actual: Double)
+    /// A number that is folded is NaN or infinite, or a variance negative; or a result of folding is beyond the range of
+    /// its type.
+    case number(Argument, index: Int, actual: Double)
 
     // MARK: A layer's state
 
@@ -124,5 +127,6 @@ public enum BatchNormError: Error, Equatable, Sendable {
         case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
         case threads, isa, threading, operation, info
         case moments, other, sums, mean, meanRest, m2, variance, invstd, sumDy, sumDyXmu, kind
+        case shape, groups, outer, inner, convWeight, convBias, foldedWeight, foldedBias
     }
 }

@@ -15,7 +15,7 @@
 /// The layer is a reference and **not `Sendable`**: it serves one thread at a time. It holds no reference to anything
 /// outside, so a layer that nobody else refers to may be sent to another task or actor (region isolation).
 public final class BatchNormLayer<Scalar: BatchNormScalar> {
-    private let core: LayerCore
+    let core: LayerCore
 
     /// A new layer.
     ///

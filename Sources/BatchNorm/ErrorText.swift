@@ -130,6 +130,14 @@ extension BatchNormError.Argument {
         case .sumDy: "sum_dy"
         case .sumDyXmu: "sum_dy_xmu"
         case .kind: "kind"
+        case .shape: "shape"
+        case .groups: "groups"
+        case .outer: "outer"
+        case .inner: "inner"
+        case .convWeight: "conv_weight"
+        case .convBias: "conv_bias"
+        case .foldedWeight: "folded_weight"
+        case .foldedBias: "folded_bias"
         }
     }
 
@@ -166,6 +174,8 @@ extension BatchNormError.Argument {
         case .activationMask: "N*C*S bits in whole bytes"
         case .mask: "N*S"
         case .lengths: "N"
+        case .convWeight, .foldedWeight: "groups*outer*channels*inner"
+        case .convBias, .foldedBias: "groups*channels"
         default: "num_features"
         }
     }
@@ -174,7 +184,7 @@ extension BatchNormError.Argument {
     fileprivate func appendCount(to text: inout TextWriter) {
         switch self {
         case .values, .out: text.append("count")
-        case .count, .size, .channels: text.append(name)
+        case .count, .size, .groups, .outer, .channels, .inner: text.append(name)
         case .moments, .other, .sums:
             text.append(name)
             text.append("->channels")
@@ -230,7 +240,8 @@ extension BatchNormError {
             text.append(actual)
             text.append(", expected 0 or more")
         case .noChannels:
-            text.append("the number of channels (num_features, sizes[1]) is 0, expected 1 or more")
+            text.append("the number of channels (num_features, sizes[1], groups * channels) is 0, expected 1 or more"
+            )
         case .sizeOverflow(let sizes, let elementSize):
             text.append("sizes ")
             text.append(sizes)
@@ -325,6 +336,14 @@ extension BatchNormError {
             text.append("] is ")
             text.append(actual)
             text.append(", expected 0 or more")
+        case .number(let argument, let index, let actual):
+            text.append(argument.name)
+            text.append("[")
+            text.append(index)
+            text.append("] is ")
+            text.append(actual)
+            text.append(", expected a finite number")
+            if argument == .runningVar { text.append(" of at least 0") }
 
         case .noRunningStatistics:
             text.append("the layer keeps no running statistics (track_running_stats is 0)")

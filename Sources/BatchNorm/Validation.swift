@@ -7,6 +7,7 @@ extension BatchNormError.Argument {
         switch (self, other) {
         case (.output, .input), (.output, .residual): true
         case (.gradInput, .input), (.gradInput, .gradOutput), (.gradResidual, .gradOutput): true
+        case (.foldedWeight, .convWeight), (.foldedBias, .convBias): true
         default: false
         }
     }

@@ -28,6 +28,7 @@ extension BatchNormError {
             case .nonfinite: BN_STATUS_NONFINITE
             case .batchCounter: BN_STATUS_BATCH_COUNTER
             case .momentsCount, .momentsM2: BN_STATUS_MOMENTS
+            case .number: BN_STATUS_NUMBER
             case .noRunningStatistics: BN_STATUS_NO_RUNNING_STATISTICS
             case .noParameter: BN_STATUS_NO_PARAMETER
             case .noForward: BN_STATUS_NO_FORWARD
@@ -70,6 +71,7 @@ public func bn_status_name(_ status: bn_status) -> UnsafePointer<CChar>? {
         case BN_STATUS_BATCH_COUNTER: "BN_STATUS_BATCH_COUNTER"
         case BN_STATUS_NEGATIVE_SLOPE: "BN_STATUS_NEGATIVE_SLOPE"
         case BN_STATUS_MOMENTS: "BN_STATUS_MOMENTS"
+        case BN_STATUS_NUMBER: "BN_STATUS_NUMBER"
         case BN_STATUS_NO_RUNNING_STATISTICS: "BN_STATUS_NO_RUNNING_STATISTICS"
         case BN_STATUS_NO_PARAMETER: "BN_STATUS_NO_PARAMETER"
         case BN_STATUS_NO_FORWARD: "BN_STATUS_NO_FORWARD"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pycparser import c_ast, c_parser
 
-from batchnorm import BatchNorm2d, Status, _lowlevel
+from batchnorm import BatchNorm2d, Status, _lowlevel, fold_into
 from batchnorm import functional as F
 
 HEADER = Path(__file__).resolve().parents[3] / "include" / "batchnorm.h"
@@ -222,6 +222,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "epsilon": (F.backward, "eps"),
         "statistics": (F.backward, "statistics"),
     },
+    "bn_fold_args": {"epsilon": (fold_into, "eps")},
     "bn_layer_options": {
         "epsilon": (BatchNorm2d, "eps"),
         "momentum": (BatchNorm2d, "momentum"),

@@ -1,8 +1,8 @@
 """Batch normalization on CPUs, forward and backward, for NumPy arrays.
 
 `batchnorm.functional` has the stateless functions, `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`
-are layers that keep parameters and running statistics, `explain` tells what a call would do. Names
-and conventions are PyTorch's. The work is done by libbatchnorm, a C library, without copying arrays
+are layers that keep parameters and running statistics, `fold_into` puts normalization into the
+convolution before it, `explain` tells what a call would do. Names and conventions are PyTorch's. The work is done by libbatchnorm, a C library, without copying arrays
 and without holding the interpreter lock.
 
 >>> import numpy as np, batchnorm
@@ -23,6 +23,7 @@ from .errors import (
     BatchNormValueError,
     Status,
 )
+from .fold import Folded, fold_affine, fold_into
 from .machine import (
     get_isa,
     get_num_threads,
@@ -44,9 +45,12 @@ __all__ = [
     "BatchNormMemoryError",
     "BatchNormRuntimeError",
     "BatchNormValueError",
+    "Folded",
     "Plan",
     "Status",
     "explain",
+    "fold_affine",
+    "fold_into",
     "functional",
     "get_isa",
     "get_num_threads",

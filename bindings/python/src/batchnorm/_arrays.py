@@ -1,6 +1,6 @@
 """What the C library has to know about a NumPy array: checked, without copying.
 
-Called by: functional and modules. Invariant: an address leaves this file only for an array whose
+Called by: functional, modules, fold. Invariant: an address leaves this file only for an array whose
 dtype, shape, memory order and writability have been checked, because C cannot see any of them.
 An array that is as it should be costs five comparisons; only others are looked at more closely.
 """
@@ -165,6 +165,32 @@ def vector_address(
         )
     if written:
         _check_writeable(array, name)
+    return address(array), array.size
+
+
+def known_dtype(array: Array, name: str) -> np.dtype[Any]:
+    """The dtype of a call's first array. Raises TypeError if the library does not know it."""
+    _check_array(array, name)
+    if array.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} has dtype {_name(array.dtype)}, expected float32 or float64 in native byte "
+            "order"
+        )
+    return array.dtype
+
+
+def written_address(
+    array: Array, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[int, int]:
+    """Address and number of elements of a C-contiguous destination of this shape."""
+    _check_array(array, name)
+    if array.dtype != dtype:
+        raise TypeError(f"{name} has dtype {_name(array.dtype)}, expected {dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} has strides {array.strides}, expected a C-contiguous array")
+    _check_writeable(array, name)
     return address(array), array.size
 
 

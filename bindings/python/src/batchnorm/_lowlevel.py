@@ -298,6 +298,43 @@ class bn_plan_info(Structure):
     )
 
 
+class bn_weight_shape(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("dtype", c_int32),
+        ("groups", c_int64),
+        ("outer", c_int64),
+        ("channels", c_int64),
+        ("inner", c_int64),
+    )
+
+
+class bn_fold_args(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("reserved", c_int32),
+        ("epsilon", c_double),
+        ("running_mean", c_void_p),
+        ("running_mean_count", c_int64),
+        ("running_var", c_void_p),
+        ("running_var_count", c_int64),
+        ("weight", c_void_p),
+        ("weight_count", c_int64),
+        ("bias", c_void_p),
+        ("bias_count", c_int64),
+        ("conv_weight", c_void_p),
+        ("conv_weight_count", c_int64),
+        ("conv_bias", c_void_p),
+        ("conv_bias_count", c_int64),
+        ("folded_weight", c_void_p),
+        ("folded_weight_count", c_int64),
+        ("folded_bias", c_void_p),
+        ("folded_bias_count", c_int64),
+        ("weight_error", c_double),
+        ("bias_error", c_double),
+    )
+
+
 EXPLAIN_TEXT_SIZE = 2048
 
 # Functions. Types first: what a bn_status is to ctypes, an opaque layer, and callbacks.
@@ -402,6 +439,11 @@ bn_layer_save_state = _declare_checked("bn_layer_save_state", bn_layer_p, c_void
 bn_layer_load_state = _declare_checked("bn_layer_load_state", bn_layer_p, c_void_p, c_int64)
 bn_layer_create_from_state = _declare_checked(
     "bn_layer_create_from_state", c_void_p, c_int64, POINTER(bn_layer_p)
+)
+
+bn_fold = _declare_checked("bn_fold", POINTER(bn_weight_shape), POINTER(bn_fold_args))
+bn_layer_fold = _declare_checked(
+    "bn_layer_fold", bn_layer_p, POINTER(bn_weight_shape), POINTER(bn_fold_args)
 )
 
 bn_set_num_threads = _declare_checked("bn_set_num_threads", c_int32)

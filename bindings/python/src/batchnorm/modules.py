@@ -41,6 +41,7 @@ from ._options import (
     parse,
 )
 from .errors import BatchNormError, BatchNormRuntimeError, Status
+from .fold import Folded, WeightLayout, affine_shape, fold, weight_shape
 from .plan import MemoryLayout, Operation, Plan, explain
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
@@ -396,6 +397,43 @@ class _BatchNorm:
         if call not in operations:
             raise ValueError(f"call is {call!r}, expected 'forward' or 'backward'")
         return explain(sizes, operations[call], dtype=self.dtype, layout=layout or "nchw")
+
+    # Folding.
+
+    def fold_affine(self) -> Folded:
+        """What the layer does in evaluation as one affine map per channel; see `fold_affine`.
+
+        Raises `BatchNormRuntimeError` if the layer keeps no running statistics.
+        """
+        args = c.bn_fold_args(sizeof(c.bn_fold_args))
+        return self._fold(args, affine_shape(self.num_features, self.dtype), None, None, None, None)
+
+    def fold_into(
+        self,
+        conv_weight: Array,
+        conv_bias: Array | None = None,
+        *,
+        layout: WeightLayout = "OIHW",
+        groups: int = 1,
+        folded_weight: Array | None = None,
+        folded_bias: Array | None = None,
+    ) -> Folded:
+        """Fold what the layer does in evaluation into the convolution or linear layer before it.
+
+        The layer itself, whatever its mode, stays as it is. Arguments, result and errors are those
+        of `batchnorm.fold_into`; the arrays have the layer's dtype. Raises
+        `BatchNormRuntimeError` if the layer keeps no running statistics.
+        """
+        shape = weight_shape(conv_weight, layout, groups)
+        args = c.bn_fold_args(sizeof(c.bn_fold_args))
+        return self._fold(args, shape, conv_weight, conv_bias, folded_weight, folded_bias)
+
+    def _fold(self, *arguments: Any) -> Folded:
+        def call(shape: c.bn_weight_shape, args: c.bn_fold_args) -> None:
+            with self._handle.lock:
+                c.bn_layer_fold(self._handle.pointer, shape, args)
+
+        return fold(call, *arguments)
 
     # Parameters: views on the layer's own memory.
 

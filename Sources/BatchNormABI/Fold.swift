@@ -1,0 +1,73 @@
+// Section "Folding" of batchnorm.h.
+
+import BatchNorm
+import CBatchNorm
+
+@_cdecl("bn_fold") @implementation
+public func bn_fold(
+    _ shape: UnsafePointer<bn_weight_shape>?, _ args: UnsafeMutablePointer<bn_fold_args>?
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        let (scalar, shape) = try weightShape(shape)
+        let given = try foldArguments(args)
+        var fold = Fold(
+            scalar: scalar, shape: shape, epsilon: given.epsilon,
+            runningMean: View(given.running_mean, count: Int(given.running_mean_count)),
+            runningVar: View(given.running_var, count: Int(given.running_var_count)))
+        fold.weight = View(given.weight, count: Int(given.weight_count))
+        fold.bias = View(given.bias, count: Int(given.bias_count))
+        args?.pointee.take(try fold.run(given))
+    }
+}
+
+@_cdecl("bn_layer_fold") @implementation
+public func bn_layer_fold(
+    _ layer: OpaquePointer?, _ shape: UnsafePointer<bn_weight_shape>?,
+    _ args: UnsafeMutablePointer<bn_fold_args>?
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        let layer = try LayerCore.from(layer)
+        let (scalar, shape) = try weightShape(shape)
+        let given = try foldArguments(args)
+        args?.pointee.take(try layer.fold(scalar, shape).run(given))
+    }
+}
+
+private func weightShape(
+    _ pointer: UnsafePointer<bn_weight_shape>?
+) throws(BatchNormError) -> (ScalarType, WeightShape) {
+    let given = try arguments(pointer, .shape)
+    return (
+        try option(given.dtype, .dtype),
+        try WeightShape(
+            groups: Int(given.groups), outer: Int(given.outer), channels: Int(given.channels),
+            inner: Int(given.inner))
+    )
+}
+
+private func foldArguments(
+    _ pointer: UnsafeMutablePointer<bn_fold_args>?
+) throws(BatchNormError) -> bn_fold_args {
+    let given = try arguments(UnsafePointer(pointer))
+    try requireReserved(given.reserved)
+    return given
+}
+
+extension Fold {
+    /// Runs it on the convolution's or linear layer's numbers.
+    fileprivate func run(_ given: bn_fold_args) throws(BatchNormError) -> FoldingErrors {
+        var job = self
+        job.convWeight = View(given.conv_weight, count: Int(given.conv_weight_count))
+        job.convBias = View(given.conv_bias, count: Int(given.conv_bias_count))
+        job.foldedWeight = MutableView(given.folded_weight, count: Int(given.folded_weight_count))
+        job.foldedBias = MutableView(given.folded_bias, count: Int(given.folded_bias_count))
+        return try job.run()
+    }
+}
+
+extension bn_fold_args {
+    fileprivate mutating func take(_ errors: FoldingErrors) {
+        weight_error = errors.weight
+        bias_error = errors.bias
+    }
+}
