@@ -2,8 +2,9 @@
 
 `batchnorm.functional` has the stateless functions, `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`
 are layers that keep parameters and running statistics, `fold_into` puts normalization into the
-convolution before it, `explain` tells what a call would do. Names and conventions are PyTorch's. The work is done by libbatchnorm, a C library, without copying arrays
-and without holding the interpreter lock.
+convolution before it, `explain` tells what a call would do. Names and conventions are PyTorch's.
+The work is done by libbatchnorm, a C library, without copying arrays and without holding the
+interpreter lock.
 
 >>> import numpy as np, batchnorm
 >>> layer = batchnorm.BatchNorm2d(3)

@@ -175,7 +175,9 @@ def weight_shape(conv_weight: Array, layout: WeightLayout, groups: int) -> c.bn_
         raise ValueError(f"conv_weight has shape {sizes}, expected two dimensions or more")
     parts = integer("groups", groups)
     start, stop, _ = _OUTPUT_AXES[layout].indices(len(sizes))
-    outer, channels, inner = (math.prod(each) for each in (sizes[:start], sizes[start:stop], sizes[stop:]))
+    outer, channels, inner = (
+        math.prod(each) for each in (sizes[:start], sizes[start:stop], sizes[stop:])
+    )
     divided = outer if layout == "IOHW" else channels
     if parts < 1 or divided % parts:
         which = "input" if layout == "IOHW" else "output"
