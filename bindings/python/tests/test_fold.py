@@ -99,7 +99,7 @@ def test_a_folded_layer_does_both(
     weight = rng.normal(size=shape).astype(dtype)
     x = rng.normal(size=(2, 4, 9))
     channels = layer(x, as_layer(weight), None, groups).shape[1]
-    bias = rng.normal(size=channels).astype(dtype) if has_bias else None
+    bias = rng.normal(size=(channels,)).astype(dtype) if has_bias else None
     statistics = parameters(rng, channels, dtype)
     expected = normalized(layer(x, as_layer(weight), bias, groups), *statistics)
     before = weight.tobytes()
