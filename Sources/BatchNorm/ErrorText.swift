@@ -240,7 +240,8 @@ extension BatchNormError {
             text.append(actual)
             text.append(", expected 0 or more")
         case .noChannels:
-            text.append("the number of channels (num_features, sizes[1], groups * channels) is 0, expected 1 or more"
+            text.append(
+                "the number of channels (num_features, sizes[1], groups * channels) is 0, expected 1 or more"
             )
         case .sizeOverflow(let sizes, let elementSize):
             text.append("sizes ")
