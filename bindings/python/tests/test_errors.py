@@ -143,6 +143,8 @@ CASES: list[tuple[Status, Callable[[], object], list[str]]] = [
     (Status.ONE_VALUE, training(input=np.ones((1, 3), np.float32)), ["(1, 3)", "drop_last"]),
     (Status.NONFINITE, nonfinite, ["1", "3"]),
     (Status.BATCH_COUNTER, training(num_batches_tracked=np.array([-3])), ["-3"]),
+    (Status.NUMBER, lambda: batchnorm.fold_affine(stats(), stats(-4)),
+     ["running_var[0]", "-4", "at least 0"]),
     (Status.NO_RUNNING_STATISTICS,
      lambda: BatchNorm2d(3, track_running_stats=False).reset_running_stats(),
      ["running statistics"]),
