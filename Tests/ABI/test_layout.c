@@ -211,6 +211,48 @@ static void plan_info_layout(void **state)
     check_pins(pins, LENGTH(pins));
 }
 
+static void weight_shape_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_weight_shape, 40),      AT(bn_weight_shape, struct_size, 0),
+        AT(bn_weight_shape, dtype, 4),  AT(bn_weight_shape, groups, 8),
+        AT(bn_weight_shape, outer, 16), AT(bn_weight_shape, channels, 24),
+        AT(bn_weight_shape, inner, 32),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
+static void fold_args_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_fold_args, 160),
+        AT(bn_fold_args, struct_size, 0),
+        AT(bn_fold_args, reserved, 4),
+        AT(bn_fold_args, epsilon, 8),
+        AT(bn_fold_args, running_mean, 16),
+        AT(bn_fold_args, running_mean_count, 24),
+        AT(bn_fold_args, running_var, 32),
+        AT(bn_fold_args, running_var_count, 40),
+        AT(bn_fold_args, weight, 48),
+        AT(bn_fold_args, weight_count, 56),
+        AT(bn_fold_args, bias, 64),
+        AT(bn_fold_args, bias_count, 72),
+        AT(bn_fold_args, conv_weight, 80),
+        AT(bn_fold_args, conv_weight_count, 88),
+        AT(bn_fold_args, conv_bias, 96),
+        AT(bn_fold_args, conv_bias_count, 104),
+        AT(bn_fold_args, folded_weight, 112),
+        AT(bn_fold_args, folded_weight_count, 120),
+        AT(bn_fold_args, folded_bias, 128),
+        AT(bn_fold_args, folded_bias_count, 136),
+        AT(bn_fold_args, weight_error, 144),
+        AT(bn_fold_args, bias_error, 152),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
 static const struct {
     bn_status value;
     int32_t published;
@@ -237,6 +279,8 @@ static const struct {
     STATUS(NONFINITE, 403),
     STATUS(BATCH_COUNTER, 404),
     STATUS(NEGATIVE_SLOPE, 405),
+    STATUS(MOMENTS, 406),
+    STATUS(NUMBER, 410),
     STATUS(NO_RUNNING_STATISTICS, 500),
     STATUS(NO_PARAMETER, 501),
     STATUS(NO_FORWARD, 502),
@@ -351,6 +395,12 @@ static void initializers(void **state)
           "BN_LAYER_OPTIONS_INIT");
     const bn_plan_info info = BN_PLAN_INFO_INIT, expected_info = { .struct_size = sizeof info };
     check(memcmp(&info, &expected_info, sizeof info) == 0, "BN_PLAN_INFO_INIT");
+    const bn_fold_args fold = BN_FOLD_ARGS_INIT,
+                       expected_fold = { .struct_size = sizeof fold, .epsilon = 1e-5 };
+    check(memcmp(&fold, &expected_fold, sizeof fold) == 0, "BN_FOLD_ARGS_INIT");
+    const bn_weight_shape shape = BN_WEIGHT_TRANSPOSED(BN_DTYPE_FLOAT32, 2, 3, 4, 9),
+                          expected_shape = { sizeof shape, BN_DTYPE_FLOAT32, 2, 3, 4, 9 };
+    check(memcmp(&shape, &expected_shape, sizeof shape) == 0, "BN_WEIGHT_TRANSPOSED");
 }
 
 int main(void)
@@ -362,6 +412,8 @@ int main(void)
         cmocka_unit_test(backward_layout),
         cmocka_unit_test(layer_options_layout),
         cmocka_unit_test(plan_info_layout),
+        cmocka_unit_test(weight_shape_layout),
+        cmocka_unit_test(fold_args_layout),
         cmocka_unit_test(statuses_and_their_names),
         cmocka_unit_test(other_constants),
         cmocka_unit_test(initializers),
