@@ -62,8 +62,12 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case nonfinite(channels: Int, of: Int)
     /// The number of batches tracked is negative or at its end.
     case batchCounter(actual: Int)
-    /// Moments or gradient sums are of too few values for what is asked of them, or of more than can be counted.
+    /// Moments that are of one value per channel; as `oneValue`.
+    case oneValueOfMoments
+    /// Moments or gradient sums are of too few values for what is asked of them.
     case momentsCount(Argument, actual: Int, expected: Int)
+    /// Two moments together are of more values than can be counted.
+    case momentsCountOverflow(actual: Int, expected: Int)
     /// The sum of squared distances of a channel is negative.
     case momentsM2(Argument, channel: Int, actual: Double)
     /// A number that is folded is NaN or infinite, or a variance negative; or a result of folding is beyond the range of

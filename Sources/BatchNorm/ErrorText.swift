@@ -329,7 +329,16 @@ extension BatchNormError {
             text.append(actual)
             text.append(", expected ")
             text.append(expected)
-            text.append(" or more, and a total of less than 2^63")
+            text.append(" or more")
+        case .momentsCountOverflow(let actual, let expected):
+            text.append("other->count is ")
+            text.append(actual)
+            text.append(", expected at most ")
+            text.append(expected)
+            text.append(", so that the sum with moments->count fits in 63 bits")
+        case .oneValueOfMoments:
+            text.append("moments->count is 1 value per channel, training expected more than 1: ")
+            text.append("merge more moments, evaluate instead, or choose another one_value policy")
         case .momentsM2(let argument, let channel, let actual):
             text.append(argument.name)
             text.append("->m2[")

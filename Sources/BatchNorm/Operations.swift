@@ -60,7 +60,7 @@ package struct ForwardTraining {
         }
         if count == 1 {
             switch options.oneValue {
-            case .error: throw .oneValue(shape.sizes)
+            case .error: throw moments == nil ? .oneValue(shape.sizes) : .oneValueOfMoments
             case .useRunning where !hasRunning:
                 throw .oneValueWithoutRunningStatistics(shape.sizes)
             case .useRunning: return try runByRunningStatistics(keep, workspace: &workspace)

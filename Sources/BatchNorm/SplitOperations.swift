@@ -162,7 +162,9 @@ package func mergeMoments(
     try moments.requireValid(.moments, least: 0)
     try other.requireValid(.other, least: 0)
     let (count, overflow) = moments.count.addingReportingOverflow(other.count)
-    guard !overflow else { throw .momentsCount(.other, actual: other.count, expected: 0) }
+    guard !overflow else {
+        throw .momentsCountOverflow(actual: other.count, expected: .max &- moments.count)
+    }
     guard other.count > 0 else { return count }
     guard moments.count > 0 else {
         moments.copy(from: other)

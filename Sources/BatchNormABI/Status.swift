@@ -24,10 +24,10 @@ extension BatchNormError {
             case .epsilon: BN_STATUS_EPSILON
             case .momentum: BN_STATUS_MOMENTUM
             case .negativeSlope: BN_STATUS_NEGATIVE_SLOPE
-            case .oneValue, .oneValueWithoutRunningStatistics: BN_STATUS_ONE_VALUE
+            case .oneValue, .oneValueOfMoments, .oneValueWithoutRunningStatistics: BN_STATUS_ONE_VALUE
             case .nonfinite: BN_STATUS_NONFINITE
             case .batchCounter: BN_STATUS_BATCH_COUNTER
-            case .momentsCount, .momentsM2: BN_STATUS_MOMENTS
+            case .momentsCount, .momentsCountOverflow, .momentsM2: BN_STATUS_MOMENTS
             case .number: BN_STATUS_NUMBER
             case .noRunningStatistics: BN_STATUS_NO_RUNNING_STATISTICS
             case .noParameter: BN_STATUS_NO_PARAMETER
