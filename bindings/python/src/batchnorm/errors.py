@@ -45,6 +45,7 @@ class Status(enum.IntEnum):
     NONFINITE = 403
     BATCH_COUNTER = 404
     NEGATIVE_SLOPE = 405
+    MOMENTS = 406
     NUMBER = 410
 
     NO_RUNNING_STATISTICS = 500
