@@ -175,9 +175,17 @@ BN_API const char *bn_last_error_message(void);
  * 4  PROBLEM
  * ------------------------------------------------------------------------------------------ */
 
-/* The element type of tensors, parameters and running statistics. */
+/* The element type of tensors. Parameters (weight, bias), running statistics and the parameters' gradients
+ * have the parameter type: float64 if that is the dtype, else float32.
+ * BFLOAT16 (the upper half of a float32) and FLOAT16 (IEEE 754 binary16) are computed with in float32:
+ * sums are as wide as ever, and each output is rounded once, to nearest even, subnormals kept. */
 typedef int32_t bn_dtype;
-enum { BN_DTYPE_FLOAT32 = 1, BN_DTYPE_FLOAT64 = 2 };
+enum {
+    BN_DTYPE_FLOAT32 = 1,
+    BN_DTYPE_FLOAT64 = 2,
+    BN_DTYPE_BFLOAT16 = 3,
+    BN_DTYPE_FLOAT16 = 4
+};
 
 /* The order in memory, dense in both cases. NCHW: [n][c][spatial...]. NHWC: [n][spatial...][c], which
  * PyTorch calls channels_last. For rank 2 they are the same. */

@@ -73,6 +73,8 @@ public enum BatchNormError: Error, Equatable, Sendable {
     /// A number that is folded is NaN or infinite, or a variance negative; or a result of folding is beyond the range of
     /// its type.
     case number(Argument, index: Int, actual: Double)
+    /// Weights of this type cannot be folded into: what is shipped in halves is folded in float32 and then rounded.
+    case foldedType(ScalarType)
 
     // MARK: A layer's state
 

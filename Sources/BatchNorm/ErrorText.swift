@@ -144,7 +144,7 @@ extension BatchNormError.Argument {
     /// The values that an option may have.
     private var allowed: StaticString {
         switch self {
-        case .dtype: "1 (float32) or 2 (float64)"
+        case .dtype: "1 (float32), 2 (float64), 3 (bfloat16) or 4 (float16)"
         case .layout: "1 (NCHW) or 2 (NHWC)"
         case .averaging: "0 (exponential) or 1 (cumulative)"
         case .runningVariance, .kind: "0 (unbiased) or 1 (biased)"
@@ -346,6 +346,10 @@ extension BatchNormError {
             text.append("] is ")
             text.append(actual)
             text.append(", expected 0 or more")
+        case .foldedType(let actual):
+            text.append("dtype is ")
+            text.append(actual.name)
+            text.append(", expected float32 or float64: fold first, then round")
         case .number(let argument, let index, let actual):
             text.append(argument.name)
             text.append("[")
@@ -432,6 +436,8 @@ extension ScalarType {
         switch self {
         case .float32: "float32"
         case .float64: "float64"
+        case .bfloat16: "bfloat16"
+        case .float16: "float16"
         }
     }
 }

@@ -146,6 +146,7 @@ package struct Fold {
     }
 
     private func validate() throws(BatchNormError) {
+        guard scalar == scalar.parameter else { throw .foldedType(scalar) }
         try requireEpsilon(epsilon)
         // Only where there is one value per channel does an absent weight stand for something.
         let isAffine = shape.count == shape.outputChannels
@@ -227,12 +228,12 @@ package struct Fold {
     }
 }
 
-/// Single elements as float64, for code that need not be fast.
+/// Single elements as float64, for code that need not be fast. Of half types their parameters'.
 extension ScalarType {
     fileprivate func load(from address: UnsafeRawPointer, at index: Int) -> Double {
         let element = address.advanced(by: index &* size)
         return switch self {
-        case .float32: Double(element.load(as: Float.self))
+        case .float32, .bfloat16, .float16: Double(element.load(as: Float.self))
         case .float64: element.load(as: Double.self)
         }
     }
@@ -242,7 +243,7 @@ extension ScalarType {
     ) {
         let element = address.advanced(by: index &* size)
         switch self {
-        case .float32: element.storeBytes(of: Float(value), as: Float.self)
+        case .float32, .bfloat16, .float16: element.storeBytes(of: Float(value), as: Float.self)
         case .float64: element.storeBytes(of: value, as: Double.self)
         }
     }
@@ -250,7 +251,7 @@ extension ScalarType {
     /// The nearest number of this type.
     fileprivate func rounded(_ value: Double) -> Double {
         switch self {
-        case .float32: Double(Float(value))
+        case .float32, .bfloat16, .float16: Double(Float(value))
         case .float64: value
         }
     }
@@ -263,8 +264,8 @@ extension LayerCore {
     package func fold(
         _ scalar: ScalarType, _ shape: WeightShape
     ) throws(BatchNormError) -> Fold {
-        guard scalar == self.scalar else {
-            throw .scalarTypeMismatch(actual: scalar, expected: self.scalar)
+        guard scalar == self.scalar.parameter else {
+            throw .scalarTypeMismatch(actual: scalar, expected: self.scalar.parameter)
         }
         guard shape.outputChannels == options.numFeatures else {
             throw .channelsMismatch(actual: shape.outputChannels, expected: options.numFeatures)

@@ -9,15 +9,21 @@ extension Shape {
     func grid(_ scalar: ScalarType) -> bnk_grid {
         let spatial = sizes[2] &* sizes[3] &* sizes[4]
         let isDouble: Int32 = scalar == .float64 ? 1 : 0
+        let half =
+            switch scalar {
+            case .float32, .float64: Int32(BNK_HALF_NONE)
+            case .bfloat16: Int32(BNK_HALF_BFLOAT16)
+            case .float16: Int32(BNK_HALF_FLOAT16)
+            }
         return switch layout {
         case .nchw:
             bnk_grid(
                 rows: Int64(batch), channels: Int64(channels), inner: Int64(spatial),
-                is_double: isDouble)
+                is_double: isDouble, half: half)
         case .nhwc:
             bnk_grid(
                 rows: Int64(batch &* spatial), channels: Int64(channels), inner: 1,
-                is_double: isDouble)
+                is_double: isDouble, half: half)
         }
     }
 }
@@ -128,7 +134,8 @@ package enum Kernels {
     /// A grid that says only how many channels there are.
     private static func channelGrid(_ channels: Int, _ scalar: ScalarType) -> bnk_grid {
         bnk_grid(
-            rows: 1, channels: Int64(channels), inner: 1, is_double: scalar == .float64 ? 1 : 0)
+            rows: 1, channels: Int64(channels), inner: 1, is_double: scalar == .float64 ? 1 : 0,
+            half: Int32(BNK_HALF_NONE))
     }
 
     /// Mean and invstd in float64, as the inference forward uses them.

@@ -38,7 +38,7 @@ package final class LayerCore {
     }
 
     private var channels: Int { options.numFeatures }
-    private var arrayBytes: Int { channels &* scalar.size }
+    private var arrayBytes: Int { channels &* scalar.parameter.size }
 
     // MARK: Parameters and statistics
 
@@ -59,7 +59,7 @@ package final class LayerCore {
     private func fill(_ view: MutableView, with value: Double) {
         guard let address = view.address else { return }
         switch scalar {
-        case .float32:
+        case .float32, .bfloat16, .float16:
             address.initializeMemory(as: Float.self, repeating: Float(value), count: view.count)
         case .float64:
             address.initializeMemory(as: Double.self, repeating: value, count: view.count)
@@ -91,7 +91,7 @@ package final class LayerCore {
     package func get(
         _ argument: BatchNormError.Argument, into out: MutableView
     ) throws(BatchNormError) {
-        try copy(try parameter(argument).constant, scalar, to: out)
+        try copy(try parameter(argument).constant, scalar.parameter, to: out)
     }
 
     /// Copies an array into the layer.
@@ -100,7 +100,7 @@ package final class LayerCore {
     ) throws(BatchNormError) {
         let target = try parameter(argument)
         try requireBuffer(
-            values.address, count: values.count, is: channels, elementSize: scalar.size, .values)
+            values.address, count: values.count, is: channels, elementSize: scalar.parameter.size, .values)
         guard let to = target.address, let from = values.address else { return }
         to.copyMemory(from: from, byteCount: arrayBytes)
     }

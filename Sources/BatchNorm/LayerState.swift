@@ -19,7 +19,7 @@ private struct StateHeader {
     /// The size of the whole state; nil if it does not fit in 63 bits.
     var stateByteCount: Int? {
         let (bytes, overflow) = options.numFeatures.multipliedReportingOverflow(
-            by: options.arrayCount &* scalar.size)
+            by: options.arrayCount &* scalar.parameter.size)
         guard !overflow, bytes <= Int.max - Self.byteCount - 4 else { return nil }
         return Self.byteCount &+ bytes &+ 4
     }
@@ -51,7 +51,7 @@ private struct ByteWriter {
         guard let address = view.address else { return }
         for index in 0..<view.count {
             switch scalar {
-            case .float32:
+            case .float32, .bfloat16, .float16:
                 append(address.load(fromByteOffset: index &* 4, as: UInt32.self))
             case .float64:
                 append(address.load(fromByteOffset: index &* 8, as: UInt64.self))
@@ -107,7 +107,7 @@ private struct ByteReader {
         guard let address = view.address else { return }
         for index in 0..<view.count {
             switch scalar {
-            case .float32:
+            case .float32, .bfloat16, .float16:
                 address.storeBytes(
                     of: next(as: UInt32.self), toByteOffset: index &* 4, as: UInt32.self)
             case .float64:

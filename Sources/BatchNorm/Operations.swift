@@ -117,17 +117,18 @@ package struct ForwardTraining {
         if hasRunning, options.averaging == .exponential { try requireMomentum(options.momentum) }
 
         let size = scalar.size
+        let parameterSize = scalar.parameter.size
         let channels = shape.channels
         var buffers = BufferCheck()
         try buffers.read(input, .input, count: shape.count, elementSize: size)
         try buffers.write(output, .output, count: shape.count, elementSize: size)
-        try buffers.read(optional: weight, .weight, count: channels, elementSize: size)
-        try buffers.read(optional: bias, .bias, count: channels, elementSize: size)
+        try buffers.read(optional: weight, .weight, count: channels, elementSize: parameterSize)
+        try buffers.read(optional: bias, .bias, count: channels, elementSize: parameterSize)
         guard runningMean.isAbsent == runningVar.isAbsent else {
             throw .missing(runningMean.isAbsent ? .runningMean : .runningVar)
         }
-        try buffers.write(optional: runningMean, .runningMean, count: channels, elementSize: size)
-        try buffers.write(optional: runningVar, .runningVar, count: channels, elementSize: size)
+        try buffers.write(optional: runningMean, .runningMean, count: channels, elementSize: parameterSize)
+        try buffers.write(optional: runningVar, .runningVar, count: channels, elementSize: parameterSize)
         try buffers.write(optional: savedMean, .savedMean, count: channels, elementSize: 8)
         try buffers.write(optional: savedInvstd, .savedInvstd, count: channels, elementSize: 8)
         if let numBatchesTracked {
@@ -242,18 +243,19 @@ package struct ForwardInference {
         try shape.requireAddressable(scalar)
         if saved == nil { try requireEpsilon(epsilon) }
         let size = scalar.size
+        let parameterSize = scalar.parameter.size
         let channels = shape.channels
         var buffers = BufferCheck()
         try buffers.read(input, .input, count: shape.count, elementSize: size)
         try buffers.write(output, .output, count: shape.count, elementSize: size)
-        try buffers.read(optional: weight, .weight, count: channels, elementSize: size)
-        try buffers.read(optional: bias, .bias, count: channels, elementSize: size)
+        try buffers.read(optional: weight, .weight, count: channels, elementSize: parameterSize)
+        try buffers.read(optional: bias, .bias, count: channels, elementSize: parameterSize)
         if let saved {
             try buffers.read(saved.mean, .savedMean, count: channels, elementSize: 8)
             try buffers.read(saved.invstd, .savedInvstd, count: channels, elementSize: 8)
         } else {
-            try buffers.read(runningMean, .runningMean, count: channels, elementSize: size)
-            try buffers.read(runningVar, .runningVar, count: channels, elementSize: size)
+            try buffers.read(runningMean, .runningMean, count: channels, elementSize: parameterSize)
+            try buffers.read(runningVar, .runningVar, count: channels, elementSize: parameterSize)
         }
         try extras.validate(shape, elementSize: size, &buffers)
         try buffers.requireSeparate()
@@ -309,8 +311,8 @@ package struct Backward {
         guard count > 0 else {
             gradInput.fillMasked(extras.positions.masked, from: gradOutput, scalar)
             extras.gradResidual.fillMasked(.zero, from: gradOutput, scalar)
-            gradWeight.fillMasked(.zero, from: gradOutput, scalar)
-            gradBias.fillMasked(.zero, from: gradOutput, scalar)
+            gradWeight.fillMasked(.zero, from: gradOutput, scalar.parameter)
+            gradBias.fillMasked(.zero, from: gradOutput, scalar.parameter)
             return
         }
 
@@ -356,22 +358,23 @@ package struct Backward {
     private func validate() throws(BatchNormError) {
         try shape.requireAddressable(scalar)
         let size = scalar.size
+        let parameterSize = scalar.parameter.size
         let channels = shape.channels
         var buffers = BufferCheck()
         try buffers.read(input, .input, count: shape.count, elementSize: size)
         try buffers.read(gradOutput, .gradOutput, count: shape.count, elementSize: size)
         try buffers.write(optional: gradInput, .gradInput, count: shape.count, elementSize: size)
-        try buffers.write(optional: gradWeight, .gradWeight, count: channels, elementSize: size)
-        try buffers.write(optional: gradBias, .gradBias, count: channels, elementSize: size)
-        try buffers.read(optional: weight, .weight, count: channels, elementSize: size)
+        try buffers.write(optional: gradWeight, .gradWeight, count: channels, elementSize: parameterSize)
+        try buffers.write(optional: gradBias, .gradBias, count: channels, elementSize: parameterSize)
+        try buffers.read(optional: weight, .weight, count: channels, elementSize: parameterSize)
         switch source {
         case .saved(let mean, let invstd):
             try buffers.read(mean, .savedMean, count: channels, elementSize: 8)
             try buffers.read(invstd, .savedInvstd, count: channels, elementSize: 8)
         case .running(let mean, let variance, let epsilon):
             try requireEpsilon(epsilon)
-            try buffers.read(mean, .runningMean, count: channels, elementSize: size)
-            try buffers.read(variance, .runningVar, count: channels, elementSize: size)
+            try buffers.read(mean, .runningMean, count: channels, elementSize: parameterSize)
+            try buffers.read(variance, .runningVar, count: channels, elementSize: parameterSize)
         }
         try extras.validate(shape, elementSize: size, &buffers)
         if let sums { try sums.requireReadable(channels: channels, &buffers) }

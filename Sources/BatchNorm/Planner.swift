@@ -9,7 +9,7 @@ enum Planner {
         _ operation: BatchNormOperation, grid: bnk_grid, extraTensors: Int = 0, machine: Machine
     ) -> bnk_plan {
         var plan = partition(grid)
-        let elementSize = grid.is_double != 0 ? 8 : 4
+        let elementSize = grid.half != 0 ? 2 : grid.is_double != 0 ? 8 : 4
         let values = Int(grid.rows) &* Int(grid.channels) &* Int(grid.inner)
         let bytes = values &* elementSize
 

@@ -6,13 +6,21 @@ public enum ScalarType: Int32, Sendable {
     case float32 = 1
     /// IEEE 754 binary64, Swift's `Double`.
     case float64 = 2
+    /// The upper half of a binary32.
+    case bfloat16 = 3
+    /// IEEE 754 binary16, Swift's `Float16`.
+    case float16 = 4
 
     package var size: Int {
         switch self {
+        case .bfloat16, .float16: 2
         case .float32: 4
         case .float64: 8
         }
     }
+
+    /// The type of weight, bias, running statistics and their gradients, and of computing: half types are for tensors.
+    package var parameter: ScalarType { self == .float64 ? .float64 : .float32 }
 }
 
 /// A type that tensors can hold: `Float` or `Double`.

@@ -223,7 +223,7 @@ extension Backward {
         case .saved(let mean, _):
             try buffers.read(mean, .savedMean, count: shape.channels, elementSize: 8)
         case .running(let mean, _, _):
-            try buffers.read(mean, .runningMean, count: shape.channels, elementSize: size)
+            try buffers.read(mean, .runningMean, count: shape.channels, elementSize: scalar.parameter.size)
         }
         try sums.requireWritable(channels: shape.channels, &buffers)
         try extras.validate(shape, elementSize: size, &buffers)

@@ -51,8 +51,8 @@ struct BufferCheck {
     }
 
     /// No operation has more buffers.
-    private static var capacity: Int { 16 }
-    private var regions = InlineArray<16, Region>(repeating: Region())
+    private static var capacity: Int { 20 }
+    private var regions = InlineArray<20, Region>(repeating: Region())
     private var used = 0
 
     /// A required buffer that is read.

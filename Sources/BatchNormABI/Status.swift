@@ -10,7 +10,7 @@ extension BatchNormError {
             switch self {
             case .missing: BN_STATUS_NULL_POINTER
             case .structSize: BN_STATUS_STRUCT_SIZE
-            case .invalidOption: BN_STATUS_INVALID_OPTION
+            case .invalidOption, .foldedType: BN_STATUS_INVALID_OPTION
             case .exclusive: BN_STATUS_EXCLUSIVE
             case .rank, .lengthsRank: BN_STATUS_RANK
             case .negativeSize, .negativeCount: BN_STATUS_NEGATIVE_SIZE

@@ -6,13 +6,33 @@
  * coefficients, and reading them side by side keeps memory busier; so these go through a buffer.
  */
 
-/* The coefficients of a cache line of values, and of one value. */
+/* ---- stored values and lines of computing type ---- */
+
+BNK_INLINE void BNK_NAME(store)(BNK_T *p, BNK_STORED v, int stream)
+{
+    if (stream)
+        __builtin_nontemporal_store(v, (BNK_STORED_ALIGNED *)p);
+    else
+        *(BNK_STORED_AT *)p = v;
+}
+
+BNK_INLINE BNK_LINE BNK_NAME(widen_line)(const BNK_T *p)
+{
+    return BNK_WIDEN(*(const BNK_STORED_AT *)p);
+}
+
+BNK_INLINE void BNK_NAME(narrow_line)(BNK_T *p, BNK_LINE v, int stream)
+{
+    BNK_NAME(store)(p, BNK_NARROW(v), stream);
+}
+
+/* The coefficients of a line of values, and of one value. */
 typedef struct BNK_NAME(line_of) {
     BNK_LINE scale, center, slope, slope_rest, offset, factor;
 } BNK_NAME(line_of);
 
 typedef struct BNK_NAME(one_of) {
-    BNK_T scale, center, slope, slope_rest, offset, factor;
+    BNK_C scale, center, slope, slope_rest, offset, factor;
 } BNK_NAME(one_of);
 
 /* y, or dx if there is dy: see leaves.h. */
@@ -28,17 +48,17 @@ typedef struct BNK_NAME(one_of) {
 BNK_INLINE BNK_LINE BNK_NAME(apply_line)(const BNK_T *x, const BNK_T *dy, BNK_NAME(line_of) f)
 {
     BNK_LINE result;
-    const BNK_LINE from = *(const BNK_LINE_AT *)x;
-    BNK_FORMULA(BNK_FMA, f, from, *(const BNK_LINE_AT *)dy, dy, result);
+    const BNK_LINE from = BNK_NAME(widen_line)(x);
+    BNK_FORMULA(BNK_FMA, f, from, BNK_NAME(widen_line)(dy), dy, result);
     return result;
 }
 
 BNK_INLINE BNK_T BNK_NAME(apply_one)(const BNK_T *x, const BNK_T *dy, BNK_NAME(one_of) f)
 {
-    BNK_T result;
-    const BNK_T from = *x;
-    BNK_FORMULA(BNK_FMA_ONE, f, from, *dy, dy, result);
-    return result;
+    BNK_C result;
+    const BNK_C from = BNK_WIDEN_ONE(*x);
+    BNK_FORMULA(BNK_FMA_ONE, f, from, BNK_WIDEN_ONE(*dy), dy, result);
+    return BNK_NARROW_ONE(result);
 }
 
 #undef BNK_FORMULA
@@ -46,26 +66,18 @@ BNK_INLINE BNK_T BNK_NAME(apply_one)(const BNK_T *x, const BNK_T *dy, BNK_NAME(o
 /* p + i, or NULL where there is no p */
 #define BNK_PLUS(p, i) ((p) ? (p) + (i) : (p))
 
-BNK_INLINE void BNK_NAME(store)(BNK_T *p, BNK_LINE v, int stream)
-{
-    if (stream)
-        __builtin_nontemporal_store(v, (BNK_LINE_ALIGNED *)p);
-    else
-        *(BNK_LINE_AT *)p = v;
-}
-
 /* How many values lie before the first cache line that starts within p[0..length), if that matters. */
 BNK_INLINE int64_t BNK_NAME(head)(const BNK_T *p, int64_t length, int stream)
 {
     if (!stream) return 0;
     const int64_t past = (int64_t)(((uintptr_t)p % 64) / sizeof(BNK_T));
-    const int64_t head = past == 0 ? 0 : BNK_LINE_LENGTH - past;
+    const int64_t head = past == 0 ? 0 : BNK_PER_CACHE_LINE - past;
     return head < length ? head : length;
 }
 
 /* ---- by rows ---- */
 
-BNK_INLINE BNK_LINE BNK_NAME(broadcast)(BNK_T value)
+BNK_INLINE BNK_LINE BNK_NAME(broadcast)(BNK_C value)
 {
     return value - (BNK_LINE){ 0 };
 }
@@ -74,19 +86,19 @@ BNK_INLINE void BNK_NAME(apply_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y, 
                                      int64_t stride, int64_t length, const bnk_linear *f,
                                      int stream)
 {
-    const BNK_NAME(one_of) one = { (BNK_T)f->scale,      (BNK_T)f->center, (BNK_T)f->slope,
-                                   (BNK_T)f->slope_rest, (BNK_T)f->offset, (BNK_T)f->factor };
+    const BNK_NAME(one_of) one = { (BNK_C)f->scale,      (BNK_C)f->center, (BNK_C)f->slope,
+                                   (BNK_C)f->slope_rest, (BNK_C)f->offset, (BNK_C)f->factor };
     const BNK_NAME(line_of)
         line = { BNK_NAME(broadcast)(one.scale),  BNK_NAME(broadcast)(one.center),
                  BNK_NAME(broadcast)(one.slope),  BNK_NAME(broadcast)(one.slope_rest),
                  BNK_NAME(broadcast)(one.offset), BNK_NAME(broadcast)(one.factor) };
     for (int64_t row = 0; row < rows; row++, x += stride, dy = BNK_PLUS(dy, stride), y += stride) {
         int64_t i = 0;
-        for (const int64_t head = BNK_NAME(head)(y, length, stream); i < head; i++)
+        BNK_FEW for (const int64_t head = BNK_NAME(head)(y, length, stream); i < head; i++)
             y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
         for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH)
-            BNK_NAME(store)(y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), line), stream);
-        for (; i < length; i++) y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
+            BNK_NAME(narrow_line)(y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), line), stream);
+        BNK_FEW for (; i < length; i++) y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
     }
 }
 
@@ -113,7 +125,7 @@ static void BNK_NAME(row_grad_apply)(const void *x, const void *dy, void *dx, in
 
 BNK_INLINE BNK_NAME(line_of) BNK_NAME(line_at)(const bnk_linears *f, int64_t i)
 {
-#define BNK_AT(values) (*(const BNK_LINE_AT *)((const BNK_T *)(values) + i))
+#define BNK_AT(values) (*(const BNK_LINE_AT *)((const BNK_C *)(values) + i))
     const BNK_NAME(line_of) line = { BNK_AT(f->scale),      BNK_AT(f->center), BNK_AT(f->slope),
                                      BNK_AT(f->slope_rest), BNK_AT(f->offset), BNK_AT(f->factor) };
 #undef BNK_AT
@@ -122,7 +134,7 @@ BNK_INLINE BNK_NAME(line_of) BNK_NAME(line_at)(const bnk_linears *f, int64_t i)
 
 BNK_INLINE BNK_NAME(one_of) BNK_NAME(one_at)(const bnk_linears *f, int64_t i)
 {
-#define BNK_AT(values) (((const BNK_T *)(values))[i])
+#define BNK_AT(values) (((const BNK_C *)(values))[i])
     const BNK_NAME(one_of) one = { BNK_AT(f->scale),      BNK_AT(f->center), BNK_AT(f->slope),
                                    BNK_AT(f->slope_rest), BNK_AT(f->offset), BNK_AT(f->factor) };
 #undef BNK_AT
@@ -139,10 +151,11 @@ BNK_INLINE void BNK_NAME(apply_columns)(const BNK_T *x, const BNK_T *dy, BNK_T *
     for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
         const BNK_NAME(line_of) line = BNK_NAME(line_at)(f, i);
         for (int r = 0; r < rows; r++)
-            *(BNK_LINE_AT *)(y + r * y_stride + i - begin) =
-                BNK_NAME(apply_line)(x + r * stride + i, BNK_PLUS(dy, r * stride + i), line);
+            BNK_NAME(narrow_line)(
+                y + r * y_stride + i - begin,
+                BNK_NAME(apply_line)(x + r * stride + i, BNK_PLUS(dy, r * stride + i), line), 0);
     }
-    for (; i < end; i++)
+    BNK_FEW for (; i < end; i++)
         for (int r = 0; r < rows; r++)
             y[r * y_stride + i - begin] = BNK_NAME(apply_one)(
                 x + r * stride + i, BNK_PLUS(dy, r * stride + i), BNK_NAME(one_at)(f, i));
@@ -153,22 +166,22 @@ BNK_INLINE void BNK_NAME(stream_row)(const BNK_T *x, const BNK_T *dy, BNK_T *y, 
                                      const bnk_linears *f)
 {
     int64_t i = 0;
-    for (const int64_t head = BNK_NAME(head)(y, columns, 1); i < head; i++)
+    BNK_FEW for (const int64_t head = BNK_NAME(head)(y, columns, 1); i < head; i++)
         y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
     for (; i + BNK_LINE_LENGTH <= columns; i += BNK_LINE_LENGTH)
-        BNK_NAME(store)(y + i,
-                        BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), BNK_NAME(line_at)(f, i)), 1);
-    for (; i < columns; i++)
+        BNK_NAME(narrow_line)(
+            y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), BNK_NAME(line_at)(f, i)), 1);
+    BNK_FEW for (; i < columns; i++)
         y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
 }
 
 BNK_INLINE void BNK_NAME(stream_copy)(const BNK_T *from, BNK_T *to, int64_t length)
 {
     int64_t i = 0;
-    for (const int64_t head = BNK_NAME(head)(to, length, 1); i < head; i++) to[i] = from[i];
+    BNK_FEW for (const int64_t head = BNK_NAME(head)(to, length, 1); i < head; i++) to[i] = from[i];
     for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH)
-        BNK_NAME(store)(to + i, *(const BNK_LINE_AT *)(from + i), 1);
-    for (; i < length; i++) to[i] = from[i];
+        BNK_NAME(store)(to + i, *(const BNK_STORED_AT *)(from + i), 1);
+    BNK_FEW for (; i < length; i++) to[i] = from[i];
 }
 
 /* BNK_ROWS rows, past the caches, each in as long a stretch as an L1-sized buffer allows. */

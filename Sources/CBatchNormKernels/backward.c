@@ -310,7 +310,7 @@ int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan)
     if (plan->fused) return 0;
     const bnk_cut cut = bnk_cut_grid(grid, plan);
     return cut.pieces * grid->channels * (int64_t)sizeof(grad_sums) +
-           BNK_LINEARS * grid->channels * cut.element;
+           bnk_linears_size(grid);
 }
 
 void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job)
@@ -355,7 +355,7 @@ void bnk_backward_reduce(const bnk_grid *grid, const bnk_plan *plan, const bnk_b
 
 int64_t bnk_backward_apply_workspace(const bnk_grid *grid)
 {
-    return BNK_LINEARS * grid->channels * (grid->is_double ? 8 : 4);
+    return bnk_linears_size(grid);
 }
 
 void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_grad_sum_arrays *sums,

@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bnk.h"
+
 /* Element `i` of a parameter array; `absent` if there is none. */
 static inline double bnk_get(const void *values, int32_t is_double, int64_t i, double absent)
 {
@@ -116,6 +118,12 @@ static inline bnk_linears bnk_linears_in(void *memory, int64_t length, int32_t i
         p, p + bytes, p + 2 * bytes, p + 3 * bytes, p + 4 * bytes, p + 5 * bytes
     };
     return f;
+}
+
+/* The bytes of those of all channels. */
+static inline int64_t bnk_linears_size(const bnk_grid *grid)
+{
+    return BNK_LINEARS * grid->channels * (grid->is_double ? 8 : 4);
 }
 
 /* Those from channel `i` on. */

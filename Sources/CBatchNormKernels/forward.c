@@ -8,6 +8,7 @@
 #include "apply.h"
 #include "coefficients.h"
 #include "columns.h"
+#include "halves.h"
 #include "leaves.h"
 #include "moments.h"
 #include "parallel.h"
@@ -115,7 +116,7 @@ static bnk_moments row_tile_moments(const training *t, const row_tile *tile, dou
     const int masked = kept.count < tile->rows * tile->length;
     const int64_t first =
         kept.row * cut->stride + piece->channel * cut->grid->inner + kept.offset;
-    const double pivot = bnk_get(t->job->input, is_double, first, 0);
+    const double pivot = bnk_element(cut->grid, t->job->input, first);
     if (!is_double) {
         bnk_lane_sums lanes = { { 0 }, { 0 } };
         (masked ? add_masked_rows : add_rows)(t, tile, NULL, &lanes, other);
@@ -242,7 +243,7 @@ static double column_tile_moments(const training *t, const tile *tile, bnk_momen
     }
     const int64_t first = kept.row * t->cut.stride + tile->channel * grid->inner + kept.offset;
     for (int64_t c = 0; c < tile->channels; c++)
-        pivot[c] = bnk_get(t->job->input, grid->is_double, first + c * grid->inner, 0);
+        pivot[c] = bnk_element(grid, t->job->input, first + c * grid->inner);
     channel_sums(t, tile, masked, pivot, sum, squares);
     for (int64_t c = 0; c < tile->channels; c++)
         if (!done[c]) moments[c] = bnk_moments_of_sums(n, pivot[c], sum[c], squares[c]);
@@ -451,7 +452,7 @@ int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan)
     if (plan->fused) return 0;
     const bnk_cut cut = bnk_cut_grid(grid, plan);
     return cut.pieces * grid->channels * (int64_t)sizeof(bnk_moments) +
-           cut.pieces * (int64_t)sizeof(double) + BNK_LINEARS * grid->channels * cut.element;
+           cut.pieces * (int64_t)sizeof(double) + bnk_linears_size(grid);
 }
 
 void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forward *job)
@@ -497,7 +498,7 @@ void bnk_moments_run(const bnk_grid *grid, const bnk_plan *plan, const void *inp
 
 int64_t bnk_normalize_workspace(const bnk_grid *grid)
 {
-    return BNK_LINEARS * grid->channels * (grid->is_double ? 8 : 4);
+    return bnk_linears_size(grid);
 }
 
 void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_arrays *moments,

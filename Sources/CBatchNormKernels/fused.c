@@ -8,7 +8,7 @@ bnk_operands bnk_operands_of(const bnk_cut *cut, const void *x, const void *dy, 
 {
     const bnk_operands operands = {
         .cut = cut,
-        .leaves = bnk_leaves_for(cut->plan->isa, cut->grid->is_double),
+        .leaves = bnk_leaves_for(cut->plan->isa, cut->grid),
         .x = x,
         .dy = dy,
         .y = y,
@@ -176,7 +176,7 @@ typedef struct buffer {
 /* The leaves that work on such. */
 static const bnk_leaves *computing_leaves(const bnk_operands *o)
 {
-    return bnk_leaves_for(o->cut->plan->isa, o->cut->grid->is_double);
+    return bnk_computing_leaves_for(o->cut->plan->isa, o->cut->grid);
 }
 
 void bnk_masked_row_sums(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *keep,

@@ -182,11 +182,13 @@ BNK_INLINE BNK_NAME(line_of) BNK_NAME(row_line)(const bnk_linear *f)
     return line;
 }
 
-/* Less than a line, of any way. */
+/* Less than a cache line, of any way: so with ordinary stores. */
 BNK_LEAF void BNK_NAME(apply_part)(const bnk_stretch *s, int64_t i, int64_t count, uint8_t *bits,
                                    int64_t bit, const bnk_linears *columns, const bnk_linear *row)
 {
-    BNK_NAME(apply_some)(s, i, count, s->way, 1, bits, bit,
+    bnk_stretch own = *s;
+    own.stream = 0;
+    BNK_NAME(apply_some)(&own, i, count, own.way, 1, bits, bit,
                          columns ? BNK_NAME(some_at)(columns, i, count) : BNK_NAME(row_line)(row));
 }
 
@@ -345,8 +347,8 @@ static void BNK_NAME(row_gated_sums)(const bnk_stretch *s, int64_t rows, int64_t
 }
 
 /* Sixteen columns of some rows; each column adds them in ascending order. */
-BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int together, int64_t stride,
-                                            int64_t keep_stride, int64_t j, int64_t count,
+BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int64_t together,
+                                            int64_t stride, int64_t keep_stride, int64_t j, int64_t count,
                                             const double *mean, double *sum, double *product)
 {
     bnk_double16 m = { 0 }, s = { 0 }, q = { 0 };
@@ -355,7 +357,8 @@ BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int togeth
     memcpy(&m, mean + j, bytes);
     memcpy(&s, sum + j, bytes);
     memcpy(&q, product + j, bytes);
-    for (int r = 0; r < together; r++) {
+#pragma clang loop unroll(disable) /* a row is long code */
+    for (int64_t r = 0; r < together; r++) {
         const bnk_stretch own = BNK_NAME(row_of)(first, r, stride, keep_stride);
         bnk_double16 g, x;
         if (count == BNK_LANES)
@@ -369,31 +372,21 @@ BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int togeth
     memcpy(product + j, &q, bytes);
 }
 
-BNK_INLINE void BNK_NAME(gated_columns)(const bnk_stretch *s, int together, int64_t stride,
-                                        int64_t keep_stride, const double *mean, double *sum,
-                                        double *product)
-{
-    int64_t j = 0;
-    for (; j + BNK_LANES <= s->count; j += BNK_LANES)
-        BNK_NAME(add_gated_columns)(s, together, stride, keep_stride, j, BNK_LANES, mean, sum,
-                                    product);
-    if (j < s->count)
-        BNK_NAME(add_gated_columns)(s, together, stride, keep_stride, j, s->count - j, mean, sum,
-                                    product);
-}
-
 static void BNK_NAME(column_gated_sums)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
                                         int64_t keep_stride, const double *mean, double *sum,
                                         double *product)
 {
-    int64_t row = 0;
-    for (; row + 4 <= rows; row += 4) {
+    enum { TOGETHER = 4 };
+    for (int64_t row = 0, together; row < rows; row += together) {
+        together = rows - row < TOGETHER ? rows - row : TOGETHER;
         const bnk_stretch own = BNK_NAME(row_of)(stretch, row, stride, keep_stride);
-        BNK_NAME(gated_columns)(&own, 4, stride, keep_stride, mean, sum, product);
-    }
-    for (; row < rows; row++) {
-        const bnk_stretch own = BNK_NAME(row_of)(stretch, row, stride, keep_stride);
-        BNK_NAME(gated_columns)(&own, 1, stride, keep_stride, mean, sum, product);
+        int64_t j = 0;
+        for (; j + BNK_LANES <= own.count; j += BNK_LANES)
+            BNK_NAME(add_gated_columns)(&own, together, stride, keep_stride, j, BNK_LANES, mean,
+                                        sum, product);
+        if (j < own.count)
+            BNK_NAME(add_gated_columns)(&own, together, stride, keep_stride, j, own.count - j, mean,
+                                        sum, product);
     }
 }
 

@@ -1,6 +1,6 @@
 /*
- * The leaves: straight, single-threaded loops over one tile, one table of them per element type and
- * instruction set. Every table gives the same bits. Bodies: leaves_body.h; callers: the operations.
+ * The leaves: straight, single-threaded loops over one tile, one table of them per type of tensors
+ * and instruction set. Every table gives the same bits. Bodies: leaves_body.h; callers: the operations.
  *
  * "row" leaves work on rows x length values of ONE channel, whose parameters are scalars. "column"
  * leaves work on rows x columns values, each column with parameters and sums of its own. `stride`
@@ -93,7 +93,7 @@ typedef struct bnk_leaves {
     void (*column_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows, int64_t stride,
                               int64_t columns, const bnk_linears *f, int stream);
 
-    /* first += x, second += x^2, for float where these are as good; NULL in the tables for double. */
+    /* first += x, second += x^2, where computing in float, for which these are as good; NULL in the tables for double. */
     void (*row_squares)(const void *x, int64_t rows, int64_t stride, int64_t length, int64_t ahead,
                         bnk_lane_sums *sums);
     void (*column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
@@ -114,13 +114,20 @@ typedef struct bnk_leaves {
                         void *to, int64_t count);
 } bnk_leaves;
 
-extern const bnk_leaves bnk_leaves_float_generic, bnk_leaves_double_generic;
+/* bnk_leaves_float_generic and so on. */
+#define BNK_LEAVES_OF(isa)                                                       \
+    extern const bnk_leaves bnk_leaves_float_##isa, bnk_leaves_double_##isa,     \
+        bnk_leaves_bf16_##isa, bnk_leaves_f16_##isa
+BNK_LEAVES_OF(generic);
 #if defined(__x86_64__)
-extern const bnk_leaves bnk_leaves_float_avx2, bnk_leaves_double_avx2;
-extern const bnk_leaves bnk_leaves_float_avx512, bnk_leaves_double_avx512;
+BNK_LEAVES_OF(avx2);
+BNK_LEAVES_OF(avx512);
 #endif
+#undef BNK_LEAVES_OF
 
-/* The table for a plan's instruction set (leaves.c). */
-const bnk_leaves *bnk_leaves_for(int32_t isa, int32_t is_double);
+/* The tables for a plan's instruction set (leaves.c): for tensors as they are stored, and for values in
+ * computing type. */
+const bnk_leaves *bnk_leaves_for(int32_t isa, const bnk_grid *grid);
+const bnk_leaves *bnk_computing_leaves_for(int32_t isa, const bnk_grid *grid);
 
 #endif

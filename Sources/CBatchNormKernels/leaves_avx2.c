@@ -3,12 +3,13 @@
 #include "vector.h"
 
 #if defined(__x86_64__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #define BNK_FMA_float(a, b, c) __builtin_elementwise_fma(a, b, c)
 #define BNK_FMA_double(a, b, c) __builtin_elementwise_fma(a, b, c)
 #define BNK_FMA_ONE_float(a, b, c) __builtin_fmaf(a, b, c)
 #define BNK_FMA_ONE_double(a, b, c) __builtin_fma(a, b, c)
 #define BNK_ADD_EXACT(a, b, c) __builtin_elementwise_fma(a, b, c) /* a * b is exact */
+#include "f16_by_cpu.h"
 #include "subtract_by_fma.h"
 #define BNK_ISA avx2
 #include "leaves_types.h"

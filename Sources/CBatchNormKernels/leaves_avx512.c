@@ -10,6 +10,7 @@
 #define BNK_FMA_ONE_float(a, b, c) __builtin_fmaf(a, b, c)
 #define BNK_FMA_ONE_double(a, b, c) __builtin_fma(a, b, c)
 #define BNK_ADD_EXACT(a, b, c) __builtin_elementwise_fma(a, b, c) /* a * b is exact */
+#include "f16_by_cpu.h"
 #include "subtract_by_fma.h"
 #define BNK_ISA avx512
 #include "leaves_types.h"

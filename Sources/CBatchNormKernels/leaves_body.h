@@ -1,12 +1,11 @@
 /*
- * The leaves of one element type (BNK_T) and instruction set. Included by leaves_types.h.
+ * The leaves of one type of tensors and one instruction set. Included by leaves_types.h.
  */
 #include "apply_body.h"
 #include "sums_body.h"
-#ifdef BNK_T_IS_FLOAT
+#ifdef BNK_COMPUTES_FLOAT
 #include "squares_body.h"
 #endif
-#include "widen_body.h"
 #include "fused_body.h"
 
 const bnk_leaves BNK_NAME(leaves) = {
@@ -23,7 +22,7 @@ const bnk_leaves BNK_NAME(leaves) = {
     .column_stretch = BNK_NAME(column_stretch),
     .column_gated_sums = BNK_NAME(column_gated_sums),
     .fill_masked = BNK_NAME(fill_masked),
-#ifdef BNK_T_IS_FLOAT
+#ifdef BNK_COMPUTES_FLOAT
     .row_squares = BNK_NAME(row_squares),
     .column_squares = BNK_NAME(column_squares),
 #endif

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "halves.h"
 #include "leaves.h"
 #include "vector.h"
 
@@ -17,7 +18,7 @@
  * (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", IEEE Trans. Comput. 57,
  * 2008).
  */
-static inline float fused_float(float a, float b, float c)
+static __attribute__((noinline)) float fused_float(float a, float b, float c)
 {
     const double product = (double)a * (double)b;
     double sum = product + (double)c;
@@ -32,14 +33,19 @@ static inline float fused_float(float a, float b, float c)
     return (float)sum;
 }
 
-static inline bnk_float16 fused_floats(bnk_float16 a, bnk_float16 b, bnk_float16 c)
+/* Not inlined nor unrolled, for it stands in many places and is slow anyway. */
+static __attribute__((noinline)) bnk_float16 fused_floats(bnk_float16 a, bnk_float16 b,
+                                                          bnk_float16 c)
 {
+#pragma clang loop unroll(disable) vectorize(disable)
     for (int i = 0; i < BNK_LANES; i++) c[i] = fused_float(a[i], b[i], c[i]);
     return c;
 }
 
-static inline bnk_double8 fused_doubles(bnk_double8 a, bnk_double8 b, bnk_double8 c)
+static __attribute__((noinline)) bnk_double8 fused_doubles(bnk_double8 a, bnk_double8 b,
+                                                           bnk_double8 c)
 {
+#pragma clang loop unroll(disable) vectorize(disable)
     for (int i = 0; i < 8; i++) c[i] = fma(a[i], b[i], c[i]);
     return c;
 }
@@ -54,5 +60,22 @@ static inline bnk_double8 fused_doubles(bnk_double8 a, bnk_double8 b, bnk_double
 #define BNK_SUBTRACT(a, b, one) ((void)(one), (a) - (b))
 #define BNK_ADD_EXACT(a, b, c) ((c) + (a) * (b))
 
+static __attribute__((noinline)) bnk_float16 widen_f16(bnk_ushort16 stored)
+{
+    return bnk_widen_f16_by_bits(stored);
+}
+
+static __attribute__((noinline)) bnk_ushort16 narrow_f16(bnk_float16 line)
+{
+    return bnk_narrow_f16_by_bits(line);
+}
+
+#define BNK_WIDEN_f16(stored) widen_f16(stored)
+#define BNK_WIDEN_HALF_f16(stored) bnk_widen_half_f16_by_bits(stored)
+#define BNK_NARROW_f16(line) narrow_f16(line)
+
 #define BNK_ISA generic
+/* What runs on machines of long ago need not fill the library. */
+#pragma clang attribute push(__attribute__((minsize)), apply_to = function)
 #include "leaves_types.h"
+#pragma clang attribute pop

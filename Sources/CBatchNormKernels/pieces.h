@@ -41,7 +41,7 @@ static inline bnk_cut bnk_cut_grid(const bnk_grid *grid, const bnk_plan *plan)
     bnk_cut cut;
     cut.grid = grid;
     cut.plan = plan;
-    cut.element = grid->is_double ? 8 : 4;
+    cut.element = grid->half != BNK_HALF_NONE ? 2 : grid->is_double ? 8 : 4;
     cut.stride = grid->channels * grid->inner;
     cut.runs = bnk_ceil_div(grid->channels, plan->run);
     cut.groups = bnk_ceil_div(grid->rows, plan->group_rows);

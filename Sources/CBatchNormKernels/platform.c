@@ -13,7 +13,8 @@ int32_t bnk_supported_isa(void)
 #if defined(__x86_64__)
     /* These look at the operating system's support for the registers too. */
     __builtin_cpu_init();
-    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("f16c");
     const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
     return avx2 && avx512 ? BNK_ISA_AVX512 : avx2 ? BNK_ISA_AVX2 : BNK_ISA_GENERIC;

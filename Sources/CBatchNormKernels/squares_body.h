@@ -9,7 +9,7 @@
 
 /* ---- by rows ---- */
 
-BNK_INLINE void BNK_NAME(add_squares)(const float *x, int together, int64_t stride, int64_t length,
+BNK_INLINE void BNK_NAME(add_squares)(const BNK_T *x, int together, int64_t stride, int64_t length,
                                       int64_t ahead, bnk_lane_sums *sums)
 {
     bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
@@ -24,13 +24,13 @@ BNK_INLINE void BNK_NAME(add_squares)(const float *x, int together, int64_t stri
     *(bnk_double16_at *)sums->second = q;
 }
 
-BNK_LEAF void BNK_NAME(add_four_squares)(const float *x, int64_t stride, int64_t length,
+BNK_LEAF void BNK_NAME(add_four_squares)(const BNK_T *x, int64_t stride, int64_t length,
                                          int64_t ahead, bnk_lane_sums *sums)
 {
     BNK_NAME(add_squares)(x, 4, stride, length, ahead, sums);
 }
 
-BNK_LEAF void BNK_NAME(add_one_square)(const float *x, int64_t length, int64_t ahead,
+BNK_LEAF void BNK_NAME(add_one_square)(const BNK_T *x, int64_t length, int64_t ahead,
                                        bnk_lane_sums *sums)
 {
     BNK_NAME(add_squares)(x, 1, 0, length, ahead, sums);
@@ -39,9 +39,9 @@ BNK_LEAF void BNK_NAME(add_one_square)(const float *x, int64_t length, int64_t a
 static void BNK_NAME(row_squares)(const void *x, int64_t rows, int64_t stride, int64_t length,
                                   int64_t ahead, bnk_lane_sums *sums)
 {
-    float padded[4 * BNK_LANES];
+    BNK_T padded[4 * BNK_LANES];
     const int64_t tail = length % BNK_LANES, whole = length - tail;
-    const float *row = x;
+    const BNK_T *row = x;
     for (; rows >= 4; rows -= 4, row += 4 * stride) {
         BNK_NAME(add_four_squares)(row, stride, whole, ahead, sums);
         if (tail == 0) continue;
@@ -58,14 +58,15 @@ static void BNK_NAME(row_squares)(const void *x, int64_t rows, int64_t stride, i
 
 /* ---- by columns ---- */
 
-BNK_INLINE void BNK_NAME(column_squares_rows)(const float *x, int together, int64_t stride,
+BNK_INLINE void BNK_NAME(column_squares_rows)(const BNK_T *x, int together, int64_t stride,
                                               int64_t columns, int ahead, double *sum,
                                               double *squares)
 {
     BNK_NAME(fetcher) fetch = { together * stride, 0, stride, columns };
     int64_t j = 0;
     for (; j + BNK_LANES <= columns; j += BNK_LANES) {
-        for (int r = 0; ahead && r < together; r++) BNK_PREFETCH(x + BNK_NAME(next_line)(&fetch));
+        for (int r = 0; ahead && r < together * 16 / BNK_PER_CACHE_LINE; r++)
+            BNK_PREFETCH(x + BNK_NAME(next_line)(&fetch));
         for (int h = 0; h < BNK_LANES; h += 8) {
             bnk_double8 s = *(bnk_double8_at *)(sum + j + h);
             bnk_double8 q = *(bnk_double8_at *)(squares + j + h);
@@ -78,9 +79,9 @@ BNK_INLINE void BNK_NAME(column_squares_rows)(const float *x, int together, int6
             *(bnk_double8_at *)(squares + j + h) = q;
         }
     }
-    for (; j < columns; j++)
+    BNK_FEW for (; j < columns; j++)
         for (int r = 0; r < together; r++) {
-            const double v = (double)x[r * stride + j];
+            const double v = (double)BNK_WIDEN_ONE(x[r * stride + j]);
             sum[j] += v;
             squares[j] += v * v;
         }
@@ -89,7 +90,7 @@ BNK_INLINE void BNK_NAME(column_squares_rows)(const float *x, int together, int6
 static void BNK_NAME(column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns,
                                      int ahead, double *sum, double *squares)
 {
-    const float *row = x;
+    const BNK_T *row = x;
     for (; rows >= 4; rows -= 4, row += 4 * stride)
         BNK_NAME(column_squares_rows)(row, 4, stride, columns, ahead, sum, squares);
     for (; rows > 0; rows--, row += stride)

@@ -9,23 +9,24 @@
 
 BNK_INLINE bnk_double16 BNK_NAME(lanes_at)(const BNK_T *p)
 {
-    return __builtin_convertvector(*(const BNK_LANES_AT *)p, bnk_double16);
+    return __builtin_convertvector(BNK_WIDEN_LANES(*(const BNK_LANES_AT *)p), bnk_double16);
 }
 
 BNK_INLINE bnk_double8 BNK_NAME(half_at)(const BNK_T *p)
 {
-    return __builtin_convertvector(*(const BNK_HALF_AT *)p, bnk_double8);
+    return __builtin_convertvector(BNK_WIDEN_HALF(*(const BNK_HALF_AT *)p), bnk_double8);
 }
 
-/* ---- sums by rows ---- */
+/* ---- by rows ---- */
 
 /* `count` values of each of some rows, made a full vector with a value that adds nothing. */
-BNK_INLINE void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int64_t stride,
-                              int64_t count, double filler)
+BNK_LEAF void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int64_t stride,
+                            int64_t count, double filler)
 {
     for (int r = 0; r < together; r++)
-        for (int64_t i = 0; i < BNK_LANES; i++)
-            padded[r * BNK_LANES + i] = i < count ? row[r * stride + i] : (BNK_T)filler;
+        BNK_FEW for (int64_t i = 0; i < BNK_LANES; i++)
+            padded[r * BNK_LANES + i] =
+                i < count ? row[r * stride + i] : BNK_NARROW_ONE((BNK_C)filler);
 }
 
 /*
@@ -133,9 +134,7 @@ static void BNK_NAME(row_grad_sums)(const void *x, const void *dy, int64_t rows,
     }
 }
 
-/* ---- sums by columns ---- */
-
-/* ---- sums by columns ---- */
+/* ---- by columns ---- */
 
 /*
  * Which cache line to prefetch next: those of the rows after the ones that are being read, in the order
@@ -149,7 +148,7 @@ typedef struct BNK_NAME(fetcher) {
 BNK_INLINE int64_t BNK_NAME(next_line)(BNK_NAME(fetcher) * fetch)
 {
     const int64_t at = fetch->row + fetch->column;
-    fetch->column += BNK_LINE_LENGTH;
+    fetch->column += BNK_PER_CACHE_LINE;
     if (fetch->column >= fetch->columns) {
         fetch->column = 0;
         fetch->row += fetch->stride;
@@ -179,15 +178,15 @@ BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t
     BNK_NAME(fetcher) fetch = { together * stride, 0, stride, columns };
     int64_t j = 0;
     for (; j + 16 <= columns; j += 16) {
-        for (int r = 0; ahead && r < together * 16 / BNK_LINE_LENGTH; r++)
+        for (int r = 0; ahead && r < together * 16 / BNK_PER_CACHE_LINE; r++)
             BNK_PREFETCH(x + BNK_NAME(next_line)(&fetch));
         BNK_NAME(add_columns)(x + j, together, stride, pivot + j, sum + j, sum_squares + j);
         BNK_NAME(add_columns)(x + j + 8, together, stride, pivot + j + 8, sum + j + 8,
                               sum_squares + j + 8);
     }
-    for (; j < columns; j++)
+    BNK_FEW for (; j < columns; j++)
         for (int r = 0; r < together; r++) {
-            const double c = (double)x[r * stride + j] - pivot[j];
+            const double c = (double)BNK_WIDEN_ONE(x[r * stride + j]) - pivot[j];
             sum[j] += c;
             sum_squares[j] += c * c;
         }
@@ -226,7 +225,7 @@ BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy,
     BNK_NAME(fetcher) fetch = { together * stride, 0, stride, columns };
     int64_t j = 0;
     for (; j + 16 <= columns; j += 16) {
-        for (int r = 0; ahead && r < together * 16 / BNK_LINE_LENGTH; r++) {
+        for (int r = 0; ahead && r < together * 16 / BNK_PER_CACHE_LINE; r++) {
             const int64_t next = BNK_NAME(next_line)(&fetch);
             BNK_PREFETCH(x + next);
             BNK_PREFETCH(dy + next);
@@ -236,11 +235,11 @@ BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy,
         BNK_NAME(add_grad_columns)(x + j + 8, dy + j + 8, together, stride, mean + j + 8,
                                    sum + j + 8, sum_product + j + 8);
     }
-    for (; j < columns; j++)
+    BNK_FEW for (; j < columns; j++)
         for (int r = 0; r < together; r++) {
-            const double g = (double)dy[r * stride + j];
+            const double g = (double)BNK_WIDEN_ONE(dy[r * stride + j]);
             sum[j] += g;
-            sum_product[j] += g * ((double)x[r * stride + j] - mean[j]);
+            sum_product[j] += g * ((double)BNK_WIDEN_ONE(x[r * stride + j]) - mean[j]);
         }
 }
 

@@ -19,8 +19,11 @@ typedef struct bnk_grid {
     int64_t rows;
     int64_t channels;
     int64_t inner;
-    int32_t is_double; /* 0: float, 1: double */
+    int32_t is_double; /* of computing, and of parameters: 0: float, 1: double */
+    int32_t half;      /* BNK_HALF_*: how tensors are stored, if not as they are computed with */
 } bnk_grid;
+
+enum { BNK_HALF_NONE = 0, BNK_HALF_BFLOAT16 = 1, BNK_HALF_FLOAT16 = 2 };
 
 /*
  * How the work is cut. The members of the first group depend on the shape alone, for they decide
@@ -73,7 +76,7 @@ typedef struct bnk_extras {
 /* How many of the positions are not masked. */
 int64_t bnk_count_kept(const uint8_t *positions, int64_t count);
 
-/* Parameter arrays (void *) have the grid's element type and `channels` elements; NULL means
+/* Parameter arrays (void *) have the grid's computing type and `channels` elements; NULL means
  * absent. */
 
 typedef struct bnk_forward {
