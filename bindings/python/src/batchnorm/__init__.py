@@ -36,6 +36,16 @@ from .machine import (
     version,
 )
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .moments import (
+    GradSums,
+    Moments,
+    StatisticsAccumulator,
+    backward_apply,
+    backward_reduce,
+    normalize,
+    normalize_saved,
+    recalibrate,
+)
 from .plan import Plan, explain
 
 __all__ = [
@@ -47,8 +57,13 @@ __all__ = [
     "BatchNormRuntimeError",
     "BatchNormValueError",
     "Folded",
+    "GradSums",
+    "Moments",
     "Plan",
+    "StatisticsAccumulator",
     "Status",
+    "backward_apply",
+    "backward_reduce",
     "explain",
     "fold_affine",
     "fold_into",
@@ -57,6 +72,9 @@ __all__ = [
     "get_num_threads",
     "get_thread_runtime",
     "get_threading",
+    "normalize",
+    "normalize_saved",
+    "recalibrate",
     "set_max_isa",
     "set_num_threads",
     "set_threading",

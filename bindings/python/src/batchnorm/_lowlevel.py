@@ -256,6 +256,29 @@ class bn_backward_args(Structure):
     )
 
 
+class bn_moments(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("reserved", c_int32),
+        ("channels", c_int64),
+        ("count", c_int64),
+        ("mean", c_void_p),
+        ("mean_rest", c_void_p),
+        ("m2", c_void_p),
+    )
+
+
+class bn_grad_sums(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("reserved", c_int32),
+        ("channels", c_int64),
+        ("count", c_int64),
+        ("sum_dy", c_void_p),
+        ("sum_dy_xmu", c_void_p),
+    )
+
+
 class bn_layer_options(Structure):
     _fields_ = (
         ("struct_size", c_uint32),
@@ -382,6 +405,33 @@ bn_forward_inference = _declare_checked(
     "bn_forward_inference", POINTER(bn_problem), POINTER(bn_forward_inference_args)
 )
 bn_backward = _declare_checked("bn_backward", POINTER(bn_problem), POINTER(bn_backward_args))
+
+bn_moments_compute = _declare_checked(
+    "bn_moments_compute", POINTER(bn_problem), c_void_p, c_int64, POINTER(bn_moments)
+)
+bn_moments_merge = _declare_checked("bn_moments_merge", POINTER(bn_moments), POINTER(bn_moments))
+bn_moments_statistics = _declare_checked(
+    "bn_moments_statistics",
+    POINTER(bn_moments),
+    c_double,
+    c_int32,
+    *(c_void_p, c_int64) * 2,
+)
+bn_normalize = _declare_checked(
+    "bn_normalize", POINTER(bn_problem), POINTER(bn_moments), POINTER(bn_forward_training_args)
+)
+bn_normalize_saved = _declare_checked(
+    "bn_normalize_saved",
+    POINTER(bn_problem),
+    *(c_void_p, c_int64) * 2,
+    POINTER(bn_forward_inference_args),
+)
+bn_backward_reduce = _declare_checked(
+    "bn_backward_reduce", POINTER(bn_problem), POINTER(bn_backward_args), POINTER(bn_grad_sums)
+)
+bn_backward_apply = _declare_checked(
+    "bn_backward_apply", POINTER(bn_problem), POINTER(bn_grad_sums), POINTER(bn_backward_args)
+)
 
 bn_layer_create = _declare_checked(
     "bn_layer_create", POINTER(bn_layer_options), POINTER(bn_layer_p)

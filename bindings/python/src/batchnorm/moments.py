@@ -1,0 +1,621 @@
+"""The operations in two halves, for a batch in several places, and statistics of many batches.
+
+A batch may come in parts (gradient accumulation) or lie on several devices (synchronized batch
+normalization). Each part gives its `Moments`, these are merged, and each part is normalized by
+what they say together; backward likewise adds up `GradSums`:
+
+>>> import numpy as np
+>>> rng = np.random.default_rng(0)
+>>> batch = rng.normal(3, 2, (8, 3, 4, 4))
+>>> parts = batch[:3], batch[3:]
+>>> moments = Moments.of(parts[0]).merge(Moments.of(parts[1]))
+>>> outputs = [normalize(part, moments).output for part in parts]
+>>> saved = normalize(parts[0], moments)
+>>> grads = [np.ones_like(part) for part in parts]
+>>> sums = sum(
+...     (backward_reduce(dy, x, saved_mean=saved.saved_mean) for dy, x in zip(grads, parts)),
+...     start=GradSums.none(3),
+... )
+>>> dx = [
+...     backward_apply(
+...         dy, x, sums, saved_mean=saved.saved_mean, saved_invstd=saved.saved_invstd
+...     ).grad_input
+...     for dy, x in zip(grads, parts)
+... ]
+>>> bool(abs(np.concatenate(outputs).mean()) < 1e-12 and abs(dx[1]).max() < 1e-12)
+True
+
+When the results have the same bits as those of the whole batch in one call stands in batchnorm.h;
+with one part they always do. The arithmetic is the library's; nothing is computed here. What
+PyTorch has for this, on GPUs alone, are `torch.batch_norm_stats` and its relatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ctypes import byref, sizeof
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _lowlevel as c
+from ._arrays import (
+    FLOAT64,
+    Array,
+    ChannelAxis,
+    Float64Array,
+    address,
+    counter_address,
+    destination,
+    form_of,
+    tensor_address,
+    vector_address,
+)
+from ._options import (
+    NONFINITES,
+    ONE_VALUES,
+    STATISTICS,
+    STATISTICS_WORDS,
+    VARIANCES,
+    NonfinitePolicy,
+    OneValuePolicy,
+    RunningVariance,
+    StatisticsUsed,
+    integer,
+    parse,
+)
+from .functional import Gradients, TrainingResult
+
+__all__ = [
+    "GradSums",
+    "Moments",
+    "RunningStatistics",
+    "StatisticsAccumulator",
+    "backward_apply",
+    "backward_reduce",
+    "normalize",
+    "normalize_saved",
+    "recalibrate",
+]
+
+
+class Moments:
+    """Count, mean and sum of squared distances from the mean, per channel; they can be merged.
+
+    Attributes
+    ----------
+    count : int
+        Values per channel, the same for all; with 0 the arrays say nothing.
+    mean, mean_rest : float64 (C,) array
+        The mean is their sum, not carried out: float64 alone would cost float64 tensors digits
+        where the mean is large beside the deviation.
+    m2 : float64 (C,) array
+        sum((x - mean)**2); NaN in a channel that holds NaN or infinity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> some = Moments.of(np.array([[1.0], [3.0]]))
+    >>> some
+    Moments(count=2, mean=[2.], m2=[2.])
+    >>> some.merge(Moments.of(np.array([[8.0]])))
+    Moments(count=3, mean=[4.], m2=[26.])
+    >>> some.variance(), some.variance("unbiased"), some.invstd(eps=0.0).round(4)
+    (array([8.66666667]), array([13.]), array([0.3397]))
+    """
+
+    __slots__ = ("count", "m2", "mean", "mean_rest")
+
+    def __init__(
+        self,
+        count: int,
+        mean: Float64Array,
+        m2: Float64Array,
+        mean_rest: Float64Array | None = None,
+    ) -> None:
+        """Moments from elsewhere. The arrays are kept, not copied; `mean_rest` is 0 by default."""
+        self.count = integer("count", count)
+        self.mean = mean
+        self.mean_rest = np.zeros_like(mean) if mean_rest is None else mean_rest
+        self.m2 = m2
+        self._c()
+
+    @classmethod
+    def none(cls, num_features: int) -> Moments:
+        """Moments of no values, to which others are merged."""
+        return cls(0, np.zeros(num_features), np.zeros(num_features), np.zeros(num_features))
+
+    @classmethod
+    def of(cls, input: Array, *, channel_axis: ChannelAxis = 1) -> Moments:
+        """The moments of a tensor: (N, C, ...), or (N, ..., C) with ``channel_axis=-1``.
+
+        Of an empty batch they are those of `none`. NaN or infinity is no error here; it is what
+        `normalize`'s `nonfinite` is about.
+        """
+        form = form_of(input, "input", channel_axis)
+        result = cls.none(form.channels)
+        raw = result._c()
+        c.bn_moments_compute(form.problem, address(input), form.elements, raw)
+        result.count = raw.count
+        return result
+
+    @property
+    def num_features(self) -> int:
+        """The number of channels, C."""
+        return self.mean.size
+
+    def merge(self, other: Moments) -> Moments:
+        """Takes `other` in, and returns self: then it is the moments of all values of both.
+
+        The order matters for the last bits. Follows Chan, Golub and LeVeque, 1979. On an error
+        nothing has changed.
+        """
+        raw = self._c(written=True)
+        c.bn_moments_merge(raw, other._c())
+        self.count = raw.count
+        return self
+
+    def copy(self) -> Moments:
+        """Independent moments with the same values."""
+        return Moments(self.count, self.mean.copy(), self.m2.copy(), self.mean_rest.copy())
+
+    def variance(self, kind: RunningVariance = "biased") -> Float64Array:
+        """m2 / count, or m2 / (count - 1) if "unbiased"; NaN in channels with NaN or infinity."""
+        out = np.empty(self.num_features)
+        code = parse(VARIANCES, "kind", kind)
+        c.bn_moments_statistics(self._c(), 0.0, code, address(out), out.size, None, 0)
+        return out
+
+    def invstd(self, eps: float = 1e-5) -> Float64Array:
+        """1 / sqrt(biased variance + eps), as `forward_training` saves it."""
+        out = np.empty(self.num_features)
+        c.bn_moments_statistics(self._c(), eps, c.Variance.BIASED, None, 0, address(out), out.size)
+        return out
+
+    def update_running(
+        self,
+        running_mean: Array,
+        running_var: Array,
+        *,
+        num_batches_tracked: NDArray[np.int64] | None = None,
+        momentum: float | None = 0.1,
+        running_variance: RunningVariance = "unbiased",
+        one_value: OneValuePolicy = "error",
+        nonfinite: NonfinitePolicy = "report",
+    ) -> int:
+        """Takes these moments into running statistics, in place, as `forward_training` does.
+
+        Arguments are those of `functional.forward_training`. With moments of no values nothing
+        changes. Returns how many channels held NaN or infinity; theirs stay as they are.
+        """
+        if not isinstance(running_mean, np.ndarray):
+            raise TypeError(
+                f"running_mean is of type {type(running_mean).__name__}, expected numpy.ndarray"
+            )
+        nothing = np.empty((0, self.num_features), running_mean.dtype)
+        return normalize(
+            nothing,
+            self,
+            running_mean,
+            running_var,
+            num_batches_tracked=num_batches_tracked,
+            momentum=momentum,
+            running_variance=running_variance,
+            one_value=one_value,
+            nonfinite=nonfinite,
+        ).nonfinite_channels
+
+    def __repr__(self) -> str:
+        return f"Moments(count={self.count}, mean={self.mean}, m2={self.m2})"
+
+    def _c(self, *, written: bool = False) -> c.bn_moments:
+        """The C struct; it borrows the arrays, which must outlive it."""
+        raw = c.bn_moments(sizeof(c.bn_moments), 0, 0, integer("count", self.count))
+        raw.mean, raw.channels = vector_address(self.mean, "mean", FLOAT64, written=written)
+        for name in ("mean_rest", "m2"):
+            array = getattr(self, name)
+            where, size = vector_address(array, name, FLOAT64, written=written)
+            if size != raw.channels:
+                raise ValueError(f"{name} has {size} elements, expected {raw.channels} as mean has")
+            setattr(raw, name, where)
+        return raw
+
+
+class GradSums:
+    """What the backward of a batch needs of all its values; those of parts add up with ``+``.
+
+    Attributes
+    ----------
+    count : int
+        Values per channel.
+    sum_dy, sum_dy_xmu : float64 (C,) array
+        sum(grad_output) and sum(grad_output * (input - mean)).
+    """
+
+    __slots__ = ("count", "sum_dy", "sum_dy_xmu")
+
+    def __init__(self, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array) -> None:
+        """Sums from elsewhere, an all-reduce for example. The arrays are kept, not copied."""
+        self.count = integer("count", count)
+        self.sum_dy = sum_dy
+        self.sum_dy_xmu = sum_dy_xmu
+        self._c()
+
+    @classmethod
+    def none(cls, num_features: int) -> GradSums:
+        """Sums over no values, where a sum of others begins."""
+        return cls(0, np.zeros(num_features), np.zeros(num_features))
+
+    def __add__(self, other: GradSums) -> GradSums:
+        if self.sum_dy.size != other.sum_dy.size:
+            raise ValueError(
+                f"the number of channels is {other.sum_dy.size}, expected {self.sum_dy.size}"
+            )
+        return GradSums(
+            self.count + other.count,
+            self.sum_dy + other.sum_dy,
+            self.sum_dy_xmu + other.sum_dy_xmu,
+        )
+
+    def __repr__(self) -> str:
+        return f"GradSums(count={self.count}, sum_dy={self.sum_dy}, sum_dy_xmu={self.sum_dy_xmu})"
+
+    def _c(self) -> c.bn_grad_sums:
+        raw = c.bn_grad_sums(sizeof(c.bn_grad_sums), 0, 0, integer("count", self.count))
+        raw.sum_dy, raw.channels = vector_address(self.sum_dy, "sum_dy", FLOAT64)
+        raw.sum_dy_xmu, size = vector_address(self.sum_dy_xmu, "sum_dy_xmu", FLOAT64)
+        if size != raw.channels:
+            raise ValueError(
+                f"sum_dy_xmu has {size} elements, expected {raw.channels} as sum_dy has"
+            )
+        return raw
+
+
+def normalize(
+    input: Array,
+    moments: Moments,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    num_batches_tracked: NDArray[np.int64] | None = None,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    running_variance: RunningVariance = "unbiased",
+    one_value: OneValuePolicy = "error",
+    nonfinite: NonfinitePolicy = "report",
+    channel_axis: ChannelAxis = 1,
+    out: Array | None = None,
+) -> TrainingResult:
+    """`functional.forward_training` with given moments: the input is not reduced.
+
+    All arguments mean what they mean there, with ``moments.count`` for the number of values.
+    Running statistics, if given, take in the moments: of several parts, only one call should get
+    them.
+
+    For a second forward (activation checkpointing) keep the moments and leave running_mean and
+    running_var out: it has the first one's bits, and updates nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0], [3.0]])
+    >>> normalize(x, Moments.of(np.array([[0.0], [0.0], [8.0], [8.0]])), eps=0.0).output.ravel()
+    array([-0.75, -0.25])
+    """
+    form = form_of(input, "input", channel_axis)
+    dtype = form.dtype
+    saved_mean, saved_invstd = np.zeros(form.channels), np.ones(form.channels)
+    args = c.bn_forward_training_args(
+        sizeof(c.bn_forward_training_args),
+        c.Averaging.CUMULATIVE if momentum is None else c.Averaging.EXPONENTIAL,
+        parse(VARIANCES, "running_variance", running_variance),
+        parse(ONE_VALUES, "one_value", one_value),
+        parse(NONFINITES, "nonfinite", nonfinite),
+    )
+    args.epsilon = eps
+    if momentum is not None:
+        args.momentum = momentum
+    args.input = address(input)
+    args.input_count = args.output_count = form.elements
+    out, args.output = destination(out, "out", form, input)
+    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
+    args.bias, args.bias_count = vector_address(bias, "bias", dtype)
+    args.running_mean, args.running_mean_count = vector_address(
+        running_mean, "running_mean", dtype, written=True
+    )
+    args.running_var, args.running_var_count = vector_address(
+        running_var, "running_var", dtype, written=True
+    )
+    if num_batches_tracked is not None:
+        args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
+    args.saved_mean, args.saved_mean_count = address(saved_mean), form.channels
+    args.saved_invstd, args.saved_invstd_count = address(saved_invstd), form.channels
+    c.bn_normalize(form.problem, moments._c(), args)
+    return TrainingResult(
+        out,
+        saved_mean,
+        saved_invstd,
+        STATISTICS_WORDS[args.statistics_used],
+        args.nonfinite_channels,
+    )
+
+
+def normalize_saved(
+    input: Array,
+    saved_mean: Float64Array,
+    saved_invstd: Float64Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    channel_axis: ChannelAxis = 1,
+    out: Array | None = None,
+) -> Array:
+    """The forward once more from what `functional.forward_training` saved.
+
+    ``(input - saved_mean) * saved_invstd * weight + bias``. By how much it may differ from the
+    first forward's output stands in batchnorm.h; `normalize` gives the same bits.
+    """
+    form = form_of(input, "input", channel_axis)
+    args = c.bn_forward_inference_args(sizeof(c.bn_forward_inference_args))
+    args.input = address(input)
+    args.input_count = args.output_count = form.elements
+    out, args.output = destination(out, "out", form, input)
+    args.weight, args.weight_count = vector_address(weight, "weight", form.dtype)
+    args.bias, args.bias_count = vector_address(bias, "bias", form.dtype)
+    c.bn_normalize_saved(
+        form.problem,
+        *vector_address(saved_mean, "saved_mean", FLOAT64),
+        *vector_address(saved_invstd, "saved_invstd", FLOAT64),
+        args,
+    )
+    return out
+
+
+def backward_reduce(
+    grad_output: Array,
+    input: Array,
+    *,
+    saved_mean: Float64Array | None = None,
+    running_mean: Array | None = None,
+    statistics: StatisticsUsed = "batch",
+    channel_axis: ChannelAxis = 1,
+) -> GradSums:
+    """The first half of `functional.backward`: the sums of one part of the batch.
+
+    saved_mean is the whole batch's; running_mean is for ``statistics="running"``.
+    """
+    form = form_of(input, "input", channel_axis)
+    args = c.bn_backward_args(
+        sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics)
+    )
+    args.input_count = args.grad_output_count = form.elements
+    args.input = address(input)
+    args.grad_output = tensor_address(grad_output, "grad_output", form)
+    args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", FLOAT64)
+    args.running_mean, args.running_mean_count = vector_address(
+        running_mean, "running_mean", form.dtype
+    )
+    sums = GradSums.none(form.channels)
+    raw = sums._c()
+    c.bn_backward_reduce(form.problem, args, byref(raw))
+    sums.count = raw.count
+    return sums
+
+
+def backward_apply(
+    grad_output: Array,
+    input: Array,
+    sums: GradSums,
+    weight: Array | None = None,
+    *,
+    saved_mean: Float64Array | None = None,
+    saved_invstd: Float64Array | None = None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    statistics: StatisticsUsed = "batch",
+    eps: float = 1e-5,
+    output_mask: tuple[bool, bool, bool] = (True, True, True),
+    channel_axis: ChannelAxis = 1,
+    grad_input: Array | None = None,
+) -> Gradients:
+    """The second half of `functional.backward`: gradients of one part from the whole batch's sums.
+
+    Arguments are those of `functional.backward`. grad_weight and grad_bias are those that `sums`
+    say; from a part's own sums they are that part's.
+    """
+    form = form_of(input, "input", channel_axis)
+    dtype = form.dtype
+    want_input, want_weight, want_bias = output_mask
+    args = c.bn_backward_args(
+        sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics), eps
+    )
+    args.input_count = args.grad_output_count = form.elements
+    args.input = address(input)
+    args.grad_output = tensor_address(grad_output, "grad_output", form)
+    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
+    args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", FLOAT64)
+    args.saved_invstd, args.saved_invstd_count = vector_address(
+        saved_invstd, "saved_invstd", FLOAT64
+    )
+    args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
+    args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
+    grad_weight = grad_bias = None
+    if want_input:
+        grad_input, args.grad_input = destination(grad_input, "grad_input", form, input)
+        args.grad_input_count = form.elements
+    elif grad_input is not None:
+        raise ValueError(f"grad_input was given, but output_mask {output_mask} skips it")
+    if want_weight:
+        grad_weight = np.empty(form.channels, dtype)
+        args.grad_weight, args.grad_weight_count = address(grad_weight), form.channels
+    if want_bias:
+        grad_bias = np.empty(form.channels, dtype)
+        args.grad_bias, args.grad_bias_count = address(grad_bias), form.channels
+    c.bn_backward_apply(form.problem, sums._c(), args)
+    return Gradients(grad_input, grad_weight, grad_bias)
+
+
+# ---- statistics of many batches ----
+
+Recalibration = Literal["exact", "mean"]
+
+
+class RunningStatistics(NamedTuple):
+    """What a `StatisticsAccumulator` has collected."""
+
+    mean: Float64Array
+    """Mean of each channel, (C,)."""
+    var: Float64Array
+    """Variance of each channel, (C,)."""
+    num_batches: int
+    """How many batches, empty ones aside."""
+
+
+class StatisticsAccumulator:
+    """Collects the statistics of a stream of batches, without keeping any of them.
+
+    Running statistics from training lag behind the weights and weigh the last batches most.
+    Collected anew after training they fit the weights: "PreciseBN" (Wu and Johnson 2021,
+    arXiv:2105.07576).
+
+    Parameters
+    ----------
+    num_features : int
+        C.
+    method : "exact" or "mean"
+        "exact": mean and variance of all values of all batches together, as Wu and Johnson advise.
+        "mean": the plain mean of each batch's mean and variance, as fvcore's update_bn_stats and
+        PyTorch's ``momentum=None`` do; batches of different size count the same.
+    running_variance : "unbiased" or "biased"
+        Which variance: of all values together, or of each batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> collected = StatisticsAccumulator(1, running_variance="biased")
+    >>> for batch in ([[1.0], [3.0]], [[8.0]]):
+    ...     collected.add(np.array(batch))
+    >>> collected.statistics().mean, collected.statistics().var
+    (array([4.]), array([8.66666667]))
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        method: Recalibration = "exact",
+        running_variance: RunningVariance = "unbiased",
+    ) -> None:
+        if method not in ("exact", "mean"):
+            raise ValueError(f"method is {method!r}, expected 'exact' or 'mean'")
+        parse(VARIANCES, "running_variance", running_variance)
+        self.method: Recalibration = method
+        self.running_variance: RunningVariance = running_variance
+        self._all = Moments.none(num_features)
+        self._mean, self._var = np.zeros(num_features), np.ones(num_features)
+        self._batches = np.zeros(1, np.int64)
+
+    def add(self, batch: Array | Moments, *, channel_axis: ChannelAxis = 1) -> None:
+        """Takes a batch in, or the moments of one. An empty one changes nothing.
+
+        Raises `BatchNormError` with `Status.NONFINITE`, before anything changes, if a channel holds
+        NaN or infinity: it would spoil all that was collected.
+        """
+        own = batch if isinstance(batch, Moments) else Moments.of(batch, channel_axis=channel_axis)
+        if own.num_features != self._all.num_features:
+            raise ValueError(
+                f"the number of channels is {own.num_features}, expected {self._all.num_features}"
+            )
+        # On copies, for a report of NaN comes after the other channels have been written.
+        mean, var, batches = self._mean.copy(), self._var.copy(), self._batches.copy()
+        own.update_running(
+            mean,
+            var,
+            num_batches_tracked=batches,
+            momentum=None,
+            running_variance=self.running_variance,
+            one_value="allow" if self.method == "exact" else "error",
+            nonfinite="error",
+        )
+        if self.method == "exact":
+            self._all.merge(own)
+        self._mean, self._var, self._batches = mean, var, batches
+
+    def statistics(self) -> RunningStatistics:
+        """What has been collected. Raises ValueError if there was no batch."""
+        batches = int(self._batches[0])
+        if batches == 0:
+            raise ValueError("no batch with values was added, expected at least 1")
+        if self.method == "mean":
+            return RunningStatistics(self._mean.copy(), self._var.copy(), batches)
+        mean = self._all.mean + self._all.mean_rest
+        return RunningStatistics(mean, self._all.variance(self.running_variance), batches)
+
+
+class _Layer(Protocol):
+    """What `recalibrate` needs of a layer; `BatchNorm1d` and its like have it."""
+
+    running_mean: Array
+    running_var: Array
+    num_batches_tracked: int
+
+    @property
+    def num_features(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[np.floating]: ...
+    @property
+    def track_running_stats(self) -> bool: ...
+
+
+def recalibrate(
+    layer: _Layer,
+    batches: Iterable[Array | Moments],
+    *,
+    method: Recalibration = "exact",
+    running_variance: RunningVariance = "unbiased",
+    channel_axis: ChannelAxis = 1,
+) -> None:
+    """Replaces a layer's running statistics by those of a stream of its inputs.
+
+    In a network, where each layer's inputs depend on the layers before it, run the network in
+    training mode and `add` each layer's input to a `StatisticsAccumulator` of its own.
+
+    Parameters
+    ----------
+    layer : BatchNorm1d, BatchNorm2d or BatchNorm3d
+        With running statistics. They, and the batch counter, change at the very end: on any error
+        the layer is as it was.
+    batches : iterable of arrays or Moments
+        The layer's inputs; read once.
+    method, running_variance
+        See `StatisticsAccumulator`.
+    channel_axis : 1 or -1
+        Which axis of the batches is the channel.
+
+    Examples
+    --------
+    >>> import batchnorm, numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> layer = batchnorm.BatchNorm1d(2)
+    >>> recalibrate(layer, (rng.normal(5, 3, (100, 2)).astype(np.float32) for _ in range(20)))
+    >>> layer.running_mean.round(), layer.running_var.round(), layer.num_batches_tracked
+    (array([5., 5.], dtype=float32), array([9., 9.], dtype=float32), 20)
+    """
+    if not layer.track_running_stats:
+        raise ValueError("the layer keeps no running statistics (track_running_stats is False)")
+    collected = StatisticsAccumulator(
+        layer.num_features, method=method, running_variance=running_variance
+    )
+    for batch in batches:
+        collected.add(batch, channel_axis=channel_axis)
+    mean, var, count = collected.statistics()
+    with np.errstate(over="ignore"):
+        rounded_mean, rounded_var = mean.astype(layer.dtype), var.astype(layer.dtype)
+    if not (np.isfinite(rounded_mean).all() and np.isfinite(rounded_var).all()):
+        raise ValueError(f"statistics of the batches exceed the range of {layer.dtype}")
+    layer.running_mean = rounded_mean
+    layer.running_var = rounded_var
+    layer.num_batches_tracked = count
