@@ -105,7 +105,7 @@ public func forwardTraining<Scalar: BatchNormScalar>(
 }
 
 extension ForwardTraining {
-    fileprivate func run<Scalar>(
+    func run<Scalar>(
         _ running: inout RunningStatistics<Scalar>
     ) throws(BatchNormError) -> SavedStatistics {
         try running.withViews { (mean, variance, counter) throws(BatchNormError) in
@@ -117,7 +117,7 @@ extension ForwardTraining {
         }
     }
 
-    fileprivate func runAndSave() throws(BatchNormError) -> SavedStatistics {
+    func runAndSave() throws(BatchNormError) -> SavedStatistics {
         var saved = SavedStatistics(channels: shape.channels)
         let outcome = try saved.withViews { (mean, invstd) throws(BatchNormError) in
             var job = self

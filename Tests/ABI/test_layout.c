@@ -253,6 +253,29 @@ static void fold_args_layout(void **state)
     check_pins(pins, LENGTH(pins));
 }
 
+static void moments_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_moments, 48),
+        AT(bn_moments, struct_size, 0),
+        AT(bn_moments, reserved, 4),
+        AT(bn_moments, channels, 8),
+        AT(bn_moments, count, 16),
+        AT(bn_moments, mean, 24),
+        AT(bn_moments, mean_rest, 32),
+        AT(bn_moments, m2, 40),
+        SIZE(bn_grad_sums, 40),
+        AT(bn_grad_sums, struct_size, 0),
+        AT(bn_grad_sums, reserved, 4),
+        AT(bn_grad_sums, channels, 8),
+        AT(bn_grad_sums, count, 16),
+        AT(bn_grad_sums, sum_dy, 24),
+        AT(bn_grad_sums, sum_dy_xmu, 32),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
 static const struct {
     bn_status value;
     int32_t published;
@@ -393,6 +416,11 @@ static void initializers(void **state)
               options.has_weight == 1 && options.has_bias == 1 &&
               options.track_running_stats == 1 && options.reserved == 0,
           "BN_LAYER_OPTIONS_INIT");
+    const bn_moments moments = BN_MOMENTS_INIT,
+                     expected_moments = { .struct_size = sizeof moments };
+    check(memcmp(&moments, &expected_moments, sizeof moments) == 0, "BN_MOMENTS_INIT");
+    const bn_grad_sums sums = BN_GRAD_SUMS_INIT, expected_sums = { .struct_size = sizeof sums };
+    check(memcmp(&sums, &expected_sums, sizeof sums) == 0, "BN_GRAD_SUMS_INIT");
     const bn_plan_info info = BN_PLAN_INFO_INIT, expected_info = { .struct_size = sizeof info };
     check(memcmp(&info, &expected_info, sizeof info) == 0, "BN_PLAN_INFO_INIT");
     const bn_fold_args fold = BN_FOLD_ARGS_INIT,
@@ -406,17 +434,12 @@ static void initializers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(problem_layout),
-        cmocka_unit_test(forward_training_layout),
-        cmocka_unit_test(forward_inference_layout),
-        cmocka_unit_test(backward_layout),
-        cmocka_unit_test(layer_options_layout),
-        cmocka_unit_test(plan_info_layout),
-        cmocka_unit_test(weight_shape_layout),
-        cmocka_unit_test(fold_args_layout),
-        cmocka_unit_test(statuses_and_their_names),
-        cmocka_unit_test(other_constants),
-        cmocka_unit_test(initializers),
+        cmocka_unit_test(problem_layout),           cmocka_unit_test(forward_training_layout),
+        cmocka_unit_test(forward_inference_layout), cmocka_unit_test(backward_layout),
+        cmocka_unit_test(layer_options_layout),     cmocka_unit_test(plan_info_layout),
+        cmocka_unit_test(weight_shape_layout),      cmocka_unit_test(fold_args_layout),
+        cmocka_unit_test(moments_layout),           cmocka_unit_test(statuses_and_their_names),
+        cmocka_unit_test(other_constants),          cmocka_unit_test(initializers),
     };
     return cmocka_run_group_tests_name("abi: layout", tests, NULL, NULL);
 }

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import batchnorm
-from batchnorm import BatchNorm1d, BatchNorm2d, BatchNormError, Status, _lowlevel
+from batchnorm import BatchNorm1d, BatchNorm2d, BatchNormError, Moments, Status, _lowlevel
 from batchnorm import functional as F
 from batchnorm.errors import error_for
 
@@ -145,6 +145,7 @@ CASES: list[tuple[Status, Callable[[], object], list[str]]] = [
     (Status.BATCH_COUNTER, training(num_batches_tracked=np.array([-3])), ["-3"]),
     (Status.NUMBER, lambda: batchnorm.fold_affine(stats(), stats(-4)),
      ["running_var[0]", "-4", "at least 0"]),
+    (Status.MOMENTS, lambda: Moments(-3, np.zeros(3), np.zeros(3)).variance(), ["-3"]),
     (Status.NO_RUNNING_STATISTICS,
      lambda: BatchNorm2d(3, track_running_stats=False).reset_running_stats(),
      ["running statistics"]),

@@ -1,0 +1,192 @@
+// The operations in two halves, and the statistics of many batches, through the public functions.
+
+import Testing
+
+@testable import BatchNorm
+
+@Suite struct MomentsTests {
+    @Test(arguments: shapes)
+    func onePartHasTheBitsOfTheWhole(_ shape: Shape) throws {
+        try compare(shape, as: Float.self)
+        try compare(shape, as: Double.self)
+    }
+
+    private func compare<Scalar: BatchNormScalar>(_ shape: Shape, as _: Scalar.Type) throws {
+        var random = Random(31)
+        let x: Tensor<Scalar> = try random.tensor(shape, in: 99...101)
+        let dy: Tensor<Scalar> = try random.tensor(shape)
+        let weight: [Scalar] = random.values(shape.channels)
+        let bias: [Scalar] = random.values(shape.channels)
+        var running = RunningStatistics<Scalar>(channels: shape.channels)
+        var again = running
+        let whole = try forwardTraining(x, weight: weight, bias: bias, running: &running)
+        let gradients = try backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
+
+        let moments = try Moments(of: x)
+        #expect(moments.count == shape.valuesPerChannel && moments.channels == shape.channels)
+        let halves = try normalize(
+            x, moments: moments, weight: weight, bias: bias, running: &again)
+        #expect(halves.output == whole.output)
+        #expect(halves.saved == whole.saved)
+        #expect(again == running)
+        #expect(try moments.invstd() == whole.saved.invstd)
+        let sums = try backwardReduce(x, gradOutput: dy, saved: halves.saved)
+        #expect(
+            try backwardApply(x, gradOutput: dy, sums: sums, weight: weight, saved: halves.saved)
+                == gradients)
+        // The second forward of activation checkpointing.
+        #expect(
+            try normalize(x, moments: moments, weight: weight, bias: bias).output == whole.output)
+        let once = try normalize(x, saved: whole.saved, weight: weight, bias: bias)
+        #expect(largestError(once.elements, whole.output.elements.doubles, scale: 128) < 2)
+    }
+
+    @Test func partsAgreeWithTheReference() throws {
+        let shape = try Shape.nchw(7, 3, 5, 6)
+        var random = Random(32)
+        let x: Tensor<Float> = try random.tensor(shape, in: -3...5)
+        let dy: Tensor<Float> = try random.tensor(shape)
+        func part(_ tensor: Tensor<Float>, _ samples: Range<Int>) throws -> Tensor<Float> {
+            let part = tensor.elements[(samples.lowerBound * 90)..<(samples.upperBound * 90)]
+            return try Tensor(Array(part), shape: .nchw(samples.count, 3, 5, 6))
+        }
+        let ranges = [0..<2, 2..<2, 2..<7]
+        var moments = Moments(channels: 3)
+        for range in ranges { try moments.merge(Moments(of: part(x, range))) }
+        let reference = Reference(shape: shape)
+        let (mean, variance) = reference.moments(x.elements.doubles)
+        #expect(moments.count == 210)
+        #expect(largestError(moments.mean, mean) < 100)
+        #expect(largestError(try moments.variance(), variance) < 100)
+        #expect(
+            largestError(try moments.variance(.unbiased), variance.map { $0 * 210 / 209 }) < 100)
+
+        var output: [Float] = []
+        var sums = GradientSums(count: 0, dy: [0, 0, 0], dyXmu: [0, 0, 0])
+        var saved: SavedStatistics?
+        for range in ranges {
+            let normalized = try normalize(part(x, range), moments: moments)
+            output += normalized.output.elements
+            saved = normalized.saved
+            try sums.add(
+                backwardReduce(part(x, range), gradOutput: part(dy, range), saved: normalized.saved))
+        }
+        let whole = try forwardTraining(x)
+        #expect(largestError(output, whole.output.elements.doubles) < 4)
+        let gradients = try backward(x, gradOutput: dy, saved: whole.saved)
+        var gradInput: [Float] = []
+        for range in ranges {
+            let own = try backwardApply(
+                part(x, range), gradOutput: part(dy, range), sums: sums, saved: #require(saved))
+            gradInput += own.input.elements
+            #expect(largestError(own.weight, gradients.weight.doubles) < 4)
+            #expect(largestError(own.bias, gradients.bias.doubles) < 4)
+        }
+        #expect(largestError(gradInput, gradients.input.elements.doubles) < 4)
+    }
+
+    @Test func badMomentsAreRefused() throws {
+        let good = Moments(count: 4, mean: [1, 2], m2: [3, 4])
+        func merging(_ other: Moments) throws {
+            var moments = good
+            defer { #expect(moments == good) }
+            try moments.merge(other)
+        }
+        #expect(throws: BatchNormError.momentsCount(.other, actual: -1, expected: 0)) {
+            try merging(Moments(count: -1, mean: [0, 0], m2: [0, 0]))
+        }
+        #expect(throws: BatchNormError.momentsM2(.other, channel: 1, actual: -2)) {
+            try merging(Moments(count: 1, mean: [0, 0], m2: [0, -2]))
+        }
+        #expect(throws: BatchNormError.momentsCountOverflow(actual: .max, expected: .max - 4)) {
+            try merging(Moments(count: .max, mean: [0, 0], m2: [0, 0]))
+        }
+        #expect(throws: BatchNormError.countMismatch(.other, actual: 1, expected: 2)) {
+            try merging(Moments(count: 1, mean: [0], m2: [0]))
+        }
+        #expect(throws: BatchNormError.countMismatch(.m2, actual: 3, expected: 2)) {
+            try merging(Moments(count: 1, mean: [0, 0], m2: [0, 0, 0]))
+        }
+        #expect(throws: BatchNormError.momentsCount(.moments, actual: 0, expected: 1)) {
+            try Moments(channels: 2).variance()
+        }
+        let x = try Tensor<Float>([1, 2, 3, 4], shape: .nc(2, 2))
+        #expect(throws: BatchNormError.momentsCount(.moments, actual: 0, expected: 1)) {
+            try normalize(x, moments: Moments(channels: 2))
+        }
+        #expect(throws: BatchNormError.oneValueOfMoments) {
+            try normalize(x, moments: Moments(count: 1, mean: [0, 0], m2: [0, 0]))
+        }
+        var sums = GradientSums(count: 1, dy: [0, 0], dyXmu: [0, 0])
+        #expect(throws: BatchNormError.countMismatch(.sumDy, actual: 1, expected: 2)) {
+            try sums.add(GradientSums(count: 1, dy: [0], dyXmu: [0]))
+        }
+        let saved = SavedStatistics(mean: [0, 0], invstd: [1, 1])
+        sums.count = 0
+        #expect(throws: BatchNormError.momentsCount(.sums, actual: 0, expected: 1)) {
+            try backwardApply(x, gradOutput: x, sums: sums, saved: saved)
+        }
+        #expect(
+            BatchNormError.momentsM2(.moments, channel: 7, actual: -0.5).description
+                == "moments->m2[7] is -0.5, expected 0 or more")
+    }
+}
+
+@Suite struct StatisticsAccumulatorTests {
+    private func batches() throws -> [Tensor<Float>] {
+        var random = Random(33)
+        return try (1...4).map { try random.tensor(.nc(3 * $0, 2), in: -1...Double($0)) }
+    }
+
+    @Test func exactIsThatOfAllValues() throws {
+        var collected = StatisticsAccumulator(channels: 2, runningVariance: .biased)
+        var all: [Float] = []
+        for batch in try batches() {
+            try collected.add(batch)
+            all += batch.elements
+        }
+        let (mean, variance) = Reference(shape: try .nc(30, 2)).moments(all.doubles)
+        let running = try collected.statistics(as: Float.self)
+        #expect(largestError(running.mean, mean) < 1)
+        #expect(largestError(running.variance, variance) < 1)
+        #expect(running.numBatchesTracked == 4)
+    }
+
+    @Test func meanIsThatOfACumulativeForward() throws {
+        var collected = StatisticsAccumulator(channels: 2, method: .mean)
+        var running = RunningStatistics<Float>(channels: 2)
+        for batch in try batches() {
+            try collected.add(batch)
+            _ = try forwardTraining(
+                batch, running: &running, options: TrainingOptions(averaging: .cumulative))
+        }
+        let statistics = try collected.statistics(as: Float.self)
+        // The forward rounds to float32 after each batch.
+        #expect(largestError(statistics.mean, running.mean.doubles) < 4)
+        #expect(largestError(statistics.variance, running.variance.doubles) < 4)
+        #expect(statistics.numBatchesTracked == 4)
+    }
+
+    @Test func whatIsRefusedLeavesNoTrace() throws {
+        for method in [StatisticsAccumulator.Method.exact, .mean] {
+            var collected = StatisticsAccumulator(channels: 2, method: method)
+            #expect(throws: BatchNormError.momentsCount(.moments, actual: 0, expected: 1)) {
+                try collected.statistics(as: Float.self)
+            }
+            try collected.add(batches()[0])
+            let before = try collected.statistics(as: Double.self)
+            #expect(throws: BatchNormError.nonfinite(channels: 1, of: 2)) {
+                try collected.add(Tensor<Float>([1, .nan, 2, 3], shape: .nc(2, 2)))
+            }
+            #expect(throws: BatchNormError.self) {
+                try collected.add(Tensor<Float>([1, 2, 3], shape: .nc(1, 3)))
+            }
+            try collected.add(Tensor<Float>([], shape: .nc(0, 2)))
+            #expect(try collected.statistics(as: Double.self) == before)
+            try collected.add(Tensor<Double>([1e100, 0, -1e100, 0], shape: .nc(2, 2)))
+            #expect(throws: BatchNormError.nonfinite(channels: 1, of: 2)) {
+                try collected.statistics(as: Float.self)
+            }
+        }
+    }
+}
