@@ -109,6 +109,39 @@ static bn_status backward(fixture *f)
     return bn_backward(&f->problem, &f->backward);
 }
 
+/* The same in halves; a first half that is refused writes nothing. */
+enum { MOST_CHANNELS = 100 };
+static double kept[3][MOST_CHANNELS];
+
+static void check_kept(void)
+{
+    for (int i = 0; i < 3; i++) check(kept[i][0] == -7, "without memory a half wrote");
+}
+
+static bn_status training_in_halves(fixture *f)
+{
+    bn_moments m = BN_MOMENTS_INIT;
+    m.channels = f->grid.channels;
+    m.mean = kept[0], m.mean_rest = kept[1], m.m2 = kept[2];
+    kept[0][0] = kept[1][0] = kept[2][0] = -7;
+    const bn_status status = bn_moments_compute(&f->problem, f->input.data, f->input.count, &m);
+    if (status == BN_STATUS_OK) return bn_normalize(&f->problem, &m, &f->training);
+    check_kept();
+    return status;
+}
+
+static bn_status backward_in_halves(fixture *f)
+{
+    bn_grad_sums s = BN_GRAD_SUMS_INIT;
+    s.channels = f->grid.channels;
+    s.sum_dy = kept[0], s.sum_dy_xmu = kept[1];
+    kept[0][0] = kept[1][0] = kept[2][0] = -7;
+    const bn_status status = bn_backward_reduce(&f->problem, &f->backward, &s);
+    if (status == BN_STATUS_OK) return bn_backward_apply(&f->problem, &s, &f->backward);
+    check_kept();
+    return status;
+}
+
 /* Refuses the first, second, ... allocation until there are no more; how many there were. */
 static int64_t refuse_in_turn(fixture *f, operation *run)
 {
@@ -142,6 +175,10 @@ static void a_refused_workspace_changes_nothing(void **state)
             fixture_remember(&f);
             refused += refuse_in_turn(&f, training);
             refused += refuse_in_turn(&f, backward);
+            const int64_t halves =
+                refuse_in_turn(&f, training_in_halves) + refuse_in_turn(&f, backward_in_halves);
+            check(halves == 4, "each of 4 halves has a workspace, but %lld were there to refuse",
+                  (long long)halves);
             guarded_free_all();
         }
     check(refused >= 4, "only %lld allocations were there to refuse: this test needs other shapes",
@@ -351,15 +388,16 @@ static void no_memory_grows_with_the_batch(void **state)
                     fixture_make(problem_of(BN_DTYPE_FLOAT32, layout, 4, sizes[i]), PLACE_END);
                 run_training(&f); /* OpenMP has its threads from here on */
                 const int64_t allowed = allowed_bytes(sizes[i][1], threads);
-                operation *const operations[] = { training, backward };
-                for (int op = 0; op < 2; op++) {
+                operation *const operations[] = { training, backward, training_in_halves,
+                                                  backward_in_halves };
+                for (int op = 0; op < 4; op++) {
                     watch(0);
                     const bn_status status = operations[op](&f);
                     stop();
                     check_ok(status, "a large call");
                     check(seen.bytes <= allowed,
                           "%s on %d threads: %s took %lld bytes, at most %lld",
-                          problem_text(&f.problem), threads, op == 0 ? "training" : "backward",
+                          problem_text(&f.problem), threads, op % 2 == 0 ? "training" : "backward",
                           (long long)seen.bytes, (long long)allowed);
                 }
                 watch(0);
