@@ -535,7 +535,16 @@ BN_API bn_status bn_moments_statistics(const bn_moments *moments, double epsilon
  * running statistics are recalibrated ("PreciseBN", Wu and Johnson 2021, arXiv:2105.07576) from the data
  * of many batches: exactly, by merging the moments of all and momentum 1; or as fvcore's
  * update_bn_stats does, by the plain mean of each batch's statistics, with BN_AVERAGING_CUMULATIVE and the
- * counter at 0.
+ * counter at 0, a call for each batch. Exactly:
+ *
+ *     bn_moments all = BN_MOMENTS_INIT, own = BN_MOMENTS_INIT;    and arrays of C elements for both
+ *     for each batch:
+ *         bn_moments_compute(&problem, batch, batch_count, &own);
+ *         bn_moments_merge(&all, &own);                           all.count is 0 at first
+ *     bn_forward_training_args args = BN_FORWARD_TRAINING_ARGS_INIT;
+ *     args.momentum = 1;                                          and running_mean, running_var
+ *     problem.sizes[0] = 0;
+ *     bn_normalize(&problem, &all, &args);
  *
  * BN_STATUS_MOMENTS if count is negative, or 0 for a batch that is not empty, or an m2 is negative. Other
  * errors: as bn_forward_training. */
@@ -545,10 +554,11 @@ BN_API bn_status bn_normalize(const bn_problem *problem, const bn_moments *momen
 /* The forward once more from what a forward saved: y = (x - saved_mean) * saved_invstd * weight + bias.
  * Nothing but the output is written. In args, running_mean, running_var and epsilon are ignored.
  *
- * saved_mean lacks the moments' mean_rest, which is at most half a unit in the last place of saved_mean:
- * compared with that forward's own output, a float64 output may be off by |mean| * 2^-53 * invstd *
- * |weight| and the roundings of y, a float32 one by the same (less than its last place as long as |mean|
- * is below 2^28 deviations) and one rounding of bias. Use bn_normalize for the same bits.
+ * saved_mean lacks the moments' mean_rest, which is at most half a unit in the last place of saved_mean.
+ * So the output may differ from that forward's own by d = |mean| * 2^-53 * invstd * |weight|, and by a
+ * rounding in each of the two: d + 2u * (|y| + |bias| + d + u * 2^53 * d), with u = 2^-24 in float32 and
+ * 2^-53 in float64. In float32 d is less than one rounding of weight as long as |mean| is below 2^29
+ * deviations. Use bn_normalize for the same bits.
  * saved_mean, saved_invstd: C, in. Errors: 1xx to 3xx. */
 BN_API bn_status bn_normalize_saved(const bn_problem *problem, const double *saved_mean,
                                     int64_t saved_mean_count, const double *saved_invstd,

@@ -516,9 +516,10 @@ static void saved_forward(fixture *f)
             const int64_t at = ref_index(f->grid, c, i);
             const long double y = elements_get(first, at);
             const long double off = fabsl(elements_get(f->output, at) - y);
-            /* mean_rest's share, one rounding of the offset in either, and one of y in either. */
-            const long double rest = mean * 0x1p-53L * gain;
-            const long double allowed = rest + 2 * epsilon * (bias + gain / 2 + rest + fabsl(y));
+            /* The header's: mean_rest's share, and in either forward one rounding of y and one of the
+             * offset, which is bias and what rounding the mean left. */
+            const long double rest = mean * 0x1p-53L * gain, left = mean * epsilon * gain;
+            const long double allowed = rest + 2 * epsilon * (bias + left + rest + fabsl(y));
             check(off <= allowed, "%s: y[%lld] is off by %Lg, allowed %Lg",
                   problem_text(&f->problem), (long long)at, off, allowed);
         }
