@@ -641,7 +641,8 @@ BN_API bn_status bn_layer_set_training(bn_layer *layer, int32_t training);
 BN_API bn_status bn_layer_get_training(const bn_layer *layer, int32_t *training);
 
 /* Forward in the layer's mode. input and output: N*C*S of the problem's shape; they may be the same
- * memory. In evaluation a layer without running statistics uses the batch's. */
+ * memory. In evaluation a layer without running statistics uses the batch's. With more than that:
+ * bn_layer_forward_with. */
 BN_API bn_status bn_layer_forward(bn_layer *layer, const bn_problem *problem,
                                   const void *input, int64_t input_count,
                                   void *output, int64_t output_count);
@@ -655,6 +656,72 @@ BN_API bn_status bn_layer_backward(bn_layer *layer, const bn_problem *problem,
                                    void *grad_input, int64_t grad_input_count,
                                    void *grad_weight, int64_t grad_weight_count,
                                    void *grad_bias, int64_t grad_bias_count);
+
+/* What a layer's forward takes its statistics from, and whether it updates any.
+ * NORMAL: as the layer's mode says. KEEP_RUNNING: as the mode says, but in training the running statistics
+ * and their counter stay as they are. RECOMPUTE: the last forward once more, by the statistics that it used,
+ * whatever the mode is now: nothing is summed and nothing updated. It is for activation checkpointing, where a
+ * second forward must not count the batch twice. */
+typedef int32_t bn_pass;
+enum { BN_PASS_NORMAL = 0, BN_PASS_KEEP_RUNNING = 1, BN_PASS_RECOMPUTE = 2 };
+
+/* Arguments of bn_layer_forward_with. All but input and output is optional and means what it means in
+ * bn_forward_training_args; the layer keeps of it what backward needs, mask and activation_mask included, in
+ * memory of its own. */
+typedef struct bn_layer_forward_args {
+    uint32_t struct_size; /* sizeof(bn_layer_forward_args) */
+    bn_pass pass;
+    const void *input; /* N*C*S, in */
+    int64_t input_count;
+    void *output; /* N*C*S, out; may be `input` itself (in place), but backward needs the input */
+    int64_t output_count;
+    bn_activation activation;
+    bn_masked masked;
+    double negative_slope; /* used if LEAKY_RELU */
+    const void *residual;  /* N*C*S, in; may be `output` (in place) */
+    int64_t residual_count;
+    const uint8_t *mask; /* N*S, in; not together with lengths */
+    int64_t mask_count;
+    const int64_t *lengths; /* N, in; rank 3 only */
+    int64_t lengths_count;
+} bn_layer_forward_args;
+
+#define BN_LAYER_FORWARD_ARGS_INIT                                                            \
+    { sizeof(bn_layer_forward_args), BN_PASS_NORMAL, NULL, 0, NULL, 0, BN_ACTIVATION_NONE,    \
+      BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0 }
+
+/* bn_layer_forward with an activation, a residual, masked positions, or another pass.
+ *
+ * RECOMPUTE writes the last forward's output to the bit if input, weight, bias and all in args but pass and
+ * output are that forward's; the problem must be (BN_STATUS_LAYER_MISMATCH otherwise, BN_STATUS_NO_FORWARD
+ * before the first). It counts as a forward: backward goes by what it was given. Errors: 1xx to 5xx. */
+BN_API bn_status bn_layer_forward_with(bn_layer *layer, const bn_problem *problem,
+                                       const bn_layer_forward_args *args);
+
+/* Arguments of bn_layer_backward_with. */
+typedef struct bn_layer_backward_args {
+    uint32_t struct_size; /* sizeof(bn_layer_backward_args) */
+    int32_t reserved;     /* 0 */
+    const void *input;    /* N*C*S, in: the last forward's input */
+    int64_t input_count;
+    const void *grad_output; /* N*C*S, in */
+    int64_t grad_output_count;
+    void *grad_input; /* N*C*S, out, optional; may be grad_output or input itself (in place) */
+    int64_t grad_input_count;
+    void *grad_weight; /* C, out, optional */
+    int64_t grad_weight_count;
+    void *grad_bias; /* C, out, optional */
+    int64_t grad_bias_count;
+    void *grad_residual; /* N*C*S, out, optional; may be grad_output (in place) */
+    int64_t grad_residual_count;
+} bn_layer_backward_args;
+
+#define BN_LAYER_BACKWARD_ARGS_INIT                                                           \
+    { sizeof(bn_layer_backward_args), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+
+/* bn_layer_backward of whatever the last forward did, also with the residual's gradient. */
+BN_API bn_status bn_layer_backward_with(bn_layer *layer, const bn_problem *problem,
+                                        const bn_layer_backward_args *args);
 
 /* Copies out of and into the layer. `count` must be C. Element type: the layer's dtype. Setters check
  * everything first and then copy all of it. */

@@ -59,7 +59,7 @@ package struct Positions {
         guard !isAbsent else { return }
         guard mask.isAbsent || lengths.isAbsent else { throw .exclusive(.mask, .lengths) }
         try buffers.read(
-            optional: mask, .mask, count: shape.count / shape.channels, elementSize: 1)
+            optional: mask, .mask, count: shape.valuesPerChannel, elementSize: 1)
         guard !lengths.isAbsent else { return }
         guard shape.rank == 3 else { throw .lengthsRank(actual: shape.rank) }
         try buffers.read(lengths, .lengths, count: shape.batch, elementSize: 8)
@@ -93,6 +93,16 @@ package struct Positions {
             (row + length).update(repeating: 0, count: steps &- length)
         }
         return UnsafePointer(bytes)
+    }
+
+    /// Puts the mask into `memory`, which has room for N * S bytes.
+    func store(
+        _ shape: Shape, in memory: inout Memory
+    ) throws(BatchNormError) {
+        guard let bytes = try resolve(shape, memory: &memory), let own = memory.address,
+            UnsafeRawPointer(bytes) != UnsafeRawPointer(own)
+        else { return }
+        own.copyMemory(from: bytes, byteCount: shape.valuesPerChannel)
     }
 }
 

@@ -9,12 +9,24 @@ package final class LayerCore {
 
     /// Weight, bias, running mean and running variance, as far as there are any.
     private var parameters = Memory()
-    /// Mean and invstd of the last forward: 2 * C float64 values, from the first forward on.
+    /// Mean, invstd and mean's rest of the last forward: 3 * C float64 values, from the first forward on.
     private var saved = Memory()
+    /// Of the last forward, where it had an activation: one bit a value, whether that let pass.
+    private var bits = Memory()
+    /// Of the last forward, where positions were masked: one byte each.
+    private var mask = Memory()
     private var workspace = Workspace()
     /// How many batches the running statistics have taken in.
     var batches: Int64 = 0
-    private var lastForward: (shape: Shape, outcome: ForwardTraining.Outcome)?
+
+    private struct LastForward {
+        var shape: Shape
+        var outcome: ForwardTraining.Outcome
+        var activation: Activation
+        var isMasked: Bool
+        var masked: MaskedOutput
+    }
+    private var lastForward: LastForward?
 
     package init(scalar: ScalarType, options: LayerOptions) throws(BatchNormError) {
         self.scalar = scalar
@@ -136,21 +148,27 @@ package final class LayerCore {
 
     // MARK: Forward and backward
 
-    /// Forward in the layer's mode.
+    /// Forward in the layer's mode, or as `pass` says. The activation's mask is the layer's own.
     package func forward(
-        _ scalar: ScalarType, _ shape: Shape, input: View, output: MutableView
+        _ scalar: ScalarType, _ shape: Shape, pass: ForwardPass = .normal, input: View,
+        output: MutableView, extras: ForwardExtras = ForwardExtras()
     ) throws(BatchNormError) {
         try requireMatch(scalar, shape)
         try reserveSaved()
-        if isTraining || !options.trackRunningStats {
-            try forwardByBatch(shape, input: input, output: output)
-        } else {
-            try forwardByRunning(shape, input: input, output: output)
+        switch pass {
+        case .recompute:
+            try recompute(shape, input: input, output: output, extras)
+        case _ where isTraining || !options.trackRunningStats:
+            try forwardByBatch(
+                shape, keepsRunning: pass == .keepRunning, input: input, output: output, extras)
+        default:
+            try forwardByRunning(shape, input: input, output: output, extras)
         }
     }
 
     private func forwardByBatch(
-        _ shape: Shape, input: View, output: MutableView
+        _ shape: Shape, keepsRunning: Bool, input: View, output: MutableView,
+        _ extras: ForwardExtras
     ) throws(BatchNormError) {
         var job = ForwardTraining(
             scalar: scalar, shape: shape, options: options.training, input: input, output: output)
@@ -158,56 +176,83 @@ package final class LayerCore {
         job.bias = bias.constant
         job.runningMean = runningMean
         job.runningVar = runningVar
+        job.keepsRunning = keepsRunning
         job.savedMean = savedMean
         job.savedInvstd = savedInvstd
+        job.savedMeanRest = savedMeanRest
+        job.extras = extras
         let outcome = try withUnsafeMutablePointer(to: &batches) {
             (counter) throws(BatchNormError) in
             job.numBatchesTracked = counter
-            return try job.run(workspace: &workspace)
+            try job.validate()
+            try keepBits(of: &job.extras, shape)
+            return try job.runValidated(workspace: &workspace)
         }
-        lastForward = (shape, outcome)
+        try remember(shape, outcome, extras)
         try outcome.require(options.training.nonfinite, of: channels)
     }
 
     private func forwardByRunning(
-        _ shape: Shape, input: View, output: MutableView
+        _ shape: Shape, input: View, output: MutableView, _ extras: ForwardExtras
     ) throws(BatchNormError) {
         var job = ForwardInference(
             scalar: scalar, shape: shape, epsilon: options.training.epsilon, input: input,
             output: output, runningMean: runningMean.constant, runningVar: runningVar.constant)
-        job.weight = weight.constant
-        job.bias = bias.constant
-        try job.run(workspace: &workspace)
+        job.extras = extras
+        try run(&job)
         // Remembered as numbers, so that backward stays right when the running statistics move on.
         Kernels.statisticsFromRunning(
             channels: channels, scalar, mean: runningMean.address, variance: runningVar.address,
             epsilon: options.training.epsilon, savedMean: savedMean.address,
             savedInvstd: savedInvstd.address)
-        lastForward = (
-            shape,
-            ForwardTraining.Outcome(
-                statistics: .running, nonfiniteChannels: 0,
-                valuesPerChannel: shape.valuesPerChannel))
+        savedMeanRest.zero()
+        let outcome = ForwardTraining.Outcome(
+            statistics: .running, nonfiniteChannels: 0, valuesPerChannel: shape.valuesPerChannel)
+        try remember(shape, outcome, extras)
+    }
+
+    private func recompute(
+        _ shape: Shape, input: View, output: MutableView, _ extras: ForwardExtras
+    ) throws(BatchNormError) {
+        let last = try requireLastForward(shape)
+        var job = ForwardInference(
+            scalar: scalar, shape: shape, epsilon: options.training.epsilon, input: input,
+            output: output)
+        job.saved = (savedMean.constant, savedInvstd.constant)
+        job.savedMeanRest = savedMeanRest.constant
+        job.extras = extras
+        try run(&job)
+        try remember(shape, last.outcome, extras)
+    }
+
+    private func run(_ job: inout ForwardInference) throws(BatchNormError) {
+        job.weight = weight.constant
+        job.bias = bias.constant
+        try job.validate()
+        try keepBits(of: &job.extras, job.shape)
+        try job.runValidated(workspace: &workspace)
     }
 
     /// Backward of the last forward, with the statistics which that one used.
     package func backward(
         _ scalar: ScalarType, _ shape: Shape, input: View, gradOutput: View, gradInput: MutableView,
-        gradWeight: MutableView, gradBias: MutableView
+        gradWeight: MutableView, gradBias: MutableView, gradResidual: MutableView = .absent
     ) throws(BatchNormError) {
         try requireMatch(scalar, shape)
-        guard let lastForward else { throw .noForward }
-        guard shape == lastForward.shape else {
-            throw .shapeMismatch(actual: shape, expected: lastForward.shape)
-        }
+        let last = try requireLastForward(shape)
         var job = Backward(
-            scalar: scalar, shape: shape, statistics: lastForward.outcome.statistics,
+            scalar: scalar, shape: shape, statistics: last.outcome.statistics,
             source: .saved(mean: savedMean.constant, invstd: savedInvstd.constant), input: input,
             gradOutput: gradOutput)
         job.weight = weight.constant
         job.gradInput = gradInput
         job.gradWeight = gradWeight
         job.gradBias = gradBias
+        job.extras.gradResidual = gradResidual
+        job.extras.activation = last.activation
+        if last.activation != .none { job.extras.activationMask = bits(of: shape).constant }
+        if last.isMasked { job.extras.positions.mask = View(mask.address, count: shape.valuesPerChannel) }
+        job.extras.positions.masked = last.masked
         try job.run(workspace: &workspace)
     }
 
@@ -226,13 +271,52 @@ package final class LayerCore {
 
     private func reserveSaved() throws(BatchNormError) {
         guard saved.address == nil else { return }
-        try saved.reserve(2 &* channels &* 8)
-        saved.address?.initializeMemory(as: Double.self, repeating: 0, count: 2 &* channels)
+        try saved.reserve(3 &* channels &* 8)
+        saved.address?.initializeMemory(as: Double.self, repeating: 0, count: 3 &* channels)
     }
 
     private var savedMean: MutableView { MutableView(saved.address, count: channels) }
     private var savedInvstd: MutableView {
         MutableView(saved.address?.advanced(by: channels &* 8), count: channels)
+    }
+    private var savedMeanRest: MutableView {
+        MutableView(saved.address?.advanced(by: channels &* 16), count: channels)
+    }
+
+    private func bits(of shape: Shape) -> MutableView {
+        MutableView(bits.address, count: Activation.maskBytes(shape.count))
+    }
+
+    /// Room for all that a forward with valid arguments leaves behind, and where its activation's bits go. The
+    /// last forward's stay until it runs.
+    private func keepBits(
+        of extras: inout ForwardExtras, _ shape: Shape
+    ) throws(BatchNormError) {
+        extras.activationMask = .absent
+        // At least a byte, so that those of an empty batch are there as well.
+        if extras.activation != .none {
+            try bits.grow(Activation.maskBytes(shape.count) &+ 1)
+            extras.activationMask = bits(of: shape)
+        }
+        if !extras.positions.isAbsent { try mask.grow(shape.valuesPerChannel &+ 1) }
+    }
+
+    /// What backward needs of a forward that has run.
+    private func remember(
+        _ shape: Shape, _ outcome: ForwardTraining.Outcome, _ extras: ForwardExtras
+    ) throws(BatchNormError) {
+        try extras.positions.store(shape, in: &mask)
+        lastForward = LastForward(
+            shape: shape, outcome: outcome, activation: extras.activation,
+            isMasked: !extras.positions.isAbsent, masked: extras.positions.masked)
+    }
+
+    private func requireLastForward(_ shape: Shape) throws(BatchNormError) -> LastForward {
+        guard let lastForward else { throw .noForward }
+        guard shape == lastForward.shape else {
+            throw .shapeMismatch(actual: shape, expected: lastForward.shape)
+        }
+        return lastForward
     }
 
     /// Which statistics the last forward used, and how many channels were not finite.

@@ -72,7 +72,18 @@ struct Memory: ~Copyable {
     /// Makes room for at least so many bytes. What was in there is lost if it has to grow; on failure all stays.
     mutating func reserve(_ wanted: Int) throws(BatchNormError) {
         guard wanted > bytes else { return }
+        try replace(wanted)
+    }
+
+    /// As `reserve`, but what was in there stays.
+    mutating func grow(_ wanted: Int) throws(BatchNormError) {
+        guard wanted > bytes else { return }
+        try replace(wanted, keeping: bytes)
+    }
+
+    private mutating func replace(_ wanted: Int, keeping kept: Int = 0) throws(BatchNormError) {
         guard let fresh = Kernels.allocate(wanted) else { throw .outOfMemory(bytes: wanted) }
+        if kept > 0, let address { fresh.copyMemory(from: address, byteCount: kept) }
         Kernels.free(address)
         address = fresh
         bytes = wanted

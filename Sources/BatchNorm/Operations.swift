@@ -25,6 +25,10 @@ package struct ForwardTraining {
     package var numBatchesTracked: UnsafeMutablePointer<Int64>?
     package var savedMean = MutableView.absent
     package var savedInvstd = MutableView.absent
+    /// What `savedMean` lacks of the mean, for a recomputation with the same bits.
+    var savedMeanRest = MutableView.absent
+    /// The running statistics and their counter stay as they are.
+    var keepsRunning = false
     package var extras = ForwardExtras()
     /// In place of the input's own.
     package var moments: MomentsView?
@@ -40,6 +44,7 @@ package struct ForwardTraining {
     }
 
     private var hasRunning: Bool { !runningMean.isAbsent }
+    private var updatesRunning: Bool { hasRunning && !keepsRunning }
 
     /// Runs it. `NonfinitePolicy.error` is the caller's to apply, with `Outcome.require`, when it has taken the
     /// outcome.
@@ -51,6 +56,10 @@ package struct ForwardTraining {
     /// Runs it with a workspace that may serve again.
     func run(workspace: inout Workspace) throws(BatchNormError) -> Outcome {
         try validate()
+        return try runValidated(workspace: &workspace)
+    }
+
+    func runValidated(workspace: inout Workspace) throws(BatchNormError) -> Outcome {
         let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
         let count = moments?.count ?? shape.keptPerChannel(keep)
         guard count > 0 else {
@@ -76,8 +85,10 @@ package struct ForwardTraining {
         job.weight = weight.address
         job.bias = bias.address
         job.epsilon = options.epsilon
-        job.running_mean = runningMean.address
-        job.running_var = runningVar.address
+        if updatesRunning {
+            job.running_mean = runningMean.address
+            job.running_var = runningVar.address
+        }
         job.momentum =
             switch options.averaging {
             case .exponential: options.momentum
@@ -90,6 +101,7 @@ package struct ForwardTraining {
             case .biased: 1
             }
         job.saved_mean = savedMean.address?.assumingMemoryBound(to: Double.self)
+        job.saved_mean_rest = savedMeanRest.address?.assumingMemoryBound(to: Double.self)
         job.saved_invstd = savedInvstd.address?.assumingMemoryBound(to: Double.self)
         job.count = Int64(count)
         var kernelExtras = extras.kernels(keep)
@@ -105,16 +117,18 @@ package struct ForwardTraining {
                     workspace: &workspace.kernels)
             }
         }
-        if hasRunning { numBatchesTracked?.pointee = counter &+ 1 }
+        if updatesRunning { numBatchesTracked?.pointee = counter &+ 1 }
         return Outcome(
             statistics: .batch, nonfiniteChannels: Int(job.nonfinite_channels),
             valuesPerChannel: count)
     }
 
-    private func validate() throws(BatchNormError) {
+    func validate() throws(BatchNormError) {
         try shape.requireAddressable(scalar)
         try requireEpsilon(options.epsilon)
-        if hasRunning, options.averaging == .exponential { try requireMomentum(options.momentum) }
+        if updatesRunning, options.averaging == .exponential {
+            try requireMomentum(options.momentum)
+        }
 
         let size = scalar.size
         let parameterSize = scalar.parameter.size
@@ -131,6 +145,7 @@ package struct ForwardTraining {
         try buffers.write(optional: runningVar, .runningVar, count: channels, elementSize: parameterSize)
         try buffers.write(optional: savedMean, .savedMean, count: channels, elementSize: 8)
         try buffers.write(optional: savedInvstd, .savedInvstd, count: channels, elementSize: 8)
+        try buffers.write(optional: savedMeanRest, .meanRest, count: channels, elementSize: 8)
         if let numBatchesTracked {
             let counter = MutableView(numBatchesTracked, count: 1)
             try buffers.write(counter, .numBatchesTracked, count: 1, elementSize: 8)
@@ -139,7 +154,7 @@ package struct ForwardTraining {
         if let moments { try moments.requireReadable(.moments, channels: channels, &buffers) }
         try buffers.requireSeparate()
 
-        if hasRunning {
+        if updatesRunning {
             if let counter = numBatchesTracked?.pointee {
                 guard 0 <= counter, counter < .max else {
                     throw .batchCounter(actual: Int(counter))
@@ -163,6 +178,7 @@ package struct ForwardTraining {
                 savedMean: savedMean.address ?? workspace.kernels.address,
                 savedInvstd: savedInvstd.address ?? workspace.kernels.address)
         }
+        savedMeanRest.zero()
         guard !shape.isEmpty else {
             return Outcome(statistics: .running, nonfiniteChannels: 0, valuesPerChannel: 1)
         }
@@ -201,6 +217,8 @@ package struct ForwardInference {
     package var extras = ForwardExtras()
     /// Mean and invstd in float64, in place of the running statistics and epsilon.
     package var saved: (mean: View, invstd: View)?
+    /// What the saved mean lacks.
+    var savedMeanRest = View.absent
 
     package init(
         scalar: ScalarType, shape: Shape, epsilon: Double, input: View, output: MutableView,
@@ -223,6 +241,10 @@ package struct ForwardInference {
     /// Runs it with a workspace that may serve again.
     func run(workspace: inout Workspace) throws(BatchNormError) {
         try validate()
+        try runValidated(workspace: &workspace)
+    }
+
+    func runValidated(workspace: inout Workspace) throws(BatchNormError) {
         let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
         guard !shape.isEmpty else { return }
 
@@ -233,13 +255,14 @@ package struct ForwardInference {
         job.bias = bias.address
         job.epsilon = epsilon
         job.mean = saved?.mean.address?.assumingMemoryBound(to: Double.self)
+        job.mean_rest = savedMeanRest.address?.assumingMemoryBound(to: Double.self)
         job.invstd = saved?.invstd.address?.assumingMemoryBound(to: Double.self)
         job.running_mean = runningMean.address
         job.running_var = runningVar.address
         Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
     }
 
-    private func validate() throws(BatchNormError) {
+    func validate() throws(BatchNormError) {
         try shape.requireAddressable(scalar)
         if saved == nil { try requireEpsilon(epsilon) }
         let size = scalar.size

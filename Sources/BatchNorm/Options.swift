@@ -43,6 +43,17 @@ public enum Statistics: Int32, Sendable {
     case running = 1
 }
 
+/// What a layer's forward takes its statistics from, and whether it updates any.
+public enum ForwardPass: Int32, Sendable {
+    /// As the layer's mode says.
+    case normal = 0
+    /// As the mode says, but in training the running statistics and their counter stay as they are.
+    case keepRunning = 1
+    /// The last forward once more, by the statistics that it used: nothing is summed and nothing updated. For
+    /// activation checkpointing, where a second forward must not count the batch twice.
+    case recompute = 2
+}
+
 /// The choices of a forward pass in training. The defaults are PyTorch's.
 public struct TrainingOptions: Equatable, Sendable {
     /// Added to the variance inside the square root; finite and at least 0. With 0 a channel of variance 0

@@ -118,7 +118,8 @@ private func requireChannels(
 }
 
 extension MutableView {
-    fileprivate func zero() {
+    /// As float64 values.
+    func zero() {
         address?.initializeMemory(as: UInt8.self, repeating: 0, count: count &* 8)
     }
 }

@@ -136,6 +136,53 @@ public func bn_layer_backward(
     }
 }
 
+@_cdecl("bn_layer_forward_with") @implementation
+public func bn_layer_forward_with(
+    _ layer: OpaquePointer?, _ problem: UnsafePointer<bn_problem>?,
+    _ args: UnsafePointer<bn_layer_forward_args>?
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        let layer = try LayerCore.from(layer)
+        let problem = try Problem(problem)
+        let given = try arguments(args)
+        try layer.forward(
+            problem.scalar, problem.shape, pass: option(given.pass, .pass),
+            input: View(given.input, count: Int(given.input_count)),
+            output: MutableView(given.output, count: Int(given.output_count)),
+            extras: ForwardExtras(given))
+    }
+}
+
+@_cdecl("bn_layer_backward_with") @implementation
+public func bn_layer_backward_with(
+    _ layer: OpaquePointer?, _ problem: UnsafePointer<bn_problem>?,
+    _ args: UnsafePointer<bn_layer_backward_args>?
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        let layer = try LayerCore.from(layer)
+        let problem = try Problem(problem)
+        let given = try arguments(args)
+        try requireReserved(given.reserved)
+        try layer.backward(
+            problem.scalar, problem.shape, input: View(given.input, count: Int(given.input_count)),
+            gradOutput: View(given.grad_output, count: Int(given.grad_output_count)),
+            gradInput: MutableView(given.grad_input, count: Int(given.grad_input_count)),
+            gradWeight: MutableView(given.grad_weight, count: Int(given.grad_weight_count)),
+            gradBias: MutableView(given.grad_bias, count: Int(given.grad_bias_count)),
+            gradResidual: MutableView(given.grad_residual, count: Int(given.grad_residual_count)))
+    }
+}
+
+extension ForwardExtras {
+    fileprivate init(_ args: bn_layer_forward_args) throws(BatchNormError) {
+        self.init()
+        activation = try BatchNormABI.activation(args.activation, args.negative_slope)
+        residual = View(args.residual, count: Int(args.residual_count))
+        positions = try Positions(
+            args.mask, args.mask_count, args.lengths, args.lengths_count, args.masked)
+    }
+}
+
 // MARK: - Parameters and running statistics
 
 @_cdecl("bn_layer_get_weight") @implementation

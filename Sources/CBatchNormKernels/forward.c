@@ -293,6 +293,7 @@ static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, double 
     const double invstd = bnk_invstd(variance, job->epsilon);
 
     if (job->saved_mean) job->saved_mean[channel] = moments.mean;
+    if (job->saved_mean_rest) job->saved_mean_rest[channel] = moments.mean_rest;
     if (job->saved_invstd) job->saved_invstd[channel] = invstd;
     if (job->running_mean) {
         const double keep = 1 - job->momentum, take = job->momentum;
@@ -553,6 +554,11 @@ static double mean_of(const inference *t, int64_t channel)
                         : bnk_get(t->job->running_mean, t->cut.grid->is_double, channel, 0);
 }
 
+static double mean_rest_of(const inference *t, int64_t channel)
+{
+    return t->job->mean_rest ? t->job->mean_rest[channel] : 0;
+}
+
 static double invstd_of(const inference *t, int64_t channel)
 {
     return t->job->invstd
@@ -577,7 +583,7 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
             const int64_t c = piece.channel + i;
             const double invstd = invstd_of(t, c);
             bnk_linears_set(&linears, is_double, i,
-                            bnk_linear_of(mean_of(t, c), 0, invstd,
+                            bnk_linear_of(mean_of(t, c), mean_rest_of(t, c), invstd,
                                           bnk_get(job->weight, is_double, c, 1) * invstd,
                                           bnk_get(job->bias, is_double, c, 0), is_double));
         }

@@ -90,6 +90,7 @@ typedef struct bnk_forward {
     double momentum;       /* the share of this batch */
     double variance_scale; /* running_var takes in biased variance * this; 0: it stays as it is */
     double *saved_mean;
+    double *saved_mean_rest; /* what saved_mean lacks of the mean, see moments.h */
     double *saved_invstd;
     int64_t nonfinite_channels; /* out */
     int64_t count;            /* values per channel that take part, at least 1 */
@@ -102,7 +103,8 @@ typedef struct bnk_inference {
     void *output; /* may be input */
     const void *weight;
     const void *bias;
-    const double *mean; /* mean and invstd, or NULL and: */
+    const double *mean;      /* mean and invstd, or NULL and: */
+    const double *mean_rest; /* may be NULL; with it, a training forward's own coefficients */
     const double *invstd;
     double epsilon; /* for running_var */
     const void *running_mean;
