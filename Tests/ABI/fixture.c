@@ -8,25 +8,34 @@
 
 typedef struct named_buffer {
     const char *name;
-    elements array;
+    void *data;
+    size_t bytes;
 } named_buffer;
 
 static void list_buffers(const fixture *f, named_buffer list[FIXTURE_BUFFERS])
 {
+#define ELEMENTS(member) { #member, f->member.data, elements_bytes(f->member) }
+    const size_t samples = f->lengths ? (size_t)f->original.sizes[0] : 0;
     const named_buffer all[FIXTURE_BUFFERS] = {
-        { "input", f->input },
-        { "grad_output", f->grad_output },
-        { "weight", f->weight },
-        { "bias", f->bias },
-        { "running_mean", f->running_mean },
-        { "running_var", f->running_var },
-        { "saved_mean", f->saved_mean },
-        { "saved_invstd", f->saved_invstd },
-        { "output", f->output },
-        { "grad_input", f->grad_input },
-        { "grad_weight", f->grad_weight },
-        { "grad_bias", f->grad_bias },
+        ELEMENTS(input),
+        ELEMENTS(grad_output),
+        ELEMENTS(weight),
+        ELEMENTS(bias),
+        ELEMENTS(running_mean),
+        ELEMENTS(running_var),
+        ELEMENTS(saved_mean),
+        ELEMENTS(saved_invstd),
+        ELEMENTS(output),
+        ELEMENTS(grad_input),
+        ELEMENTS(grad_weight),
+        ELEMENTS(grad_bias),
+        ELEMENTS(residual),
+        ELEMENTS(grad_residual),
+        { "activation_mask", f->bits, (size_t)f->bits_count },
+        { "mask", f->mask, (size_t)f->positions },
+        { "lengths", f->lengths, samples * sizeof(int64_t) },
     };
+#undef ELEMENTS
     memcpy(list, all, sizeof all);
 }
 
@@ -122,14 +131,71 @@ void fixture_restore_args(fixture *f)
     FILL(f->backward, running_var, f->running_var);
 }
 
+void fixture_add_extras(fixture *f)
+{
+    const int64_t count = f->input.count, samples = f->original.sizes[0];
+    const int64_t steps = f->original.rank == 3 ? f->original.sizes[2] : 1;
+    f->positions = f->grid.rows * f->grid.inner;
+    f->bits_count = (count + 7) / 8;
+    f->residual = guarded_elements(count, f->input.is_double, PLACE_SHIFTED);
+    f->grad_residual = guarded_elements(count, f->input.is_double, PLACE_END);
+    f->bits = guarded((size_t)f->bits_count, 1, PLACE_SHIFTED);
+    f->mask = guarded((size_t)f->positions, 1, PLACE_END);
+    f->lengths = guarded((size_t)samples * sizeof(int64_t), sizeof(int64_t), PLACE_END);
+    elements_fill_normal(f->residual, 27, 0.25, 1);
+    elements_fill_junk(f->grad_residual);
+    memset(f->bits, 0x5B, (size_t)f->bits_count);
+    uint32_t random = 28;
+#define NEXT (random = random * 1664525u + 1013904223u, random >> 16)
+    /* Long stretches of either kind as well as single positions. */
+    for (int64_t i = 0; i < f->positions; i++) {
+        const uint32_t share = i / 97 % 3 == 0 ? 0 : i / 97 % 3 == 1 ? 60000 : 20000;
+        f->mask[i] = NEXT < share ? 0 : i % 2 == 0 ? 1 : 255;
+    }
+    for (int64_t i = 0; i < 2 && i < f->positions; i++) f->mask[f->positions - 1 - i] = 1;
+    for (int64_t n = 0; n < samples; n++) f->lengths[n] = (int64_t)NEXT % (steps + 1);
+    if (samples > 0) f->lengths[samples - 1] = steps;
+#undef NEXT
+}
+
+void fixture_use(fixture *f, extras e)
+{
+    fixture_restore_args(f);
+#define USE(args)                                                                            \
+    do {                                                                                     \
+        (args).activation = e.activation;                                                    \
+        (args).negative_slope = e.negative_slope;                                            \
+        (args).masked = e.masked;                                                            \
+        if (e.activation != BN_ACTIVATION_NONE)                                              \
+            (args).activation_mask = f->bits, (args).activation_mask_count = f->bits_count;  \
+        if (e.mask) (args).mask = f->mask, (args).mask_count = f->positions;                 \
+        if (e.lengths) (args).lengths = f->lengths, (args).lengths_count = f->original.sizes[0]; \
+    } while (0)
+    USE(f->training);
+    USE(f->inference);
+    USE(f->backward);
+#undef USE
+    if (e.residual) {
+        FILL(f->training, residual, f->residual);
+        FILL(f->inference, residual, f->residual);
+        FILL(f->backward, grad_residual, f->grad_residual);
+    }
+}
+
+int64_t fixture_position(const fixture *f, int64_t index)
+{
+    const int64_t inner = f->grid.inner;
+    return index / (f->grid.channels * inner) * inner + index % inner;
+}
+
 void fixture_remember(fixture *f)
 {
     named_buffer list[FIXTURE_BUFFERS];
     list_buffers(f, list);
     for (int i = 0; i < FIXTURE_BUFFERS; i++) {
-        if (f->copies[i] == NULL)
-            f->copies[i] = guarded(elements_bytes(list[i].array), 1, PLACE_START);
-        memcpy(f->copies[i], list[i].array.data, elements_bytes(list[i].array));
+        if (list[i].data == NULL) continue;
+        if (f->copies[i] == NULL) f->copies[i] = guarded(list[i].bytes, 1, PLACE_START);
+        memcpy(f->copies[i], list[i].data, list[i].bytes);
     }
     f->copied_counter = *f->num_batches_tracked;
 }
@@ -139,7 +205,7 @@ const char *fixture_changed(const fixture *f)
     named_buffer list[FIXTURE_BUFFERS];
     list_buffers(f, list);
     for (int i = 0; i < FIXTURE_BUFFERS; i++)
-        if (memcmp(f->copies[i], list[i].array.data, elements_bytes(list[i].array)) != 0)
+        if (list[i].data && memcmp(f->copies[i], list[i].data, list[i].bytes) != 0)
             return list[i].name;
     return *f->num_batches_tracked == f->copied_counter ? NULL : "num_batches_tracked";
 }
@@ -149,7 +215,7 @@ void fixture_recall(fixture *f)
     named_buffer list[FIXTURE_BUFFERS];
     list_buffers(f, list);
     for (int i = 0; i < FIXTURE_BUFFERS; i++)
-        memcpy(list[i].array.data, f->copies[i], elements_bytes(list[i].array));
+        if (list[i].data) memcpy(list[i].data, f->copies[i], list[i].bytes);
     *f->num_batches_tracked = f->copied_counter;
 }
 
@@ -256,6 +322,16 @@ const char *problem_text(const bn_problem *problem)
         at += snprintf(text + at, sizeof text - (size_t)at, "%s%lld", i > 0 ? ", " : "",
                        (long long)problem->sizes[i]);
     snprintf(text + at, sizeof text - (size_t)at, ")");
+    return text;
+}
+
+const char *extras_text(extras e)
+{
+    static char text[160];
+    const char *const activations[] = { "", "ReLU", "leaky ReLU" };
+    snprintf(text, sizeof text, "%s by %g%s%s%s%s", activations[e.activation], e.negative_slope,
+             e.residual ? ", residual" : "", e.mask ? ", mask" : "", e.lengths ? ", lengths" : "",
+             e.masked == BN_MASKED_PASS ? ", pass" : "");
     return text;
 }
 

@@ -10,7 +10,7 @@
 #include "guarded.h"
 #include "reference.h"
 
-enum { FIXTURE_BUFFERS = 12 };
+enum { FIXTURE_BUFFERS = 17 };
 
 typedef struct fixture {
     bn_problem problem;
@@ -20,6 +20,15 @@ typedef struct fixture {
     elements saved_mean, saved_invstd;                   /* random until a forward has run */
     elements output, grad_input, grad_weight, grad_bias; /* junk until written */
     int64_t *num_batches_tracked;                        /* 3 */
+
+    /* From fixture_add_extras on. */
+    elements residual;      /* random */
+    elements grad_residual; /* junk until written */
+    uint8_t *bits;          /* an activation's mask, bits_count bytes; junk until written */
+    int64_t bits_count;
+    uint8_t *mask; /* random, positions bytes; at least two take part */
+    int64_t positions;
+    int64_t *lengths; /* random, one a sample */
 
     bn_forward_training_args training;
     bn_forward_inference_args inference;
@@ -36,6 +45,24 @@ fixture fixture_make(bn_problem problem, placement where);
 /* Problem and arguments as fixture_make made them; buffers stay as they are. */
 void fixture_restore_args(fixture *f);
 
+/* What a call may do beyond batch normalization. */
+typedef struct extras {
+    bn_activation activation;
+    double negative_slope;
+    bool residual;
+    bool mask, lengths; /* at most one of them */
+    bn_masked masked;
+} extras;
+
+/* Makes the buffers that extras need. */
+void fixture_add_extras(fixture *f);
+/* Arguments as fixture_make made them, with these extras in all operations; backward gets the activation's
+ * mask. */
+void fixture_use(fixture *f, extras e);
+
+/* The position, as masks count them, of a tensor's element. */
+int64_t fixture_position(const fixture *f, int64_t index);
+
 /* Remembers all buffers; the name of one that has changed since, or NULL. */
 void fixture_remember(fixture *f);
 const char *fixture_changed(const fixture *f);
@@ -44,6 +71,8 @@ const char *fixture_changed(const fixture *f);
 void fixture_recall(fixture *f);
 
 bn_problem problem_of(bn_dtype dtype, bn_layout layout, int rank, const int64_t *sizes);
+/* "leaky ReLU by 2, residual, mask, pass"; valid until the next call. */
+const char *extras_text(extras e);
 static inline elements absent_like(elements array)
 {
     return (elements){ NULL, 0, array.is_double };
