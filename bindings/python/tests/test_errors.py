@@ -57,6 +57,15 @@ def overlapping() -> Callable[[], object]:
                     running_mean=None, running_var=None)  # fmt: skip
 
 
+def activation_mask_inside() -> Callable[[], object]:
+    out = np.zeros((4, 3, 5, 5), np.float32)
+    return training(out=out, activation="relu", activation_mask=out.view(np.uint8).ravel()[:38])
+
+
+def sequences(**arguments: Any) -> Callable[[], object]:
+    return training(input=np.ones((2, 3, 5), np.float32), **arguments)
+
+
 def no_forward() -> object:
     layer = BatchNorm2d(3)
     return layer.backward(images())
@@ -122,9 +131,15 @@ CASES: list[tuple[Status, Callable[[], object], list[str]]] = [
     (Status.NULL_POINTER, lambda: F.batch_norm(images(), None, None), ["running_mean"]),
     (Status.NULL_POINTER, lambda: F.backward(images(), images()), ["saved_mean"]),
     (Status.NULL_POINTER, training(momentum=None), ["num_batches_tracked"]),
+    (Status.NULL_POINTER,
+     lambda: F.backward(images(), images(), saved_mean=np.zeros(3), saved_invstd=np.ones(3),
+                        activation="relu"), ["activation_mask"]),
     (Status.STRUCT_SIZE, low_level_problem(struct_size=8), ["8", "56"]),
     (Status.INVALID_OPTION, low_level_problem(layout=9), ["layout", "9"]),
     (Status.INVALID_OPTION, lambda: batchnorm.set_num_threads(-2), ["-2"]),
+    (Status.EXCLUSIVE,
+     sequences(mask=np.ones((2, 5), bool), lengths=np.array([5, 5])), ["mask", "lengths"]),
+    (Status.RANK, training(lengths=np.full(4, 5)), ["lengths", "rank"]),
     (Status.RANK, training(input=np.ones(3, np.float32)), ["1", "2 to 5"]),
     (Status.RANK, training(input=np.ones((1, 3, 1, 1, 1, 2), np.float32)), ["6", "2 to 5"]),
     (Status.NEGATIVE_SIZE, low_level_problem(sizes=sizes(2, 3, -4, 5)), ["-4"]),
@@ -133,8 +148,11 @@ CASES: list[tuple[Status, Callable[[], object], list[str]]] = [
     (Status.SIZE_OVERFLOW, low_level_problem(sizes=sizes(2**40, 3, 2**40, 5)), [str(2**40)]),
     (Status.COUNT_MISMATCH, training(weight=stats(1, 4)), ["weight", "4", "3"]),
     (Status.COUNT_MISMATCH, training(running_mean=stats(1, 2)), ["running_mean", "2", "3"]),
+    (Status.LENGTH, sequences(lengths=np.array([5, 6])), ["lengths[1]", "6", "5"]),
+    (Status.LENGTH, sequences(lengths=np.array([-1, 5])), ["lengths[0]", "-1", "5"]),
     (Status.MISALIGNED, training(bias=misaligned()), ["bias", "4"]),
     (Status.OVERLAP, overlapping(), ["output", "input"]),
+    (Status.OVERLAP, activation_mask_inside(), ["activation_mask", "output"]),
     (Status.OUT_OF_MEMORY, lambda: BatchNorm2d(2**57), [str(2**57 * 4 * 4)]),
     (Status.EPSILON, training(eps=-0.5), ["-0.5"]),
     (Status.EPSILON, training(eps=float("nan")), ["nan"]),
@@ -143,6 +161,9 @@ CASES: list[tuple[Status, Callable[[], object], list[str]]] = [
     (Status.ONE_VALUE, training(input=np.ones((1, 3), np.float32)), ["(1, 3)", "drop_last"]),
     (Status.NONFINITE, nonfinite, ["1", "3"]),
     (Status.BATCH_COUNTER, training(num_batches_tracked=np.array([-3])), ["-3"]),
+    (Status.NEGATIVE_SLOPE, training(activation="leaky_relu", negative_slope=-0.5), ["-0.5"]),
+    (Status.NEGATIVE_SLOPE,
+     training(activation="leaky_relu", negative_slope=float("inf")), ["inf"]),
     (Status.NUMBER, lambda: batchnorm.fold_affine(stats(), stats(-4)),
      ["running_var[0]", "-4", "at least 0"]),
     (Status.MOMENTS, lambda: Moments(-3, np.zeros(3), np.zeros(3)).variance(), ["-3"]),

@@ -89,7 +89,7 @@ def test_skipped_gradients_leave_the_others_alone(
     }
     everything = F.backward(case["toward"], x, case["weight"], **arguments)
     some = F.backward(case["toward"], x, case["weight"], output_mask=mask, **arguments)
-    for wanted, whole, part in zip(mask, everything, some, strict=True):
+    for wanted, whole, part in zip(mask, everything[:3], some[:3], strict=True):
         if wanted:
             assert part.tobytes() == whole.tobytes()
         else:
@@ -102,5 +102,5 @@ def test_absent_weight_means_one(case: dict[str, Any]) -> None:
     saved: dict[str, Any] = {"saved_mean": result.saved_mean, "saved_invstd": result.saved_invstd}
     without = F.backward(case["toward"], x, **saved)
     with_ones = F.backward(case["toward"], x, np.ones(x.shape[1]), **saved)
-    for one, other in zip(without, with_ones, strict=True):
+    for one, other in zip(without[:3], with_ones[:3], strict=True):
         assert one.tobytes() == other.tobytes()

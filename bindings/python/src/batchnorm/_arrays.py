@@ -27,11 +27,18 @@ Array = NDArray[np.floating[Any]]
 #: callers who know which of the two the proof of it.
 MaybeArray = Array | Any
 Float64Array = NDArray[np.float64]
+#: One bit or byte a value: `activation_mask`.
+Bits = NDArray[np.uint8]
+#: One truth value a position: `mask`.
+Mask = NDArray[np.bool_] | NDArray[np.uint8]
+Lengths = NDArray[np.int64]
 ChannelAxis = Literal[1, -1]
 
 DTYPES = {np.dtype(np.float32): Dtype.FLOAT32, np.dtype(np.float64): Dtype.FLOAT64}
 FLOAT64 = np.dtype(np.float64)
 _INT64 = np.dtype(np.int64)
+_UINT8 = np.dtype(np.uint8)
+_BOOL = np.dtype(np.bool_)
 
 
 class Form(NamedTuple):
@@ -180,17 +187,51 @@ def known_dtype(array: Array, name: str) -> np.dtype[Any]:
 
 
 def written_address(
-    array: Array, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    array: NDArray[Any], name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> tuple[int, int]:
     """Address and number of elements of a C-contiguous destination of this shape."""
+    found = _dense_address(array, name, shape, dtype)
+    _check_writeable(array, name)
+    return found
+
+
+def bits_address(bits: Bits, name: str, form: Form, *, written: bool = False) -> tuple[int, int]:
+    """Address and bytes of an activation mask for a tensor of this form: a bit a value."""
+    found = _dense_address(bits, name, bits_shape(form), _UINT8)
+    if written:
+        _check_writeable(bits, name)
+    return found
+
+
+def bits_shape(form: Form) -> tuple[int]:
+    """The shape of an activation mask: eight values a byte, the last one filled up."""
+    return ((form.elements + 7) // 8,)
+
+
+def mask_address(mask: Mask, form: Form, channel_axis: ChannelAxis) -> tuple[int, int]:
+    """Address and number of positions of a mask: the tensor's shape without its channels."""
+    shape = form.shape
+    positions = shape[:-1] if channel_axis == -1 else shape[:1] + shape[2:]
+    return _dense_address(mask, "mask", positions, _BOOL, _UINT8)
+
+
+def lengths_address(lengths: Lengths, form: Form) -> tuple[int, int]:
+    """Address and number of a batch's lengths, (N,)."""
+    return _dense_address(lengths, "lengths", form.shape[:1], _INT64)
+
+
+def _dense_address(
+    array: NDArray[Any], name: str, shape: tuple[int, ...], *dtypes: np.dtype[Any]
+) -> tuple[int, int]:
+    """Address and count of a C-contiguous array of this shape and any of the dtypes."""
     _check_array(array, name)
-    if array.dtype != dtype:
-        raise TypeError(f"{name} has dtype {_name(array.dtype)}, expected {dtype}")
+    if array.dtype not in dtypes:
+        expected = " or ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{name} has dtype {_name(array.dtype)}, expected {expected}")
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{name} has strides {array.strides}, expected a C-contiguous array")
-    _check_writeable(array, name)
     return address(array), array.size
 
 

@@ -6,15 +6,27 @@ Called by: functional, modules and plan. A word is the C enumerator's name in lo
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from ._lowlevel import Layout, Nonfinite, OneValue, Operation, Statistics, Variance
+from ._lowlevel import (
+    Activation,
+    Layout,
+    Masked,
+    Nonfinite,
+    OneValue,
+    Operation,
+    Statistics,
+    Variance,
+)
 
 RunningVariance = Literal["unbiased", "biased"]
 OneValuePolicy = Literal["error", "use_running", "allow"]
 NonfinitePolicy = Literal["report", "error"]
 StatisticsUsed = Literal["batch", "running"]
+ActivationName = Literal["relu", "leaky_relu"]
+MaskedPolicy = Literal["zero", "pass"]
 
 _E = TypeVar("_E", bound=IntEnum)
 
@@ -29,10 +41,17 @@ NONFINITES = _words(Nonfinite)
 STATISTICS = _words(Statistics)
 OPERATIONS = _words(Operation)
 LAYOUTS = _words(Layout)
+MASKED = _words(Masked)
+#: No activation is None, as no residual and no mask are.
+ACTIVATIONS: dict[str | None, Activation] = {
+    None: Activation.NONE,
+    "relu": Activation.RELU,
+    "leaky_relu": Activation.LEAKY_RELU,
+}
 STATISTICS_WORDS: tuple[StatisticsUsed, ...] = ("batch", "running")
 
 
-def parse(words: dict[str, _E], name: str, word: str) -> _E:
+def parse(words: Mapping[Any, _E], name: str, word: str | None) -> _E:
     """The enumerator for a word. Raises ValueError that lists the words there are."""
     try:
         return words[word]

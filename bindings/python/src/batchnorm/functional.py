@@ -13,8 +13,36 @@ input's dtype; `saved_mean` and `saved_invstd` are float64 always, because a flo
 off by more than the standard deviation.
 
 Destination arguments (`out`, `grad_input`, ...) must have the shape, dtype and memory order of the
-array that would be made without them. `out` may be the input itself and `grad_input` may be
-`grad_output` or the input; any other overlap of memory is an error.
+array that would be made without them. `out` may be the input or the residual itself, `grad_input`
+may be `grad_output` or the input, and `grad_residual` may be `grad_output`; any other overlap of
+memory is an error.
+
+Fusion: the forwards compute ``activation(batch normalization of input + residual)``, each of the
+two optional, in the one sweep over memory that batch normalization takes anyway. The activation is
+"relu" or "leaky_relu"; its backward needs to know where it let pass, and takes that from
+`activation_mask`, one bit a value that the forward writes on request, or from the output. (cuDNN
+calls this BN_ADD_ACTIVATION.)
+
+Masks: positions that are masked take no part, neither in the statistics nor in a gradient, whatever
+stands there, NaN included. `mask` has the input's shape without its channels, true where a position
+takes part (Keras' convention); of sequences, (N, C, T) or with ``channel_axis=-1`` (N, T, C),
+`lengths` has for each sample how many steps do. `masked` says what stands at the other positions
+of an output and of `grad_input`: "zero", or "pass": the input, and `grad_output`, as they are. If
+all positions are masked, statistics and counter stay as they are.
+
+>>> import numpy as np
+>>> x = np.array([[[1.0], [3.0], [np.nan]], [[5.0], [np.nan], [np.nan]]])  # (N, T, C), padded
+>>> lengths = np.array([2, 1])
+>>> result = forward_training(x, lengths=lengths, channel_axis=-1, eps=0.0)
+>>> result.saved_mean, result.values_per_channel  # of 1, 3 and 5
+(array([3.]), 3)
+>>> print(result.output[..., 0].round(3))
+[[-1.225  0.     0.   ]
+ [ 1.225  0.     0.   ]]
+>>> mask = np.arange(3) < lengths[:, np.newaxis]  # the same as one truth value a position
+>>> same = forward_training(x, mask=mask, channel_axis=-1, eps=0.0)
+>>> same.output.tobytes() == result.output.tobytes()
+True
 
 Errors: `TypeError` for wrong types and dtypes, `ValueError` for wrong shapes, strides and options,
 `BatchNormError` with a `status` for what the library finds. In every case nothing has been written.
@@ -26,7 +54,7 @@ lock is released while the library works. After `os.fork` the child can go on us
 from __future__ import annotations
 
 from ctypes import sizeof
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,23 +63,34 @@ from . import _lowlevel as c
 from ._arrays import (
     FLOAT64,
     Array,
+    Bits,
     ChannelAxis,
     Float64Array,
     Form,
+    Lengths,
+    Mask,
     MaybeArray,
     address,
+    bits_address,
+    bits_shape,
     counter_address,
     destination,
     form_of,
+    lengths_address,
+    mask_address,
     tensor_address,
     vector_address,
 )
 from ._options import (
+    ACTIVATIONS,
+    MASKED,
     NONFINITES,
     ONE_VALUES,
     STATISTICS,
     STATISTICS_WORDS,
     VARIANCES,
+    ActivationName,
+    MaskedPolicy,
     NonfinitePolicy,
     OneValuePolicy,
     RunningVariance,
@@ -89,10 +128,14 @@ class TrainingResult(NamedTuple):
     """"batch", or "running" where `one_value="use_running"` took effect."""
     nonfinite_channels: int
     """How many channels held NaN or infinity."""
+    activation_mask: Bits | Any = None
+    """Where the activation let pass, a bit a value; None if it was not asked for."""
+    values_per_channel: int = 0
+    """How many values each channel's statistics are made of: those that are not masked."""
 
 
 class Gradients(NamedTuple):
-    """What `backward` returns; None for what `output_mask` skipped."""
+    """What `backward` returns; None for what was skipped or not asked for."""
 
     grad_input: MaybeArray
     """Gradient of the loss with respect to the input, in the input's shape."""
@@ -100,6 +143,8 @@ class Gradients(NamedTuple):
     """... with respect to the weight, (C,)."""
     grad_bias: MaybeArray
     """... with respect to the bias, (C,)."""
+    grad_residual: MaybeArray = None
+    """... with respect to the residual, in the input's shape; None if it was not asked for."""
 
 
 def batch_norm(
@@ -183,6 +228,13 @@ def forward_training(
     out: Array | None = None,
     saved_mean: Float64Array | None = None,
     saved_invstd: Float64Array | None = None,
+    activation: ActivationName | None = None,
+    negative_slope: float = 0.01,
+    residual: Array | None = None,
+    mask: Mask | None = None,
+    lengths: Lengths | None = None,
+    masked: MaskedPolicy = "zero",
+    activation_mask: Bits | bool | None = None,
 ) -> TrainingResult:
     """Normalize by the batch's own statistics, and keep what `backward` needs.
 
@@ -219,6 +271,24 @@ def forward_training(
         May be `input` itself; but `backward` needs the input.
     saved_mean, saved_invstd : float64 (C,) array or None
         Destinations.
+    activation : "relu", "leaky_relu" or None
+        What is done to each value in the end. Values <= 0 become 0, or `negative_slope` times
+        themselves.
+    negative_slope : float
+        Of "leaky_relu": finite, at least 0.
+    residual : array like `input` or None
+        Added to what normalization gives, before the activation. `out` may be the residual itself.
+    mask : bool or uint8 array of the input's shape without its channels, or None
+        C-contiguous; (N, H, W) for images. False or 0: the position takes no part.
+    lengths : int64 (N,) array or None
+        Of sequences, instead of `mask`: how many steps of each take part.
+    masked : "zero" or "pass"
+        The output at masked positions: 0, or the input.
+    activation_mask : bool, uint8 array of (input.size + 7) // 8 bytes, or None
+        True: make an array of where the activation let pass, for `backward`; or the destination for
+        it. Its bits are those of
+        ``np.unpackbits(activation_mask, count=input.size, bitorder="little")``, in the order of
+        `input` in memory: 1 where the output is not <= 0.
 
     Returns
     -------
@@ -231,12 +301,17 @@ def forward_training(
     >>> result = forward_training(x)
     >>> result.saved_mean, result.statistics_used
     (array([ 2., 20.]), 'batch')
+    >>> result = forward_training(x, activation="relu", activation_mask=True)
+    >>> result.output.round(3).tolist(), result.activation_mask.tolist()
+    ([[0.0, 0.0], [1.0, 1.0]], [12])
     """
     form = form_of(input, "input", channel_axis)
+    # Of a batch without values, and one that is masked as a whole, the library writes neither.
+    written = form.elements and mask is None and lengths is None
     if saved_mean is None:
-        saved_mean = np.empty(form.channels) if form.elements else np.zeros(form.channels)
+        saved_mean = np.empty(form.channels) if written else np.zeros(form.channels)
     if saved_invstd is None:
-        saved_invstd = np.empty(form.channels) if form.elements else np.ones(form.channels)
+        saved_invstd = np.empty(form.channels) if written else np.ones(form.channels)
     args = c.bn_forward_training_args(
         _TRAINING_SIZE,
         _CUMULATIVE if momentum is None else _EXPONENTIAL,
@@ -254,6 +329,24 @@ def forward_training(
     args.saved_invstd, args.saved_invstd_count = vector_address(
         saved_invstd, "saved_invstd", FLOAT64, written=True
     )
+    if (
+        activation is not None
+        or residual is not None
+        or mask is not None
+        or lengths is not None
+        or activation_mask is not None
+        or masked != "zero"
+    ):
+        _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
+        if residual is not None:
+            args.residual = tensor_address(residual, "residual", form)
+            args.residual_count = form.elements
+        if isinstance(activation_mask, bool):
+            activation_mask = np.empty(bits_shape(form), np.uint8) if activation_mask else None
+        if activation_mask is not None:
+            args.activation_mask, args.activation_mask_count = bits_address(
+                activation_mask, "activation_mask", form, written=True
+            )
     out = _train(args, form, input, running_mean, running_var, weight, bias, eps, out)
     return TrainingResult(
         out,
@@ -261,6 +354,8 @@ def forward_training(
         saved_invstd,
         STATISTICS_WORDS[args.statistics_used],
         args.nonfinite_channels,
+        activation_mask,
+        args.values_per_channel,
     )
 
 
@@ -293,6 +388,26 @@ def _train(
     return out
 
 
+def _extend(
+    args: c.bn_forward_training_args | c.bn_forward_inference_args | c.bn_backward_args,
+    form: Form,
+    channel_axis: ChannelAxis,
+    activation: ActivationName | None,
+    negative_slope: float,
+    mask: Mask | None,
+    lengths: Lengths | None,
+    masked: MaskedPolicy,
+) -> None:
+    """Fills in what fused and masked operations have in common, forward and backward."""
+    args.activation = parse(ACTIVATIONS, "activation", activation)
+    args.negative_slope = negative_slope
+    args.masked = parse(MASKED, "masked", masked)
+    if mask is not None:
+        args.mask, args.mask_count = mask_address(mask, form, channel_axis)
+    if lengths is not None:
+        args.lengths, args.lengths_count = lengths_address(lengths, form)
+
+
 def forward_inference(
     input: Array,
     running_mean: Array | None,
@@ -303,6 +418,13 @@ def forward_inference(
     eps: float = 1e-5,
     channel_axis: ChannelAxis = 1,
     out: Array | None = None,
+    activation: ActivationName | None = None,
+    negative_slope: float = 0.01,
+    residual: Array | None = None,
+    mask: Mask | None = None,
+    lengths: Lengths | None = None,
+    masked: MaskedPolicy = "zero",
+    activation_mask: Bits | None = None,
 ) -> Array:
     """Normalize by running statistics, which are constants here.
 
@@ -318,6 +440,10 @@ def forward_inference(
         Which axis of `input` is the channel.
     out : array like `input` or None
         May be `input` itself.
+    activation, negative_slope, residual, mask, lengths, masked
+        As in `forward_training`.
+    activation_mask : uint8 array of (input.size + 7) // 8 bytes, or None
+        Destination for what `forward_training` returns under this name.
 
     Returns
     -------
@@ -342,6 +468,22 @@ def forward_inference(
     args.bias, args.bias_count = vector_address(bias, "bias", dtype)
     args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
     args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
+    if (
+        activation is not None
+        or residual is not None
+        or mask is not None
+        or lengths is not None
+        or activation_mask is not None
+        or masked != "zero"
+    ):
+        _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
+        if residual is not None:
+            args.residual = tensor_address(residual, "residual", form)
+            args.residual_count = form.elements
+        if activation_mask is not None:
+            args.activation_mask, args.activation_mask_count = bits_address(
+                activation_mask, "activation_mask", form, written=True
+            )
     c.bn_forward_inference(form.problem, args)
     return out
 
@@ -362,8 +504,16 @@ def backward(
     grad_input: Array | None = None,
     grad_weight: Array | None = None,
     grad_bias: Array | None = None,
+    activation: ActivationName | None = None,
+    negative_slope: float = 0.01,
+    activation_mask: Bits | None = None,
+    output: Array | None = None,
+    mask: Mask | None = None,
+    lengths: Lengths | None = None,
+    masked: MaskedPolicy = "zero",
+    grad_residual: Array | bool | None = None,
 ) -> Gradients:
-    """Gradients of a loss with respect to input, weight and bias.
+    """Gradients of a loss with respect to input, weight, bias and residual.
 
     Follows `torch.ops.aten.native_batch_norm_backward`; the formulas stand in batchnorm.h.
 
@@ -392,6 +542,16 @@ def backward(
         Destination; may be `grad_output` or `input`.
     grad_weight, grad_bias : (C,) array or None
         Destinations. Gradients are written, not added.
+    activation, negative_slope, mask, lengths, masked
+        The forward's. `masked` is for `grad_input` here: 0 at masked positions, or `grad_output`.
+    activation_mask : uint8 array of (input.size + 7) // 8 bytes, or None
+        What the forward wrote. This or `output` is required if there was an activation.
+    output : array like `input` or None
+        The forward's output, from which can be told as well where the activation let pass.
+    grad_residual : bool, array like `input` or None
+        True: compute the gradient with respect to the residual; or the destination for it, which
+        may be `grad_output`. It is `grad_output` where the activation let pass, and 0 or
+        `negative_slope` times it elsewhere; 0 at masked positions.
 
     Returns
     -------
@@ -412,6 +572,21 @@ def backward(
     array([1.])
     >>> bool(abs(g.grad_input.sum()) < 1e-12)  # the mean has no influence on the output
     True
+
+    Through a ReLU and a residual, all in one call:
+
+    >>> forward = forward_training(x, activation="relu", residual=x, activation_mask=True)
+    >>> g = backward(
+    ...     np.ones_like(x),
+    ...     x,
+    ...     saved_mean=forward.saved_mean,
+    ...     saved_invstd=forward.saved_invstd,
+    ...     activation="relu",
+    ...     activation_mask=forward.activation_mask,
+    ...     grad_residual=True,
+    ... )
+    >>> g.grad_residual.ravel()
+    array([1., 1., 1.])
     """
     form = form_of(input, "input", channel_axis)
     dtype = form.dtype
@@ -453,8 +628,28 @@ def backward(
             running_mean, "running_mean", dtype
         )
         args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
+    if (
+        activation is not None
+        or grad_residual is not None
+        or mask is not None
+        or lengths is not None
+        or masked != "zero"
+    ):
+        _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
+        if activation_mask is not None:
+            args.activation_mask, args.activation_mask_count = bits_address(
+                activation_mask, "activation_mask", form
+            )
+        if output is not None:
+            args.output = tensor_address(output, "output", form)
+            args.output_count = form.elements
+        if isinstance(grad_residual, bool):
+            grad_residual = np.empty_like(input, subok=False) if grad_residual else None
+        if grad_residual is not None:
+            args.grad_residual = tensor_address(grad_residual, "grad_residual", form, written=True)
+            args.grad_residual_count = form.elements
     c.bn_backward(form.problem, args)
-    return Gradients(grad_input, grad_weight, grad_bias)
+    return Gradients(grad_input, grad_weight, grad_bias, grad_residual)
 
 
 def _unwanted(name: str, output_mask: tuple[bool, bool, bool]) -> ValueError:
