@@ -210,7 +210,7 @@ static void errors_are_the_operations(void **state)
     for (size_t i = 0; i < LENGTH(bad); i++)
         bad[i] = (bn_problem)BN_PROBLEM_2D(BN_DTYPE_FLOAT64, BN_LAYOUT_NCHW, 2, 3, 4, 5);
     bad[0].struct_size--;
-    bad[1].dtype = 3;
+    bad[1].dtype = 5;
     bad[2].layout = 0;
     bad[3].rank = 6;
     bad[4].sizes[2] = -1;

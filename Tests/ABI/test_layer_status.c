@@ -72,7 +72,7 @@ static void bad_options(void **state)
     } while (0)
     CANNOT(struct_size, 60, STRUCT_SIZE, "options|struct_size|60|64");
     CANNOT(struct_size, 0, STRUCT_SIZE, "options|struct_size|0|64");
-    CANNOT(dtype, 3, INVALID_OPTION, "dtype|3|1|2");
+    CANNOT(dtype, 5, INVALID_OPTION, "dtype|5|1|4");
     CANNOT(num_features, 0, NO_CHANNELS, "num_features|0|1");
     CANNOT(num_features, -4, NEGATIVE_SIZE, "num_features|-4");
     CANNOT(num_features, INT64_MAX, SIZE_OVERFLOW, "9223372036854775807|63");

@@ -360,7 +360,7 @@ static void intact_but_impossible(void **state)
     const state_bytes saved = state_of(layer);
     const double negative = -1e-5, infinite = INFINITY, nan = NAN;
     const int64_t minus_one = -1, four = 4, zero = 0, huge = INT64_MAX, wrap = INT64_C(1) << 60;
-    const int32_t two = 2, three = 3, minus = -1;
+    const int32_t two = 2, three = 3, five = 5, minus = -1;
     const uint32_t newer = 2;
     const struct {
         int at;
@@ -370,7 +370,7 @@ static void intact_but_impossible(void **state)
         const char *words;
     } changes[] = {
         { AT_VERSION, &newer, 4, BN_STATUS_STATE_VERSION, "version|2|1" },
-        { AT_DTYPE, &three, 4, BN_STATUS_STATE_INVALID, "dtype|3|1|2" },
+        { AT_DTYPE, &five, 4, BN_STATUS_STATE_INVALID, "dtype|5|1|4" },
         { AT_DTYPE, &two, 4, BN_STATUS_STATE_INVALID, "" }, /* then there are too few bytes */
         { AT_NUM_FEATURES, &zero, 8, BN_STATUS_STATE_INVALID, "num_features|0|1" },
         { AT_NUM_FEATURES, &minus_one, 8, BN_STATUS_STATE_INVALID, "num_features|-1" },

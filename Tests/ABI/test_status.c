@@ -157,8 +157,8 @@ static void unknown_options(void **state)
     for (operation op = TRAINING; op < OPERATIONS; op++) {
         f.problem.dtype = 0;
         refuses(&f, op, BN_STATUS_INVALID_OPTION, "dtype|0|1|2");
-        f.problem.dtype = 3;
-        refuses(&f, op, BN_STATUS_INVALID_OPTION, "dtype|3|1|2");
+        f.problem.dtype = 5;
+        refuses(&f, op, BN_STATUS_INVALID_OPTION, "dtype|5|1|4");
         f.problem.layout = 0;
         refuses(&f, op, BN_STATUS_INVALID_OPTION, "layout|0|1|2");
         f.problem.layout = -7;
