@@ -45,8 +45,9 @@ static inline double bnk_invstd(double variance, double epsilon)
 }
 
 /* The largest power of two that is not above invstd, by cutting off the fraction's bits; 1 where there
- * is none. */
-static inline double bnk_scale(double invstd)
+ * is none. Where computing in float not above 2^127, the largest there: deviations may be smaller than that, but
+ * then so are the values' distances. */
+static inline double bnk_scale(double invstd, int32_t is_double)
 {
     const uint64_t exponent_bits = 0x7ff0000000000000;
     uint64_t bits;
@@ -54,7 +55,7 @@ static inline double bnk_scale(double invstd)
     bits &= exponent_bits;
     if (bits == 0 || bits == exponent_bits) return 1;
     memcpy(&invstd, &bits, sizeof bits);
-    return invstd;
+    return !is_double && invstd > 0x1p127 ? 0x1p127 : invstd;
 }
 
 /* y = t * slope + offset with t = x * scale + center; for gradients y = t * (slope + slope_rest) +
@@ -69,7 +70,7 @@ static inline bnk_linear bnk_linear_of(double mean, double mean_rest, double inv
                                        double bias, int32_t is_double)
 {
     bnk_linear f;
-    f.scale = bnk_round(bnk_scale(invstd), is_double);
+    f.scale = bnk_round(bnk_scale(invstd, is_double), is_double);
     f.center = bnk_round(-mean * f.scale, is_double);
     f.slope = bnk_round(gain / f.scale, is_double);
     f.slope_rest = bnk_round(gain / f.scale - f.slope, is_double);
@@ -86,15 +87,21 @@ typedef struct bnk_linears {
     void *scale, *center, *slope, *slope_rest, *offset, *factor;
 } bnk_linears;
 
+/* A NaN without payload, which a caller's weight may have brought: see bnk_narrow_bf16. */
+static inline double bnk_plain(double value)
+{
+    return isnan(value) ? (double)NAN : value;
+}
+
 static inline void bnk_linears_set(const bnk_linears *to, int32_t is_double, int64_t i,
                                    bnk_linear f)
 {
-    bnk_set(to->scale, is_double, i, f.scale);
-    bnk_set(to->center, is_double, i, f.center);
-    bnk_set(to->slope, is_double, i, f.slope);
-    bnk_set(to->offset, is_double, i, f.offset);
-    bnk_set(to->factor, is_double, i, f.factor);
-    bnk_set(to->slope_rest, is_double, i, f.slope_rest);
+    bnk_set(to->scale, is_double, i, bnk_plain(f.scale));
+    bnk_set(to->center, is_double, i, bnk_plain(f.center));
+    bnk_set(to->slope, is_double, i, bnk_plain(f.slope));
+    bnk_set(to->offset, is_double, i, bnk_plain(f.offset));
+    bnk_set(to->factor, is_double, i, bnk_plain(f.factor));
+    bnk_set(to->slope_rest, is_double, i, bnk_plain(f.slope_rest));
 }
 
 static inline bnk_linear bnk_linears_get(const bnk_linears *from, int32_t is_double, int64_t i)

@@ -34,14 +34,16 @@ typedef struct training {
 /* ---- moments ---- */
 
 /*
- * Whether sums without a pivot are as good as those around one: with a mean of at most 256 deviations
- * they lose 16 of float64's 53 bits, and 29 are needed. Not where a value is NaN or infinite. A channel
- * of zeros has a mean of none.
+ * Whether sums without a pivot are good enough. With a mean of at most 256 deviations the subtraction costs
+ * 16 of float64's 53 bits, beside what adding up has cost; float32 results need 29. Sums of halves are
+ * good to 22 bits, of which a mean of 4 deviations leaves 18, and squares below 2^-100 may be gone. Not where a
+ * value is NaN or infinite. A channel of zeros has a mean of none.
  */
-static bool holds(double count, double sum, double squares)
+static bool holds(const bnk_grid *grid, double count, double sum, double squares)
 {
-    const double mean = sum / count;
-    return sum * mean <= 0x1p16 * (squares - sum * mean);
+    const double mean = sum / count, m2 = squares - sum * mean;
+    if (grid->half != BNK_HALF_NONE) return sum * mean <= 0x1p4 * m2 && squares >= count * 0x1p-100;
+    return sum * mean <= 0x1p16 * m2;
 }
 
 /* Some rows x some inner values of a piece. */
@@ -122,7 +124,7 @@ static bnk_moments row_tile_moments(const training *t, const row_tile *tile, dou
         (masked ? add_masked_rows : add_rows)(t, tile, NULL, &lanes, other);
         const double sum = bnk_sum_of_lanes(lanes.first);
         const double squares = bnk_sum_of_lanes(lanes.second);
-        if (holds(n, sum, squares)) return bnk_moments_of_sums(n, 0, sum, squares);
+        if (holds(cut->grid, n, sum, squares)) return bnk_moments_of_sums(n, 0, sum, squares);
         other = NULL; /* it has gone on as far as it should */
     }
     bnk_lane_sums lanes = { { 0 }, { 0 } };
@@ -236,7 +238,7 @@ static double column_tile_moments(const training *t, const tile *tile, bnk_momen
         bool all_done = true;
         for (int64_t c = 0; c < tile->channels; c++) {
             moments[c] = bnk_moments_of_sums(n, 0, sum[c], squares[c]);
-            done[c] = holds(n, sum[c], squares[c]);
+            done[c] = holds(grid, n, sum[c], squares[c]);
             all_done = all_done && done[c];
         }
         if (all_done) return n;

@@ -42,12 +42,12 @@ static inline bnk_float8 bnk_widen_half_bf16(bnk_ushort8 stored)
     return (bnk_float8)(__builtin_convertvector(stored, bnk_uint8) << 16);
 }
 
+/* Of NaNs the lower half must be 0, so that rounding leaves them alone: as it is of all that come from
+ * widened values and from coefficients (see bnk_linears_set). */
 static inline bnk_ushort16 bnk_narrow_bf16(bnk_float16 values)
 {
     const bnk_uint16 bits = (bnk_uint16)values;
-    const bnk_uint16 rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    const bnk_uint16 chosen = bnk_pick(values != values, bits | 0x400000, rounded);
-    return __builtin_convertvector(chosen >> 16, bnk_ushort16);
+    return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, bnk_ushort16);
 }
 
 /* Without the CPU's help. A float16's exponent and fraction, moved to where a float's are, are 2^-112 times

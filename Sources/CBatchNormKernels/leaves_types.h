@@ -78,6 +78,7 @@
 #undef BNK_NARROW_ONE
 
 /* Both half types: sixteen bits. */
+#define BNK_STORES_HALF
 #define BNK_STORED bnk_ushort16
 #define BNK_STORED_AT bnk_ushort16_at
 #define BNK_STORED_ALIGNED bnk_ushort16_line
@@ -126,6 +127,7 @@
 #undef BNK_LANES_AT
 #undef BNK_HALF_AT
 #undef BNK_WIDEN_LANES
+#undef BNK_STORES_HALF
 
 #undef BNK_COMPUTES_FLOAT
 #undef BNK_C

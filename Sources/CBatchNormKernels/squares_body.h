@@ -1,25 +1,50 @@
 /*
- * sum(x) and sum(x^2) in float64 without a pivot, for float only: two thirds of the cost of sums around
- * one, and as good where the mean is not far larger than the deviation (see holds in forward.c).
+ * sum(x) and sum(x^2) in float64 without a pivot, where computing in float: two thirds of the cost of sums
+ * around one, and as good where the mean is not far larger than the deviation (see holds in forward.c).
  * Included by leaves_body.h.
  *
- * A product of two floats is exact in double, so that fusing it with the addition rounds as not fusing
- * it.
+ * A product of two floats is exact in double, and one of two halves in float, so that fusing it with the
+ * addition rounds as not fusing it. Of half types, up to four rows are added in float before they are
+ * widened to float64, which is what costs most: a relative error of 2^-22 at worst.
  */
 
 /* ---- by rows ---- */
+
+#ifdef BNK_STORES_HALF
+/* Sixteen values of some rows, added row by row: they and their squares. */
+BNK_INLINE void BNK_NAME(squares_of)(const BNK_T *x, int together, int64_t stride,
+                                     bnk_float16 *sum, bnk_float16 *squares)
+{
+    bnk_float16 s = { 0 }, q = { 0 };
+    for (int r = 0; r < together; r++) {
+        const bnk_float16 v = BNK_NAME(widen_line)(x + r * stride);
+        s = r == 0 ? v : s + v;
+        q = r == 0 ? v * v : BNK_ADD_EXACT(v, v, q);
+    }
+    *sum = s;
+    *squares = q;
+}
+#endif
 
 BNK_INLINE void BNK_NAME(add_squares)(const BNK_T *x, int together, int64_t stride, int64_t length,
                                       int64_t ahead, bnk_lane_sums *sums)
 {
     bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
-    for (int64_t i = 0; i < length; i += BNK_LANES)
+    for (int64_t i = 0; i < length; i += BNK_LANES) {
+        for (int r = 0; r < together; r++) BNK_PREFETCH_LANES(x + r * stride + i + ahead);
+#ifdef BNK_STORES_HALF
+        bnk_float16 sum, squares;
+        BNK_NAME(squares_of)(x + i, together, stride, &sum, &squares);
+        s += __builtin_convertvector(sum, bnk_double16);
+        q += __builtin_convertvector(squares, bnk_double16);
+#else
         for (int r = 0; r < together; r++) {
-            BNK_PREFETCH_LANES(x + r * stride + i + ahead);
             const bnk_double16 v = BNK_NAME(lanes_at)(x + r * stride + i);
             s += v;
             q = BNK_ADD_EXACT(v, v, q);
         }
+#endif
+    }
     *(bnk_double16_at *)sums->first = s;
     *(bnk_double16_at *)sums->second = q;
 }
@@ -67,6 +92,12 @@ BNK_INLINE void BNK_NAME(column_squares_rows)(const BNK_T *x, int together, int6
     for (; j + BNK_LANES <= columns; j += BNK_LANES) {
         for (int r = 0; ahead && r < together * 16 / BNK_PER_CACHE_LINE; r++)
             BNK_PREFETCH(x + BNK_NAME(next_line)(&fetch));
+#ifdef BNK_STORES_HALF
+        bnk_float16 own_sum, own_squares;
+        BNK_NAME(squares_of)(x + j, together, stride, &own_sum, &own_squares);
+        *(bnk_double16_at *)(sum + j) += __builtin_convertvector(own_sum, bnk_double16);
+        *(bnk_double16_at *)(squares + j) += __builtin_convertvector(own_squares, bnk_double16);
+#else
         for (int h = 0; h < BNK_LANES; h += 8) {
             bnk_double8 s = *(bnk_double8_at *)(sum + j + h);
             bnk_double8 q = *(bnk_double8_at *)(squares + j + h);
@@ -78,6 +109,7 @@ BNK_INLINE void BNK_NAME(column_squares_rows)(const BNK_T *x, int together, int6
             *(bnk_double8_at *)(sum + j + h) = s;
             *(bnk_double8_at *)(squares + j + h) = q;
         }
+#endif
     }
     BNK_FEW for (; j < columns; j++)
         for (int r = 0; r < together; r++) {
