@@ -24,6 +24,7 @@ HEADER = Path(__file__).resolve().parents[3] / "include" / "batchnorm.h"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 SCALARS = {
+    "uint8_t": ctypes.c_uint8,
     "int32_t": ctypes.c_int32,
     "uint32_t": ctypes.c_uint32,
     "int64_t": ctypes.c_int64,
@@ -39,6 +40,8 @@ ENUMS: dict[str, type[enum.IntEnum]] = {
     "BN_VARIANCE_": _lowlevel.Variance,
     "BN_ONE_VALUE_": _lowlevel.OneValue,
     "BN_NONFINITE_": _lowlevel.Nonfinite,
+    "BN_ACTIVATION_": _lowlevel.Activation,
+    "BN_MASKED_": _lowlevel.Masked,
     "BN_STATISTICS_": _lowlevel.Statistics,
     "BN_ISA_": _lowlevel.Isa,
     "BN_THREADING_": _lowlevel.Threading,
@@ -61,7 +64,7 @@ def declarations(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     ).stdout
     integers = "".join(
         f"typedef {'unsigned ' * name.startswith('u')}long {name};\n"
-        for name in ("int32_t", "uint32_t", "int64_t", "size_t")
+        for name in ("uint8_t", "int32_t", "uint32_t", "int64_t", "size_t")
     )
     return list(c_parser.CParser().parse(integers + text).ext)
 
@@ -216,11 +219,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "running_variance": (F.forward_training, "running_variance"),
         "one_value": (F.forward_training, "one_value"),
         "nonfinite": (F.forward_training, "nonfinite"),
+        "activation": (F.forward_training, "activation"),
+        "negative_slope": (F.forward_training, "negative_slope"),
+        "masked": (F.forward_training, "masked"),
     },
-    "bn_forward_inference_args": {"epsilon": (F.forward_inference, "eps")},
+    "bn_forward_inference_args": {
+        "epsilon": (F.forward_inference, "eps"),
+        "activation": (F.forward_inference, "activation"),
+        "negative_slope": (F.forward_inference, "negative_slope"),
+        "masked": (F.forward_inference, "masked"),
+    },
     "bn_backward_args": {
         "epsilon": (F.backward, "eps"),
         "statistics": (F.backward, "statistics"),
+        "activation": (F.backward, "activation"),
+        "negative_slope": (F.backward, "negative_slope"),
+        "masked": (F.backward, "masked"),
     },
     "bn_fold_args": {"epsilon": (fold_into, "eps")},
     "bn_layer_options": {
@@ -237,6 +251,7 @@ WORDS: dict[str, type[enum.IntEnum]] = {
     "one_value": _lowlevel.OneValue,
     "nonfinite": _lowlevel.Nonfinite,
     "statistics": _lowlevel.Statistics,
+    "masked": _lowlevel.Masked,
 }
 
 
@@ -259,6 +274,8 @@ def test_defaults(compiled: dict[str, float]) -> None:
             default = inspect.signature(function).parameters[name].default
             if isinstance(default, str):
                 default = WORDS[member][default.upper()]
+            if default is None:  # no activation
+                default = _lowlevel.Activation.NONE
             assert default == compiled[f"{struct}:{member}"], (struct, member)
 
 
