@@ -42,6 +42,7 @@ ENUMS: dict[str, type[enum.IntEnum]] = {
     "BN_NONFINITE_": _lowlevel.Nonfinite,
     "BN_ACTIVATION_": _lowlevel.Activation,
     "BN_MASKED_": _lowlevel.Masked,
+    "BN_PASS_": _lowlevel.Pass,
     "BN_STATISTICS_": _lowlevel.Statistics,
     "BN_ISA_": _lowlevel.Isa,
     "BN_THREADING_": _lowlevel.Threading,
@@ -237,6 +238,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "masked": (F.backward, "masked"),
     },
     "bn_fold_args": {"epsilon": (fold_into, "eps")},
+    "bn_layer_forward_args": {
+        "activation": (BatchNorm2d.forward, "activation"),
+        "negative_slope": (BatchNorm2d.forward, "negative_slope"),
+        "masked": (BatchNorm2d.forward, "masked"),
+    },
     "bn_layer_options": {
         "epsilon": (BatchNorm2d, "eps"),
         "momentum": (BatchNorm2d, "momentum"),

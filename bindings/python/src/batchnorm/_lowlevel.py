@@ -101,6 +101,12 @@ class Masked(enum.IntEnum):
     PASS = 1
 
 
+class Pass(enum.IntEnum):
+    NORMAL = 0
+    KEEP_RUNNING = 1
+    RECOMPUTE = 2
+
+
 class Statistics(enum.IntEnum):
     BATCH = 0
     RUNNING = 1
@@ -297,6 +303,45 @@ class bn_layer_options(Structure):
     )
 
 
+class bn_layer_forward_args(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("pass", c_int32),
+        ("input", c_void_p),
+        ("input_count", c_int64),
+        ("output", c_void_p),
+        ("output_count", c_int64),
+        ("activation", c_int32),
+        ("masked", c_int32),
+        ("negative_slope", c_double),
+        ("residual", c_void_p),
+        ("residual_count", c_int64),
+        ("mask", c_void_p),
+        ("mask_count", c_int64),
+        ("lengths", c_void_p),
+        ("lengths_count", c_int64),
+    )
+
+
+class bn_layer_backward_args(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("reserved", c_int32),
+        ("input", c_void_p),
+        ("input_count", c_int64),
+        ("grad_output", c_void_p),
+        ("grad_output_count", c_int64),
+        ("grad_input", c_void_p),
+        ("grad_input_count", c_int64),
+        ("grad_weight", c_void_p),
+        ("grad_weight_count", c_int64),
+        ("grad_bias", c_void_p),
+        ("grad_bias_count", c_int64),
+        ("grad_residual", c_void_p),
+        ("grad_residual_count", c_int64),
+    )
+
+
 class bn_plan_info(Structure):
     _fields_ = (
         ("struct_size", c_uint32),
@@ -447,6 +492,12 @@ bn_layer_forward = _declare_checked(
 )
 bn_layer_backward = _declare_checked(
     "bn_layer_backward", bn_layer_p, POINTER(bn_problem), *(c_void_p, c_int64) * 5
+)
+bn_layer_forward_with = _declare_checked(
+    "bn_layer_forward_with", bn_layer_p, POINTER(bn_problem), POINTER(bn_layer_forward_args)
+)
+bn_layer_backward_with = _declare_checked(
+    "bn_layer_backward_with", bn_layer_p, POINTER(bn_problem), POINTER(bn_layer_backward_args)
 )
 bn_layer_get_weight = _declare_checked("bn_layer_get_weight", bn_layer_p, c_void_p, c_int64)
 bn_layer_set_weight = _declare_checked("bn_layer_set_weight", bn_layer_p, c_void_p, c_int64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_int32, c_int64, c_void_p, sizeof
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,17 +22,25 @@ from ._arrays import (
     ChannelAxis,
     Float64Array,
     Form,
+    Lengths,
+    Mask,
     MaybeArray,
     address,
     destination,
     form_of,
+    lengths_address,
+    mask_address,
     tensor_address,
 )
 from ._options import (
+    ACTIVATIONS,
+    MASKED,
     NONFINITES,
     ONE_VALUES,
     STATISTICS_WORDS,
     VARIANCES,
+    ActivationName,
+    MaskedPolicy,
     NonfinitePolicy,
     OneValuePolicy,
     RunningVariance,
@@ -44,9 +52,30 @@ from .errors import BatchNormError, BatchNormRuntimeError, Status
 from .fold import Folded, WeightLayout, affine_shape, fold, weight_shape
 from .plan import MemoryLayout, Operation, Plan, explain
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
+# Looked up once: an enum takes as long to give a member as an array to be checked.
+_NORMAL, _KEEP_RUNNING, _RECOMPUTE = c.Pass
+
 _Self = TypeVar("_Self", bound="_BatchNorm")
+
+
+class _Extras(TypedDict, total=False):
+    """What a forward can do beside normalizing; `_BatchNorm.forward` has the words."""
+
+    activation: ActivationName | None
+    negative_slope: float
+    residual: Array | None
+    mask: Mask | None
+    lengths: Lengths | None
+    masked: MaskedPolicy
+
+
+class _ForwardOptions(_Extras, total=False):
+    update_running: bool
 
 
 class _Handle:
@@ -87,8 +116,10 @@ class _BatchNorm:
         "_handle",
         "_input",
         "_options",
+        "_residual",
         "_weight",
         "grad_bias",
+        "grad_residual",
         "grad_weight",
     )
 
@@ -96,6 +127,7 @@ class _BatchNorm:
 
     grad_weight: MaybeArray
     grad_bias: MaybeArray
+    grad_residual: MaybeArray
 
     def __init__(
         self,
@@ -147,8 +179,10 @@ class _BatchNorm:
         self._bias = self._view(c.bn_layer_bias_data(handle.pointer))
         self._input: Array | None = None
         self._form: Form | None = None
+        self._residual = False  # whether the last forward had one
         self.grad_weight = None
         self.grad_bias = None
+        self.grad_residual = None
 
     def _view(self, pointer: int | None) -> Array | None:
         if pointer is None:
@@ -211,12 +245,26 @@ class _BatchNorm:
 
     # Forward and backward.
 
-    def __call__(self, input: Array, out: Array | None = None) -> Array:
+    def __call__(
+        self, input: Array, out: Array | None = None, **options: Unpack[_ForwardOptions]
+    ) -> Array:
         """The same as `forward`."""
-        return self.forward(input, out)
+        return self.forward(input, out, **options)
 
-    def forward(self, input: Array, out: Array | None = None) -> Array:
-        """Normalize, in the layer's mode.
+    def forward(
+        self,
+        input: Array,
+        out: Array | None = None,
+        *,
+        activation: ActivationName | None = None,
+        negative_slope: float = 0.01,
+        residual: Array | None = None,
+        mask: Mask | None = None,
+        lengths: Lengths | None = None,
+        masked: MaskedPolicy = "zero",
+        update_running: bool = True,
+    ) -> Array:
+        """Normalize, in the layer's mode: ``activation(batch normalization of input + residual)``.
 
         Parameters
         ----------
@@ -226,6 +274,19 @@ class _BatchNorm:
         out : array like `input`, optional
             Where the result goes. It may be `input` itself; `backward` then needs a copy of the
             input.
+        activation : "relu", "leaky_relu" or None
+            What is done to each value in the end; `negative_slope` is that of "leaky_relu".
+        residual : array like `input`, optional
+            Added before the activation. `out` may be the residual itself. After such a forward,
+            `backward` sets `grad_residual`.
+        mask : bool or uint8 array of the input's shape without its channels, optional
+            True where a position takes part; the others enter neither statistics nor gradients.
+        lengths : int64 (N,) array, optional
+            Of sequences, instead of `mask`: how many steps of each take part.
+        masked : "zero" or "pass"
+            The output at masked positions: 0, or the input.
+        update_running : bool
+            False: in training, leave running statistics and their counter as they are.
 
         Returns
         -------
@@ -235,31 +296,120 @@ class _BatchNorm:
         Raises
         ------
         TypeError, ValueError
-            Wrong type, dtype, rank, channel count, strides or memory of `input` or `out`; one
-            value per channel in training (see `one_value`). Nothing has been changed.
+            Wrong type, dtype, rank, channel count, strides or memory of `input`, `out` or another
+            array; one value per channel in training (see `one_value`). Nothing has been changed.
         BatchNormError
             With `Status.NONFINITE`, if `nonfinite="error"`: everything has been done nevertheless.
         """
+        args = None
+        if (
+            activation is not None
+            or residual is not None
+            or mask is not None
+            or lengths is not None
+            or masked != "zero"
+            or not update_running
+        ):
+            args = self._extend(
+                _NORMAL if update_running else _KEEP_RUNNING,
+                input,
+                activation=activation,
+                negative_slope=negative_slope,
+                residual=residual,
+                mask=mask,
+                lengths=lengths,
+                masked=masked,
+            )
+        return self._normalize(input, out, args)
+
+    def recompute(
+        self, input: Array, out: Array | None = None, **options: Unpack[_Extras]
+    ) -> Array:
+        """Compute the last forward once more, for activation checkpointing.
+
+        Normalizes by the statistics that the last forward used, whatever the mode is now, and
+        updates nothing, so that a batch counts once. With the arguments of that forward, the result
+        is the same to the bit, provided that the weight and the bias are.
+
+        Parameters
+        ----------
+        input : array of the last forward's shape and memory order
+        out, **options
+            As in `forward`, without `update_running`.
+
+        Returns
+        -------
+        array
+            A new array like `input`, or `out`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `forward`, and for another shape than the last forward's.
+        BatchNormRuntimeError
+            With `Status.NO_FORWARD`, before the first forward.
+        """
+        return self._normalize(input, out, self._extend(_RECOMPUTE, input, **options))
+
+    def _extend(
+        self,
+        how: c.Pass,
+        input: Array,
+        *,
+        activation: ActivationName | None = None,
+        negative_slope: float = 0.01,
+        residual: Array | None = None,
+        mask: Mask | None = None,
+        lengths: Lengths | None = None,
+        masked: MaskedPolicy = "zero",
+    ) -> c.bn_layer_forward_args:
+        """What only a forward with more than an input needs, checked."""
+        axis = self._channel_axis
+        form = form_of(input, "input", axis)
+        self._check_rank(input.shape)
+        args = c.bn_layer_forward_args(sizeof(c.bn_layer_forward_args), how)
+        args.activation = parse(ACTIVATIONS, "activation", activation)
+        args.masked = parse(MASKED, "masked", masked)
+        args.negative_slope = negative_slope
+        if residual is not None:
+            args.residual = tensor_address(residual, "residual", form)
+            args.residual_count = form.elements
+        if mask is not None:
+            args.mask, args.mask_count = mask_address(mask, form, axis)
+        if lengths is not None:
+            args.lengths, args.lengths_count = lengths_address(lengths, form)
+        return args
+
+    def _normalize(
+        self, input: Array, out: Array | None, args: c.bn_layer_forward_args | None
+    ) -> Array:
+        """Every forward; `args` are None where there is only an input."""
         form = form_of(input, "input", self._channel_axis)
         self._check_rank(input.shape)
         out, target = destination(out, "out", form, input)
         source = address(input)
+        kept = None if source == target else input
         handle = self._handle
         with handle.lock:
             try:
-                c.bn_layer_forward(
-                    handle.pointer,
-                    form.problem,
-                    source,
-                    form.elements,
-                    target,
-                    form.elements,
-                )
+                if args is None:
+                    c.bn_layer_forward(
+                        handle.pointer,
+                        form.problem,
+                        source,
+                        form.elements,
+                        target,
+                        form.elements,
+                    )
+                else:
+                    args.input, args.output = source, target
+                    args.input_count = args.output_count = form.elements
+                    c.bn_layer_forward_with(handle.pointer, form.problem, args)
             except BatchNormError as error:
                 if error.status == Status.NONFINITE:
-                    self._remember(form, None if source == target else input)
+                    self._remember(form, kept, args)
                 raise
-            self._remember(form, None if source == target else input)
+            self._remember(form, kept, args)
         return out
 
     def _check_rank(self, shape: tuple[int, ...]) -> None:
@@ -269,9 +419,12 @@ class _BatchNorm:
                 f"input has {len(shape)} dimensions, shape {shape}, expected {expected}"
             )
 
-    def _remember(self, form: Form, input: Array | None) -> None:
+    def _remember(
+        self, form: Form, input: Array | None, args: c.bn_layer_forward_args | None
+    ) -> None:
         self._form = form
         self._input = input
+        self._residual = args is not None and args.residual is not None
 
     def backward(
         self,
@@ -280,12 +433,14 @@ class _BatchNorm:
         *,
         input: Array | None = None,
         output_mask: tuple[bool, bool, bool] = (True, True, True),
+        grad_residual: Array | bool | None = None,
     ) -> MaybeArray:
         """Gradients of a loss, for the last forward and the statistics which that one used.
 
         Sets `grad_weight` and `grad_bias` to new arrays (C,) (written, not added; None if the
-        layer has no such parameter or `output_mask` skips it). May be called more than once per
-        forward.
+        layer has no such parameter or `output_mask` skips it), and `grad_residual` if the forward
+        had a residual (None otherwise). The forward's activation and mask need not be given again:
+        the layer keeps what it needs of them. May be called more than once per forward.
 
         Parameters
         ----------
@@ -297,6 +452,9 @@ class _BatchNorm:
             The forward's input, only needed after a forward in place, which has overwritten it.
         output_mask : (bool, bool, bool)
             Which gradients to compute: input, weight, bias.
+        grad_residual : bool or array like the forward's input, optional
+            False: skip the residual's gradient. An array: the destination for it; may be
+            `grad_output`.
 
         Returns
         -------
@@ -336,24 +494,36 @@ class _BatchNorm:
         target = None
         if want_input:
             out, target = destination(out, "out", form, input)
+        if grad_residual is None:
+            grad_residual = self._residual
+        if isinstance(grad_residual, bool):
+            grad_residual = np.empty_like(input, subok=False) if grad_residual else None
+        numbers = (
+            source,
+            count,
+            gradient,
+            count,
+            target,
+            0 if target is None else count,
+            None if weight is None else address(weight),
+            0 if weight is None else features,
+            None if bias is None else address(bias),
+            0 if bias is None else features,
+        )
         handle = self._handle
-        with handle.lock:
-            c.bn_layer_backward(
-                handle.pointer,
-                form.problem,
-                source,
-                count,
-                gradient,
-                count,
-                target,
-                0 if target is None else count,
-                None if weight is None else address(weight),
-                0 if weight is None else features,
-                None if bias is None else address(bias),
-                0 if bias is None else features,
+        if grad_residual is None:
+            with handle.lock:
+                c.bn_layer_backward(handle.pointer, form.problem, *numbers)
+        else:
+            place = tensor_address(grad_residual, "grad_residual", form, written=True)
+            args = c.bn_layer_backward_args(
+                sizeof(c.bn_layer_backward_args), 0, *numbers, place, count
             )
+            with handle.lock:
+                c.bn_layer_backward_with(handle.pointer, form.problem, args)
         self.grad_weight = weight
         self.grad_bias = bias
+        self.grad_residual = grad_residual
         return out
 
     def explain(
