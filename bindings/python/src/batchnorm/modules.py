@@ -249,7 +249,7 @@ class _BatchNorm:
         self, input: Array, out: Array | None = None, **options: Unpack[_ForwardOptions]
     ) -> Array:
         """The same as `forward`."""
-        return self.forward(input, out, **options)
+        return self.forward(input, out, **options) if options else self.forward(input, out)
 
     def forward(
         self,
@@ -389,6 +389,7 @@ class _BatchNorm:
         out, target = destination(out, "out", form, input)
         source = address(input)
         kept = None if source == target else input
+        residual = args is not None and args.residual is not None
         handle = self._handle
         with handle.lock:
             try:
@@ -406,10 +407,10 @@ class _BatchNorm:
                     args.input_count = args.output_count = form.elements
                     c.bn_layer_forward_with(handle.pointer, form.problem, args)
             except BatchNormError as error:
-                if error.status == Status.NONFINITE:
-                    self._remember(form, kept, args)
+                if error.status == Status.NONFINITE:  # after the work: a forward to remember
+                    self._form, self._input, self._residual = form, kept, residual
                 raise
-            self._remember(form, kept, args)
+            self._form, self._input, self._residual = form, kept, residual
         return out
 
     def _check_rank(self, shape: tuple[int, ...]) -> None:
@@ -418,13 +419,6 @@ class _BatchNorm:
             raise ValueError(
                 f"input has {len(shape)} dimensions, shape {shape}, expected {expected}"
             )
-
-    def _remember(
-        self, form: Form, input: Array | None, args: c.bn_layer_forward_args | None
-    ) -> None:
-        self._form = form
-        self._input = input
-        self._residual = args is not None and args.residual is not None
 
     def backward(
         self,
