@@ -89,8 +89,7 @@ static void add_masked_rows(const training *t, const row_tile *tile, const doubl
             const int64_t offset = piece->offset + tile->offset + i;
             const int64_t in_grid = piece->row + tile->row + row;
             const uint8_t *keep = bnk_keep_row(&t->operands, in_grid, offset, count);
-            const int64_t at =
-                in_grid * cut->stride + piece->channel * cut->grid->inner + offset;
+            const int64_t at = in_grid * cut->stride + piece->channel * cut->grid->inner + offset;
             const char *from = (const char *)t->job->input + at * cut->element;
             if (keep && bnk_count_kept(keep, count) > 0)
                 bnk_masked_row_sums(&t->operands, at, count, keep, pivot, sums);
@@ -116,8 +115,7 @@ static bnk_moments row_tile_moments(const training *t, const row_tile *tile, dou
     const double n = *count = (double)kept.count;
     if (n == 0) return (bnk_moments){ 0, 0, 0 };
     const int masked = kept.count < tile->rows * tile->length;
-    const int64_t first =
-        kept.row * cut->stride + piece->channel * cut->grid->inner + kept.offset;
+    const int64_t first = kept.row * cut->stride + piece->channel * cut->grid->inner + kept.offset;
     const double pivot = bnk_element(cut->grid, t->job->input, first);
     if (!is_double) {
         bnk_lane_sums lanes = { { 0 }, { 0 } };
@@ -264,8 +262,8 @@ static double column_piece_moments(const training *t, const bnk_piece *piece, bn
         /* The last rows, too few for another fold, are taken one by one. */
         const int64_t fold = bnk_fold_of(cut->plan, end - row);
         const int64_t fit = TILE / (inner * fold) > 16 ? TILE / (inner * fold) : 16;
-        const tile tile = { piece->channel, piece->channels, row,
-                            bnk_min((end - row) / fold, fit), fold };
+        const tile tile = { piece->channel, piece->channels, row, bnk_min((end - row) / fold, fit),
+                            fold };
         const double n = column_tile_moments(t, &tile, own);
         bnk_moments_add(moments, count, own, n, piece->channels);
         count += n;

@@ -14,7 +14,10 @@ typedef struct named_buffer {
 
 static void list_buffers(const fixture *f, named_buffer list[FIXTURE_BUFFERS])
 {
-#define ELEMENTS(member) { #member, f->member.data, elements_bytes(f->member) }
+#define ELEMENTS(member)                                   \
+    {                                                      \
+        #member, f->member.data, elements_bytes(f->member) \
+    }
     const size_t samples = f->lengths ? (size_t)f->original.sizes[0] : 0;
     const named_buffer all[FIXTURE_BUFFERS] = {
         ELEMENTS(input),
@@ -161,14 +164,14 @@ void fixture_add_extras(fixture *f)
 void fixture_use(fixture *f, extras e)
 {
     fixture_restore_args(f);
-#define USE(args)                                                                            \
-    do {                                                                                     \
-        (args).activation = e.activation;                                                    \
-        (args).negative_slope = e.negative_slope;                                            \
-        (args).masked = e.masked;                                                            \
-        if (e.activation != BN_ACTIVATION_NONE)                                              \
-            (args).activation_mask = f->bits, (args).activation_mask_count = f->bits_count;  \
-        if (e.mask) (args).mask = f->mask, (args).mask_count = f->positions;                 \
+#define USE(args)                                                                                \
+    do {                                                                                         \
+        (args).activation = e.activation;                                                        \
+        (args).negative_slope = e.negative_slope;                                                \
+        (args).masked = e.masked;                                                                \
+        if (e.activation != BN_ACTIVATION_NONE)                                                  \
+            (args).activation_mask = f->bits, (args).activation_mask_count = f->bits_count;      \
+        if (e.mask) (args).mask = f->mask, (args).mask_count = f->positions;                     \
         if (e.lengths) (args).lengths = f->lengths, (args).lengths_count = f->original.sizes[0]; \
     } while (0)
     USE(f->training);

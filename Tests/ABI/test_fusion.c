@@ -14,8 +14,9 @@ static const struct {
     int rank;
     int64_t sizes[5];
 } shapes[] = {
-    { 2, { 7, 5 } },      { 2, { 300, 33 } },    { 2, { 3, 1500 } },       { 3, { 7, 5, 301 } },
-    { 3, { 1, 3, 5000 } }, { 4, { 7, 5, 11, 3 } }, { 4, { 16, 19, 7, 7 } }, { 5, { 3, 5, 4, 3, 2 } },
+    { 2, { 7, 5 } },         { 2, { 300, 33 } },       { 2, { 3, 1500 } },
+    { 3, { 7, 5, 301 } },    { 3, { 1, 3, 5000 } },    { 4, { 7, 5, 11, 3 } },
+    { 4, { 16, 19, 7, 7 } }, { 5, { 3, 5, 4, 3, 2 } },
 };
 
 static const extras kinds[] = {
@@ -385,11 +386,11 @@ static void bad_fusion_is_refused(void **state)
     fixture f = fixture_with_extras(
         (bn_problem)BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 2, 3, 4, 5), PLACE_START);
     fixture_use(&f, kinds[2]);
-#define IN_ALL(change, status, words)                                         \
-    do {                                                                      \
-        f.training change, refuses(&f, TRAINING, status, words);              \
-        f.inference change, refuses(&f, INFERENCE, status, words);            \
-        f.backward change, refuses(&f, BACKWARD, status, words);              \
+#define IN_ALL(change, status, words)                              \
+    do {                                                           \
+        f.training change, refuses(&f, TRAINING, status, words);   \
+        f.inference change, refuses(&f, INFERENCE, status, words); \
+        f.backward change, refuses(&f, BACKWARD, status, words);   \
     } while (0)
 #define IN_FORWARDS(change, status, words)                         \
     do {                                                           \

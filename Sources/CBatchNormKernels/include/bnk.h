@@ -58,11 +58,12 @@ enum { BNK_ISA_GENERIC = 0, BNK_ISA_AVX2 = 1, BNK_ISA_AVX512 = 2, BNK_ISA_COUNT 
  * of the grid's type and shape.
  */
 typedef struct bnk_extras {
-    double negative_slope; /* activation: what an output <= 0 is multiplied with; 0: ReLU, 1: no activation */
+    double
+        negative_slope; /* activation: what an output <= 0 is multiplied with; 0: ReLU, 1: no activation */
 
     /* forward: y = activation(batch normalization + residual) */
     const void *residual; /* may be NULL, or the output */
-    uint8_t *bits;        /* may be NULL: bit i % 8 of byte i / 8 tells whether output i is not <= 0 */
+    uint8_t *bits; /* may be NULL: bit i % 8 of byte i / 8 tells whether output i is not <= 0 */
 
     /* backward: where the activation passed, by one of these; needed unless the slope is 1 */
     const uint8_t *passed_bits;
@@ -70,7 +71,7 @@ typedef struct bnk_extras {
     void *grad_residual; /* may be NULL or grad_output */
 
     const uint8_t *positions; /* may be NULL: [rows][inner], 0: masked, takes no part */
-    int32_t pass_masked; /* masked outputs are 1: the input (backward: grad_output), 0: zero */
+    int32_t pass_masked;      /* masked outputs are 1: the input (backward: grad_output), 0: zero */
 } bnk_extras;
 
 /* How many of the positions are not masked. */
@@ -93,8 +94,8 @@ typedef struct bnk_forward {
     double *saved_mean_rest; /* what saved_mean lacks of the mean, see moments.h */
     double *saved_invstd;
     int64_t nonfinite_channels; /* out */
-    int64_t count;            /* values per channel that take part, at least 1 */
-    const bnk_extras *extras; /* or NULL */
+    int64_t count;              /* values per channel that take part, at least 1 */
+    const bnk_extras *extras;   /* or NULL */
     void *workspace; /* bnk_forward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_forward;
 
@@ -123,9 +124,9 @@ typedef struct bnk_backward {
     const double *invstd;
     const void *running_mean;
     const void *running_var;
-    double epsilon;  /* for running_var */
-    int32_t frozen;  /* 1: the statistics are constants */
-    int64_t count;   /* values per channel that take part, at least 1 */
+    double epsilon;           /* for running_var */
+    int32_t frozen;           /* 1: the statistics are constants */
+    int64_t count;            /* values per channel that take part, at least 1 */
     const bnk_extras *extras; /* or NULL */
     void *workspace; /* bnk_backward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_backward;
