@@ -276,6 +276,45 @@ static void moments_layout(void **state)
     check_pins(pins, LENGTH(pins));
 }
 
+static void layer_args_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_layer_forward_args, 104),
+        AT(bn_layer_forward_args, struct_size, 0),
+        AT(bn_layer_forward_args, pass, 4),
+        AT(bn_layer_forward_args, input, 8),
+        AT(bn_layer_forward_args, input_count, 16),
+        AT(bn_layer_forward_args, output, 24),
+        AT(bn_layer_forward_args, output_count, 32),
+        AT(bn_layer_forward_args, activation, 40),
+        AT(bn_layer_forward_args, masked, 44),
+        AT(bn_layer_forward_args, negative_slope, 48),
+        AT(bn_layer_forward_args, residual, 56),
+        AT(bn_layer_forward_args, residual_count, 64),
+        AT(bn_layer_forward_args, mask, 72),
+        AT(bn_layer_forward_args, mask_count, 80),
+        AT(bn_layer_forward_args, lengths, 88),
+        AT(bn_layer_forward_args, lengths_count, 96),
+        SIZE(bn_layer_backward_args, 104),
+        AT(bn_layer_backward_args, struct_size, 0),
+        AT(bn_layer_backward_args, reserved, 4),
+        AT(bn_layer_backward_args, input, 8),
+        AT(bn_layer_backward_args, input_count, 16),
+        AT(bn_layer_backward_args, grad_output, 24),
+        AT(bn_layer_backward_args, grad_output_count, 32),
+        AT(bn_layer_backward_args, grad_input, 40),
+        AT(bn_layer_backward_args, grad_input_count, 48),
+        AT(bn_layer_backward_args, grad_weight, 56),
+        AT(bn_layer_backward_args, grad_weight_count, 64),
+        AT(bn_layer_backward_args, grad_bias, 72),
+        AT(bn_layer_backward_args, grad_bias_count, 80),
+        AT(bn_layer_backward_args, grad_residual, 88),
+        AT(bn_layer_backward_args, grad_residual_count, 96),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
 static const struct {
     bn_status value;
     int32_t published;
@@ -366,6 +405,9 @@ static void other_constants(void **state)
         CONSTANT(BN_ACTIVATION_LEAKY_RELU, 2),
         CONSTANT(BN_MASKED_ZERO, 0),
         CONSTANT(BN_MASKED_PASS, 1),
+        CONSTANT(BN_PASS_NORMAL, 0),
+        CONSTANT(BN_PASS_KEEP_RUNNING, 1),
+        CONSTANT(BN_PASS_RECOMPUTE, 2),
         CONSTANT(BN_THREADING_AUTO, 0),
         CONSTANT(BN_THREADING_OWN, 1),
         CONSTANT(BN_THREADING_SHARED, 2),
@@ -394,10 +436,9 @@ static void initializers(void **state)
     for (int i = 0; i < 4; i++) check(problem.sizes[i] == 2 + i, "BN_PROBLEM_2D sizes[%d]", i);
 
     const bn_forward_training_args training = BN_FORWARD_TRAINING_ARGS_INIT;
-    bn_forward_training_args expected_training = { .struct_size = sizeof training,
-                                                   .epsilon = 1e-5,
-                                                   .momentum = 0.1,
-                                                   .negative_slope = 0.01 };
+    bn_forward_training_args expected_training = {
+        .struct_size = sizeof training, .epsilon = 1e-5, .momentum = 0.1, .negative_slope = 0.01
+    };
     check(memcmp(&training, &expected_training, sizeof training) == 0,
           "BN_FORWARD_TRAINING_ARGS_INIT is not PyTorch's defaults");
     const bn_forward_inference_args inference = BN_FORWARD_INFERENCE_ARGS_INIT;
@@ -426,6 +467,13 @@ static void initializers(void **state)
     const bn_fold_args fold = BN_FOLD_ARGS_INIT,
                        expected_fold = { .struct_size = sizeof fold, .epsilon = 1e-5 };
     check(memcmp(&fold, &expected_fold, sizeof fold) == 0, "BN_FOLD_ARGS_INIT");
+    const bn_layer_forward_args forward = BN_LAYER_FORWARD_ARGS_INIT,
+                                expected_forward = { .struct_size = sizeof forward,
+                                                     .negative_slope = 0.01 };
+    check(memcmp(&forward, &expected_forward, sizeof forward) == 0, "BN_LAYER_FORWARD_ARGS_INIT");
+    const bn_layer_backward_args back = BN_LAYER_BACKWARD_ARGS_INIT,
+                                 expected_back = { .struct_size = sizeof back };
+    check(memcmp(&back, &expected_back, sizeof back) == 0, "BN_LAYER_BACKWARD_ARGS_INIT");
     const bn_weight_shape shape = BN_WEIGHT_TRANSPOSED(BN_DTYPE_FLOAT32, 2, 3, 4, 9),
                           expected_shape = { sizeof shape, BN_DTYPE_FLOAT32, 2, 3, 4, 9 };
     check(memcmp(&shape, &expected_shape, sizeof shape) == 0, "BN_WEIGHT_TRANSPOSED");
@@ -438,7 +486,8 @@ int main(void)
         cmocka_unit_test(forward_inference_layout), cmocka_unit_test(backward_layout),
         cmocka_unit_test(layer_options_layout),     cmocka_unit_test(plan_info_layout),
         cmocka_unit_test(weight_shape_layout),      cmocka_unit_test(fold_args_layout),
-        cmocka_unit_test(moments_layout),           cmocka_unit_test(statuses_and_their_names),
+        cmocka_unit_test(moments_layout),           cmocka_unit_test(layer_args_layout),
+        cmocka_unit_test(statuses_and_their_names),
         cmocka_unit_test(other_constants),          cmocka_unit_test(initializers),
     };
     return cmocka_run_group_tests_name("abi: layout", tests, NULL, NULL);

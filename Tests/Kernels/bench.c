@@ -95,6 +95,13 @@ static void free_workspace(void *workspace)
     if (workspace != NULL) guarded_free(workspace);
 }
 
+static int64_t values_that_count(const bench *b)
+{
+    const int64_t values = b->grid.rows * b->grid.inner;
+    return b->extras && b->extras->positions ? bnk_count_kept(b->extras->positions, values)
+                                             : values;
+}
+
 static void forward_from(bench *b, const bnk_plan *plan, const void *input)
 {
     bnk_forward job = {
@@ -106,7 +113,8 @@ static void forward_from(bench *b, const bnk_plan *plan, const void *input)
         .running_mean = b->running_mean.data,
         .running_var = b->running_var.data,
         .momentum = b->momentum,
-        .count = b->grid.rows * b->grid.inner,
+        .count = values_that_count(b),
+        .extras = b->extras,
         .variance_scale = b->variance_scale,
         .saved_mean = b->saved_mean.data,
         .saved_invstd = b->saved_invstd.data,
@@ -139,6 +147,7 @@ void bench_inference(bench *b, const bnk_plan *plan)
         .epsilon = b->epsilon,
         .running_mean = b->running_mean.data,
         .running_var = b->running_var.data,
+        .extras = b->extras,
     };
     bnk_forward_inference(&b->grid, plan, &job);
 }
@@ -167,7 +176,8 @@ void bench_backward(bench *b, const bnk_plan *plan, bool frozen, bool from_runni
         .running_var = from_running ? b->running_var.data : NULL,
         .epsilon = b->epsilon,
         .frozen = frozen,
-        .count = b->grid.rows * b->grid.inner,
+        .count = values_that_count(b),
+        .extras = b->extras,
         .workspace = workspace_of(bnk_backward_workspace(&b->grid, plan)),
     };
     bnk_backward_run(&b->grid, plan, &job);

@@ -21,7 +21,8 @@ typedef struct bench {
     elements grad_weight, grad_bias;
     elements saved_mean, saved_invstd;
     int64_t nonfinite_channels;
-    ref_statistics *batch; /* the reference's, per channel */
+    const bnk_extras *extras; /* of all operations; NULL at first: none */
+    ref_statistics *batch;    /* the reference's, per channel */
     ref_statistics *running;
 } bench;
 
