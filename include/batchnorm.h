@@ -9,11 +9,11 @@
  *   4  PROBLEM          shape, data type and memory layout
  *   5  OPERATIONS       the stateless functions: your buffers, nothing kept
  *   6  MOMENTS          the same in two halves, for a batch that is not in one place
- *   6  LAYER            an object that keeps parameters, statistics and mode
- *   7  STATE            a layer's state as one checksummed block of bytes
+ *   7  LAYER            an object that keeps parameters, statistics and mode
+ *   8  STATE            a layer's state as one checksummed block of bytes
  *   9  FOLDING          normalization as one affine map, or inside the layer before it
- *   8  MACHINE          threads, instruction sets, version
- *   9  EXPLAIN          how an operation would be done here, in numbers and in words
+ *  10  MACHINE          threads, instruction sets, version
+ *  11  EXPLAIN          how an operation would be done here, in numbers and in words
  *
  * ------------------------------------------------------------------------------------------
  * 1  INTRODUCTION
@@ -594,7 +594,7 @@ BN_API bn_status bn_backward_apply(const bn_problem *problem, const bn_grad_sums
                                    const bn_backward_args *args);
 
 /* ------------------------------------------------------------------------------------------
- * 6  LAYER
+ * 7  LAYER
  * ------------------------------------------------------------------------------------------
  * A layer owns weight, bias, running statistics and batch counter, and remembers of its last forward
  * what backward needs. It calls the functions above and adds nothing to their arithmetic.
@@ -753,7 +753,7 @@ BN_API bn_status bn_layer_get_nonfinite_channels(const bn_layer *layer, int64_t 
 BN_API bn_status bn_layer_reset_running_stats(bn_layer *layer);
 
 /* ------------------------------------------------------------------------------------------
- * 7  STATE
+ * 8  STATE
  * ------------------------------------------------------------------------------------------
  * A layer's options, mode, weight, bias, running statistics and counter as one block of bytes:
  * little-endian, versioned, with a CRC-32 over all of it. It is the same on every machine. What backward
@@ -873,7 +873,7 @@ BN_API bn_status bn_layer_fold(const bn_layer *layer, const bn_weight_shape *sha
                                bn_fold_args *args);
 
 /* ------------------------------------------------------------------------------------------
- * 8  MACHINE
+ * 10  MACHINE
  * ------------------------------------------------------------------------------------------
  * Settings of the whole process; safe to call from any thread. Results have the same bits whatever is
  * set here.
@@ -946,7 +946,7 @@ BN_API const char *bn_isa_name(bn_isa isa);
 BN_API const char *bn_version(void);
 
 /* ------------------------------------------------------------------------------------------
- * 9  EXPLAIN
+ * 11  EXPLAIN
  * ------------------------------------------------------------------------------------------
  * Why is a call as fast, or as slow, as it is? These tell how an operation would be done on this
  * machine with the settings of this moment. Nothing is run and nothing allocated.

@@ -1,4 +1,4 @@
-// Section 9 of batchnorm.h: how an operation would be done.
+// Section EXPLAIN of batchnorm.h: how an operation would be done.
 
 import BatchNorm
 import CBatchNorm

@@ -1,4 +1,4 @@
-// Section "Folding" of batchnorm.h.
+// Section FOLDING of batchnorm.h.
 
 import BatchNorm
 import CBatchNorm

@@ -1,4 +1,4 @@
-// Section 6 of batchnorm.h: the layer. A bn_layer is a LayerCore that the library holds one reference to.
+// Section LAYER of batchnorm.h: the layer. A bn_layer is a LayerCore that the library holds one reference to.
 
 import BatchNorm
 import CBatchNorm

@@ -1,4 +1,4 @@
-// Section 7 of batchnorm.h: a layer's state as bytes.
+// Section STATE of batchnorm.h: a layer's state as bytes.
 
 import BatchNorm
 import CBatchNorm

@@ -1,4 +1,4 @@
-// Section 8 of batchnorm.h: threads, instruction sets, version.
+// Section MACHINE of batchnorm.h: threads, instruction sets, version.
 
 import BatchNorm
 import CBatchNorm

@@ -1,4 +1,4 @@
-// Section 5 of batchnorm.h: the stateless functions.
+// Section OPERATIONS of batchnorm.h: the stateless functions.
 
 import BatchNorm
 import CBatchNorm

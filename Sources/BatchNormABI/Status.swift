@@ -1,4 +1,4 @@
-// Section 3 of batchnorm.h: statuses, their names and the last message.
+// Section STATUS of batchnorm.h: statuses, their names and the last message.
 
 import BatchNorm
 import CBatchNorm

@@ -789,7 +789,7 @@ class _BatchNorm:
     def to_bytes(self) -> bytes:
         """Options, mode, parameters, running statistics and counter as one checksummed block.
 
-        The format is the C library's (batchnorm.h, section 7), the same on every machine.
+        The format is the C library's (batchnorm.h, section STATE), the same on every machine.
         `channel_axis` and what `backward` needs are not part of it.
         """
         size = c_int64()
