@@ -504,9 +504,12 @@ typedef struct bn_moments {
 /* The moments of a tensor: writes count and arrays of `moments`, whose channels and pointers are set. What
  * count and arrays said before does not matter. NaN or infinity in a channel makes that channel's m2, and
  * as a rule its mean, NaN or infinite, and is no error. Of an empty batch: count 0 and zeros.
- * input: N*C*S. Errors: 1xx to 3xx. */
+ * input: N*C*S. mask (N*S) or lengths (N), both optional: as in bn_forward_training_args; masked values
+ * are not counted, and of a tensor that is masked as a whole count is 0. Errors: 1xx to 3xx. */
 BN_API bn_status bn_moments_compute(const bn_problem *problem, const void *input,
-                                    int64_t input_count, bn_moments *moments);
+                                    int64_t input_count, const uint8_t *mask, int64_t mask_count,
+                                    const int64_t *lengths, int64_t lengths_count,
+                                    bn_moments *moments);
 
 /* Takes `other` into `moments`: afterwards these are the moments of all values of both. Which one is
  * first, and in which order more follow, matters for the last bits. With count 0, one is as if it were
@@ -539,7 +542,7 @@ BN_API bn_status bn_moments_statistics(const bn_moments *moments, double epsilon
  *
  *     bn_moments all = BN_MOMENTS_INIT, own = BN_MOMENTS_INIT;    and arrays of C elements for both
  *     for each batch:
- *         bn_moments_compute(&problem, batch, batch_count, &own);
+ *         bn_moments_compute(&problem, batch, batch_count, NULL, 0, NULL, 0, &own);
  *         bn_moments_merge(&all, &own);                           all.count is 0 at first
  *     bn_forward_training_args args = BN_FORWARD_TRAINING_ARGS_INIT;
  *     args.momentum = 1;                                          and running_mean, running_var

@@ -14,6 +14,8 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case structSize(Argument, actual: Int, expected: Int)
     /// An option or reserved member has an unknown value.
     case invalidOption(Argument, actual: Int)
+    /// None of the two is there, of which one is required.
+    case missingBoth(Argument, Argument)
     /// Both were given, of which only one may be.
     case exclusive(Argument, Argument)
 

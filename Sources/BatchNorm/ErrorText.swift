@@ -220,6 +220,11 @@ extension BatchNormError {
             text.append(", expected ")
             argument.appendAllowed(to: &text)
 
+        case .missingBoth(let one, let other):
+            text.append(one.name)
+            text.append(" and ")
+            text.append(other.name)
+            text.append(" are NULL, but one of them is required")
         case .exclusive(let one, let other):
             text.append(one.name)
             text.append(" and ")

@@ -165,7 +165,7 @@ package struct BackwardExtras {
     ) throws(BatchNormError) {
         try activation.validate()
         if activation != .none {
-            if activationMask.isAbsent && output.isAbsent { throw .missing(.activationMask) }
+            if activationMask.isAbsent && output.isAbsent { throw .missingBoth(.activationMask, .output) }
             try buffers.read(
                 optional: activationMask, .activationMask,
                 count: Activation.maskBytes(shape.count), elementSize: 1)

@@ -6,13 +6,17 @@ import CBatchNorm
 @_cdecl("bn_moments_compute") @implementation
 public func bn_moments_compute(
     _ problem: UnsafePointer<bn_problem>?, _ input: UnsafeRawPointer?, _ input_count: Int64,
+    _ mask: UnsafePointer<UInt8>?, _ mask_count: Int64,
+    _ lengths: UnsafePointer<Int64>?, _ lengths_count: Int64,
     _ moments: UnsafeMutablePointer<bn_moments>?
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
         let view = try MomentsView(UnsafePointer(moments), .moments)
         let count = try computeMoments(
-            problem.scalar, problem.shape, View(input, count: Int(input_count)), into: view)
+            problem.scalar, problem.shape, View(input, count: Int(input_count)),
+            Positions(mask, mask_count, lengths, lengths_count, bn_masked(BN_MASKED_ZERO)),
+            into: view)
         moments?.pointee.count = Int64(count)
     }
 }

@@ -8,7 +8,7 @@ extension BatchNormError {
     var status: bn_status {
         let status =
             switch self {
-            case .missing: BN_STATUS_NULL_POINTER
+            case .missing, .missingBoth: BN_STATUS_NULL_POINTER
             case .structSize: BN_STATUS_STRUCT_SIZE
             case .invalidOption, .foldedType: BN_STATUS_INVALID_OPTION
             case .exclusive: BN_STATUS_EXCLUSIVE

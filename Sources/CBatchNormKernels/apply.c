@@ -13,8 +13,8 @@ static void plain_rows(const bnk_operands *o, int64_t at, int64_t rows, int64_t 
         o->leaves->row_grad_apply(o->x + start, o->dy + start, o->y + start, rows, stride, length,
                                   f, stream);
     else
-        o->leaves->row_apply((o->frozen ? o->dy : o->x) + start, o->y + start, rows, stride, length, f,
-                             stream);
+        o->leaves->row_apply((o->frozen ? o->dy : o->x) + start, o->y + start, rows, stride, length,
+                             f, stream);
 }
 
 static void plain_columns(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride,
@@ -26,8 +26,8 @@ static void plain_columns(const bnk_operands *o, int64_t at, int64_t lines, int6
         o->leaves->column_grad_apply(o->x + start, o->dy + start, o->y + start, lines, stride,
                                      width, columns, stream);
     else
-        o->leaves->column_apply((o->frozen ? o->dy : o->x) + start, o->y + start, lines, stride, width,
-                                columns, stream);
+        o->leaves->column_apply((o->frozen ? o->dy : o->x) + start, o->y + start, lines, stride,
+                                width, columns, stream);
 }
 
 /* Inner values [offset, offset + length) of some rows of one channel. */
@@ -88,8 +88,10 @@ static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
         for (int64_t begin = line; line < lines; begin = ++line) {
             uint8_t keeps[BNK_MAX_COLUMNS];
             const uint8_t *keep = NULL;
-            while (line < lines && !(keep = bnk_keep_line(o, row + line * folded, folded,
-                                                          piece->channels, keeps)) && plain)
+            while (
+                line < lines &&
+                !(keep = bnk_keep_line(o, row + line * folded, folded, piece->channels, keeps)) &&
+                plain)
                 line++;
             const int64_t at = row * cut->stride + first;
             if (line > begin)

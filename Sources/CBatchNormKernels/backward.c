@@ -56,8 +56,7 @@ static void add_rows(const backward *t, const bnk_piece *piece, int64_t row, int
                      int64_t at, int64_t count, int64_t ahead, double mean, bnk_lane_sums *lanes)
 {
     const int64_t stride = t->cut.stride, inner = t->cut.grid->inner;
-    const int64_t start =
-        (piece->row + row) * stride + piece->channel * inner + piece->offset + at;
+    const int64_t start = (piece->row + row) * stride + piece->channel * inner + piece->offset + at;
     if (sums_are_plain(t)) {
         const int64_t bytes = start * t->cut.element;
         t->leaves->row_grad_sums((const char *)t->job->input + bytes,
@@ -76,7 +75,8 @@ static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums 
 {
     const double mean = mean_of(t, piece->channel);
     bnk_lane_sums lanes = { { 0 }, { 0 } };
-    if (!other) add_rows(t, piece, 0, piece->rows, 0, piece->length, 2 * t->cut.stride, mean, &lanes);
+    if (!other)
+        add_rows(t, piece, 0, piece->rows, 0, piece->length, 2 * t->cut.stride, mean, &lanes);
     for (int64_t row = 0, together; other && row < piece->rows; row += together) {
         together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
         const int64_t ahead = bnk_next_rows(&t->cut, piece, row, together);
@@ -309,8 +309,7 @@ int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan)
 {
     if (plan->fused) return 0;
     const bnk_cut cut = bnk_cut_grid(grid, plan);
-    return cut.pieces * grid->channels * (int64_t)sizeof(grad_sums) +
-           bnk_linears_size(grid);
+    return cut.pieces * grid->channels * (int64_t)sizeof(grad_sums) + bnk_linears_size(grid);
 }
 
 void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job)

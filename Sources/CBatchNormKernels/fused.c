@@ -101,7 +101,9 @@ static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count, 
 {
     const bnk_extras *e = o->extras;
     bnk_stretch s = {
-        .way = !o->dy ? BNK_WAY_FORWARD : o->frozen ? BNK_WAY_FROZEN : BNK_WAY_GRADIENT,
+        .way = !o->dy      ? BNK_WAY_FORWARD
+               : o->frozen ? BNK_WAY_FROZEN
+                           : BNK_WAY_GRADIENT,
         .stream = o->cut->plan->stream,
         .at = at,
         .count = count,

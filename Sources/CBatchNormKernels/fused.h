@@ -14,7 +14,7 @@ typedef struct bnk_operands {
     const bnk_leaves *leaves; /* of the tensors' type */
     const char *x;
     const char *dy; /* NULL: a forward */
-    char *y;        /* dx in a backward; may be x or dy; NULL: only the residual's gradient is wanted */
+    char *y; /* dx in a backward; may be x or dy; NULL: only the residual's gradient is wanted */
     int32_t frozen; /* dx depends on dy alone, and comes of the forward's formula with dy for x */
     const bnk_extras *extras; /* NULL: plain */
 } bnk_operands;

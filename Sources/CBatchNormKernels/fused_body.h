@@ -150,10 +150,9 @@ BNK_INLINE void BNK_NAME(apply_some)(const bnk_stretch *s, int64_t i, int64_t co
         }
         if (masks && s->keep) {
             const BNK_LINE zero = { 0 };
-            v = BNK_NAME(choose)(BNK_NAME(choice_of_bytes)(s->keep + i, count), v,
-                                 s->pass_masked
-                                     ? BNK_NAME(widen_some)((const BNK_T *)s->dy + i, count)
-                                     : zero);
+            v = BNK_NAME(choose)(
+                BNK_NAME(choice_of_bytes)(s->keep + i, count), v,
+                s->pass_masked ? BNK_NAME(widen_some)((const BNK_T *)s->dy + i, count) : zero);
         }
         if (s->grad_residual) BNK_NAME(narrow_some)((BNK_T *)s->grad_residual + i, z, count, 0);
     }
@@ -174,11 +173,10 @@ BNK_INLINE BNK_NAME(line_of) BNK_NAME(some_at)(const bnk_linears *f, int64_t i, 
 /* The coefficients of one channel. */
 BNK_INLINE BNK_NAME(line_of) BNK_NAME(row_line)(const bnk_linear *f)
 {
-    const BNK_NAME(line_of) line = {
-        BNK_NAME(broadcast)((BNK_C)f->scale),  BNK_NAME(broadcast)((BNK_C)f->center),
-        BNK_NAME(broadcast)((BNK_C)f->slope),  BNK_NAME(broadcast)((BNK_C)f->slope_rest),
-        BNK_NAME(broadcast)((BNK_C)f->offset), BNK_NAME(broadcast)((BNK_C)f->factor)
-    };
+    const BNK_NAME(line_of)
+        line = { BNK_NAME(broadcast)((BNK_C)f->scale),  BNK_NAME(broadcast)((BNK_C)f->center),
+                 BNK_NAME(broadcast)((BNK_C)f->slope),  BNK_NAME(broadcast)((BNK_C)f->slope_rest),
+                 BNK_NAME(broadcast)((BNK_C)f->offset), BNK_NAME(broadcast)((BNK_C)f->factor) };
     return line;
 }
 
@@ -266,8 +264,7 @@ BNK_LEAF void BNK_NAME(gated_part)(const bnk_stretch *s, int64_t i, int64_t coun
 {
     *gradient = *x = (bnk_double16){ 0 };
     for (int64_t h = 0; h < count; h += BNK_LINE_LENGTH)
-        BNK_NAME(gated_some)(s, i + h,
-                             count - h < BNK_LINE_LENGTH ? count - h : BNK_LINE_LENGTH,
+        BNK_NAME(gated_some)(s, i + h, count - h < BNK_LINE_LENGTH ? count - h : BNK_LINE_LENGTH,
                              (double *)gradient + h, (double *)x + h);
 }
 
@@ -307,10 +304,10 @@ BNK_INLINE void BNK_NAME(add_gated_rows)(const bnk_stretch *first, int together,
         s += g;                           \
         q += g * BNK_SUBTRACT(x, m, one); \
     } while (0)
-#define BNK_FETCH(row)                                                          \
-    do {                                                                        \
-        BNK_PREFETCH_LANES((const BNK_T *)(row).x + i + ahead);                 \
-        BNK_PREFETCH_LANES((const BNK_T *)(row).dy + i + ahead);                \
+#define BNK_FETCH(row)                                                                 \
+    do {                                                                               \
+        BNK_PREFETCH_LANES((const BNK_T *)(row).x + i + ahead);                        \
+        BNK_PREFETCH_LANES((const BNK_T *)(row).dy + i + ahead);                       \
         if ((row).output) BNK_PREFETCH_LANES((const BNK_T *)(row).output + i + ahead); \
     } while (0)
     for (; i + BNK_LANES <= a.count; i += BNK_LANES) {
@@ -348,8 +345,9 @@ static void BNK_NAME(row_gated_sums)(const bnk_stretch *s, int64_t rows, int64_t
 
 /* Sixteen columns of some rows; each column adds them in ascending order. */
 BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int64_t together,
-                                            int64_t stride, int64_t keep_stride, int64_t j, int64_t count,
-                                            const double *mean, double *sum, double *product)
+                                            int64_t stride, int64_t keep_stride, int64_t j,
+                                            int64_t count, const double *mean, double *sum,
+                                            double *product)
 {
     bnk_double16 m = { 0 }, s = { 0 }, q = { 0 };
     const bnk_double16 one = BNK_ONES(bnk_double16);

@@ -56,10 +56,9 @@ static inline bnk_float16 bnk_widen_f16_by_bits(bnk_ushort16 stored)
 {
     const bnk_uint16 bits = __builtin_convertvector(stored, bnk_uint16), rest = bits & 0x7fff;
     const bnk_uint16 finite = (bnk_uint16)((bnk_float16)(rest << 13) * 0x1p112f);
-    const bnk_uint16 special =
-        0x7f800000 | rest << 13 | ((bnk_uint16)(rest > 0x7c00) & 0x400000);
-    return (bnk_float16)(bnk_pick((bnk_int16)(rest >= 0x7c00), special, finite) |
-                         (bits & 0x8000) << 16);
+    const bnk_uint16 special = 0x7f800000 | rest << 13 | ((bnk_uint16)(rest > 0x7c00) & 0x400000);
+    return (bnk_float16)(bnk_pick((bnk_int16)(rest >= 0x7c00), special, finite) | (bits & 0x8000)
+                                                                                      << 16);
 }
 
 static inline bnk_float8 bnk_widen_half_f16_by_bits(bnk_ushort8 stored)
@@ -111,8 +110,10 @@ static inline bnk_f16 bnk_narrow_one_f16(float value)
 static inline double bnk_element(const bnk_grid *grid, const void *tensor, int64_t i)
 {
     switch (grid->half) {
-    case BNK_HALF_BFLOAT16: return (double)bnk_widen_one_bf16(((const bnk_bf16 *)tensor)[i]);
-    case BNK_HALF_FLOAT16: return (double)bnk_widen_one_f16(((const bnk_f16 *)tensor)[i]);
+    case BNK_HALF_BFLOAT16:
+        return (double)bnk_widen_one_bf16(((const bnk_bf16 *)tensor)[i]);
+    case BNK_HALF_FLOAT16:
+        return (double)bnk_widen_one_f16(((const bnk_f16 *)tensor)[i]);
     default:
         return grid->is_double ? ((const double *)tensor)[i] : (double)((const float *)tensor)[i];
     }

@@ -3,9 +3,11 @@
 
 static const bnk_leaves *table(int32_t isa, int32_t is_double, int32_t half)
 {
-#define BNK_TABLES(isa)                                                              \
-    { &bnk_leaves_float_##isa, &bnk_leaves_double_##isa, &bnk_leaves_bf16_##isa,     \
-      &bnk_leaves_f16_##isa }
+#define BNK_TABLES(isa)                                                            \
+    {                                                                              \
+        &bnk_leaves_float_##isa, &bnk_leaves_double_##isa, &bnk_leaves_bf16_##isa, \
+            &bnk_leaves_f16_##isa                                                  \
+    }
     static const bnk_leaves *const tables[BNK_ISA_COUNT][4] = {
         [BNK_ISA_GENERIC] = BNK_TABLES(generic),
 #if defined(__x86_64__)

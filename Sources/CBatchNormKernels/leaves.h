@@ -52,7 +52,7 @@ static inline int bnk_streams_rows(int64_t stride, int64_t columns, int64_t elem
 enum { BNK_WAY_FORWARD, BNK_WAY_GRADIENT, BNK_WAY_FROZEN };
 typedef struct bnk_stretch {
     int32_t way;
-    int32_t stream; /* non-temporal stores of y */
+    int32_t stream;    /* non-temporal stores of y */
     int64_t at, count; /* by columns count <= BNK_MAX_COLUMNS, by rows <= BNK_STRETCH */
     const void *x, *dy;
     void *y;               /* may be x, dy or the residual; NULL: nothing is written there */
@@ -115,8 +115,8 @@ typedef struct bnk_leaves {
 } bnk_leaves;
 
 /* bnk_leaves_float_generic and so on. */
-#define BNK_LEAVES_OF(isa)                                                       \
-    extern const bnk_leaves bnk_leaves_float_##isa, bnk_leaves_double_##isa,     \
+#define BNK_LEAVES_OF(isa)                                                   \
+    extern const bnk_leaves bnk_leaves_float_##isa, bnk_leaves_double_##isa, \
         bnk_leaves_bf16_##isa, bnk_leaves_f16_##isa
 BNK_LEAVES_OF(generic);
 #if defined(__x86_64__)

@@ -17,9 +17,9 @@
 
 #define BNK_PREFETCH(p) __builtin_prefetch(p)
 /* Sixteen values, into L2: by rows, what comes next is farther away than L1 reaches. */
-#define BNK_PREFETCH_LANES(p)                                                             \
-    do {                                                                                  \
-        __builtin_prefetch(p, 0, 2);                                                      \
+#define BNK_PREFETCH_LANES(p)                                                                   \
+    do {                                                                                        \
+        __builtin_prefetch(p, 0, 2);                                                            \
         if (BNK_PER_CACHE_LINE < BNK_LANES) __builtin_prefetch((p) + BNK_PER_CACHE_LINE, 0, 2); \
     } while (0)
 

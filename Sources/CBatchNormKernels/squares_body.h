@@ -12,8 +12,8 @@
 
 #ifdef BNK_STORES_HALF
 /* Sixteen values of some rows, added row by row: they and their squares. */
-BNK_INLINE void BNK_NAME(squares_of)(const BNK_T *x, int together, int64_t stride,
-                                     bnk_float16 *sum, bnk_float16 *squares)
+BNK_INLINE void BNK_NAME(squares_of)(const BNK_T *x, int together, int64_t stride, bnk_float16 *sum,
+                                     bnk_float16 *squares)
 {
     bnk_float16 s = { 0 }, q = { 0 };
     for (int r = 0; r < together; r++) {
@@ -111,12 +111,12 @@ BNK_INLINE void BNK_NAME(column_squares_rows)(const BNK_T *x, int together, int6
         }
 #endif
     }
-    BNK_FEW for (; j < columns; j++)
-        for (int r = 0; r < together; r++) {
-            const double v = (double)BNK_WIDEN_ONE(x[r * stride + j]);
-            sum[j] += v;
-            squares[j] += v * v;
-        }
+    BNK_FEW for (; j < columns; j++) for (int r = 0; r < together; r++)
+    {
+        const double v = (double)BNK_WIDEN_ONE(x[r * stride + j]);
+        sum[j] += v;
+        squares[j] += v * v;
+    }
 }
 
 static void BNK_NAME(column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns,

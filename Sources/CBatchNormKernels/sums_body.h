@@ -24,9 +24,8 @@ BNK_LEAF void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int64
                             int64_t count, double filler)
 {
     for (int r = 0; r < together; r++)
-        BNK_FEW for (int64_t i = 0; i < BNK_LANES; i++)
-            padded[r * BNK_LANES + i] =
-                i < count ? row[r * stride + i] : BNK_NARROW_ONE((BNK_C)filler);
+        BNK_FEW for (int64_t i = 0; i < BNK_LANES; i++) padded[r * BNK_LANES + i] =
+            i < count ? row[r * stride + i] : BNK_NARROW_ONE((BNK_C)filler);
 }
 
 /*
@@ -184,12 +183,12 @@ BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t
         BNK_NAME(add_columns)(x + j + 8, together, stride, pivot + j + 8, sum + j + 8,
                               sum_squares + j + 8);
     }
-    BNK_FEW for (; j < columns; j++)
-        for (int r = 0; r < together; r++) {
-            const double c = (double)BNK_WIDEN_ONE(x[r * stride + j]) - pivot[j];
-            sum[j] += c;
-            sum_squares[j] += c * c;
-        }
+    BNK_FEW for (; j < columns; j++) for (int r = 0; r < together; r++)
+    {
+        const double c = (double)BNK_WIDEN_ONE(x[r * stride + j]) - pivot[j];
+        sum[j] += c;
+        sum_squares[j] += c * c;
+    }
 }
 
 static void BNK_NAME(column_sums)(const void *x, int64_t rows, int64_t stride, int64_t columns,
@@ -235,12 +234,12 @@ BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy,
         BNK_NAME(add_grad_columns)(x + j + 8, dy + j + 8, together, stride, mean + j + 8,
                                    sum + j + 8, sum_product + j + 8);
     }
-    BNK_FEW for (; j < columns; j++)
-        for (int r = 0; r < together; r++) {
-            const double g = (double)BNK_WIDEN_ONE(dy[r * stride + j]);
-            sum[j] += g;
-            sum_product[j] += g * ((double)BNK_WIDEN_ONE(x[r * stride + j]) - mean[j]);
-        }
+    BNK_FEW for (; j < columns; j++) for (int r = 0; r < together; r++)
+    {
+        const double g = (double)BNK_WIDEN_ONE(dy[r * stride + j]);
+        sum[j] += g;
+        sum_product[j] += g * ((double)BNK_WIDEN_ONE(x[r * stride + j]) - mean[j]);
+    }
 }
 
 static void BNK_NAME(column_grad_sums)(const void *x, const void *dy, int64_t rows, int64_t stride,

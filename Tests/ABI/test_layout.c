@@ -482,13 +482,19 @@ static void initializers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(problem_layout),           cmocka_unit_test(forward_training_layout),
-        cmocka_unit_test(forward_inference_layout), cmocka_unit_test(backward_layout),
-        cmocka_unit_test(layer_options_layout),     cmocka_unit_test(plan_info_layout),
-        cmocka_unit_test(weight_shape_layout),      cmocka_unit_test(fold_args_layout),
-        cmocka_unit_test(moments_layout),           cmocka_unit_test(layer_args_layout),
+        cmocka_unit_test(problem_layout),
+        cmocka_unit_test(forward_training_layout),
+        cmocka_unit_test(forward_inference_layout),
+        cmocka_unit_test(backward_layout),
+        cmocka_unit_test(layer_options_layout),
+        cmocka_unit_test(plan_info_layout),
+        cmocka_unit_test(weight_shape_layout),
+        cmocka_unit_test(fold_args_layout),
+        cmocka_unit_test(moments_layout),
+        cmocka_unit_test(layer_args_layout),
         cmocka_unit_test(statuses_and_their_names),
-        cmocka_unit_test(other_constants),          cmocka_unit_test(initializers),
+        cmocka_unit_test(other_constants),
+        cmocka_unit_test(initializers),
     };
     return cmocka_run_group_tests_name("abi: layout", tests, NULL, NULL);
 }

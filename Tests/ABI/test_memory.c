@@ -124,7 +124,8 @@ static bn_status training_in_halves(fixture *f)
     m.channels = f->grid.channels;
     m.mean = kept[0], m.mean_rest = kept[1], m.m2 = kept[2];
     kept[0][0] = kept[1][0] = kept[2][0] = -7;
-    const bn_status status = bn_moments_compute(&f->problem, f->input.data, f->input.count, &m);
+    const bn_status status =
+        bn_moments_compute(&f->problem, f->input.data, f->input.count, NULL, 0, NULL, 0, &m);
     if (status == BN_STATUS_OK) return bn_normalize(&f->problem, &m, &f->training);
     check_kept();
     return status;

@@ -88,7 +88,8 @@ static void run_in_parts(fixture *f, const parts *cut, bn_moments *all, bn_grad_
         fixture part = part_of(f, first, cut->samples[i]);
         bn_moments *to = i == 0 ? all : &own;
         succeeds(&part, "moments",
-                 bn_moments_compute(&part.problem, part.input.data, part.input.count, to));
+                 bn_moments_compute(&part.problem, part.input.data, part.input.count, NULL, 0, NULL,
+                                    0, to));
         if (i > 0) succeeds(&part, "merge", bn_moments_merge(all, &own));
     }
     first = 0;
@@ -298,7 +299,9 @@ static fixture images(bn_dtype dtype)
 
 static void compute(const fixture *f, bn_moments *moments)
 {
-    succeeds(f, "moments", bn_moments_compute(&f->problem, f->input.data, f->input.count, moments));
+    succeeds(
+        f, "moments",
+        bn_moments_compute(&f->problem, f->input.data, f->input.count, NULL, 0, NULL, 0, moments));
 }
 
 static void copy_moments(bn_moments *to, const bn_moments *from)
@@ -336,7 +339,7 @@ static void none_is_as_if_it_were_not_there(void **state)
     /* An empty batch has such moments. */
     bn_problem empty = f.problem;
     empty.sizes[0] = 0;
-    succeeds(&f, "moments", bn_moments_compute(&empty, NULL, 0, &result));
+    succeeds(&f, "moments", bn_moments_compute(&empty, NULL, 0, NULL, 0, NULL, 0, &result));
     check(result.count == 0 && result.mean[1] == 0 && result.m2[2] == 0, "moments of nothing");
 }
 
@@ -597,15 +600,17 @@ static void bad_moments_are_refused(void **state)
     copy_moments(&other, &m);
     double *variance = doubles(3);
 
-    REFUSED(bn_moments_compute(NULL, f.input.data, 240, &m), BN_STATUS_NULL_POINTER, "problem");
-    REFUSED(bn_moments_compute(&f.problem, NULL, 240, &m), BN_STATUS_NULL_POINTER, "input");
-    REFUSED(bn_moments_compute(&f.problem, f.input.data, 239, &m), BN_STATUS_COUNT_MISMATCH,
-            "input_count|239|240");
-    REFUSED(bn_moments_compute(&f.problem, f.input.data, 240, NULL), BN_STATUS_NULL_POINTER,
-            "moments");
+    REFUSED(bn_moments_compute(NULL, f.input.data, 240, NULL, 0, NULL, 0, &m),
+            BN_STATUS_NULL_POINTER, "problem");
+    REFUSED(bn_moments_compute(&f.problem, NULL, 240, NULL, 0, NULL, 0, &m), BN_STATUS_NULL_POINTER,
+            "input");
+    REFUSED(bn_moments_compute(&f.problem, f.input.data, 239, NULL, 0, NULL, 0, &m),
+            BN_STATUS_COUNT_MISMATCH, "input_count|239|240");
+    REFUSED(bn_moments_compute(&f.problem, f.input.data, 240, NULL, 0, NULL, 0, NULL),
+            BN_STATUS_NULL_POINTER, "moments");
     bad = m, bad.channels = 4;
-    REFUSED(bn_moments_compute(&f.problem, f.input.data, 240, &bad), BN_STATUS_COUNT_MISMATCH,
-            "moments->channels|4|3");
+    REFUSED(bn_moments_compute(&f.problem, f.input.data, 240, NULL, 0, NULL, 0, &bad),
+            BN_STATUS_COUNT_MISMATCH, "moments->channels|4|3");
     REFUSED(bn_normalize(&f.problem, &bad, &f.training), BN_STATUS_COUNT_MISMATCH,
             "moments->channels|4|3");
     REFUSED(bn_moments_merge(&m, &bad), BN_STATUS_COUNT_MISMATCH, "other->channels|4|3");

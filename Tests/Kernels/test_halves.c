@@ -311,8 +311,8 @@ static void check_trained(half_type type, const char *plan, const bench *h, cons
         first->saved_invstd = kept(h->saved_invstd);
         return;
     }
-    check(memcmp(output, first->output, bytes) == 0, "%s, %s: the output has other bits than before",
-          type.format.name, plan);
+    check(memcmp(output, first->output, bytes) == 0,
+          "%s, %s: the output has other bits than before", type.format.name, plan);
     check_same(type, "running_mean", plan, h->running_mean, first->running_mean);
     check_same(type, "running_var", plan, h->running_var, first->running_var);
     check_same(type, "saved_mean", plan, h->saved_mean, first->saved_mean);
@@ -410,8 +410,7 @@ static void over_all_grids(int32_t half, double mean, double deviation)
             /* Every fifth manner, from another one on each time: all meet all shapes of work. */
             const int manner_count = manners_of(cuts[i], false, manners);
             for (int m = (g + i) % 5; m < manner_count; m += 5)
-                check_manner(type, &b, &manners[m], &r, x, dy, to, (m + g) % 2 == 1,
-                             &first);
+                check_manner(type, &b, &manners[m], &r, x, dy, to, (m + g) % 2 == 1, &first);
             free_trained(&first);
             free_results(r);
         }
@@ -459,8 +458,7 @@ static void rows_at_every_place_of_a_line(void **state)
                 plan.stream = plan.fused = 1;
                 trained first = { .output = NULL };
                 for (int shift = 0; shift < 32; shift += 5)
-                    check_manner(type, &b, &plan, &r, x, dy, room + shift, shift % 2 == 1,
-                                 &first);
+                    check_manner(type, &b, &plan, &r, x, dy, room + shift, shift % 2 == 1, &first);
                 free_trained(&first);
                 free_results(r);
             }

@@ -452,7 +452,7 @@ bn_forward_inference = _declare_checked(
 bn_backward = _declare_checked("bn_backward", POINTER(bn_problem), POINTER(bn_backward_args))
 
 bn_moments_compute = _declare_checked(
-    "bn_moments_compute", POINTER(bn_problem), c_void_p, c_int64, POINTER(bn_moments)
+    "bn_moments_compute", POINTER(bn_problem), *(c_void_p, c_int64) * 3, POINTER(bn_moments)
 )
 bn_moments_merge = _declare_checked("bn_moments_merge", POINTER(bn_moments), POINTER(bn_moments))
 bn_moments_statistics = _declare_checked(

@@ -45,10 +45,14 @@ from ._arrays import (
     Array,
     ChannelAxis,
     Float64Array,
+    Lengths,
+    Mask,
     address,
     counter_address,
     destination,
     form_of,
+    lengths_address,
+    mask_address,
     tensor_address,
     vector_address,
 )
@@ -61,11 +65,12 @@ from ._options import (
     NonfinitePolicy,
     OneValuePolicy,
     RunningVariance,
+    MaskedPolicy,
     StatisticsUsed,
     integer,
     parse,
 )
-from .functional import Gradients, TrainingResult
+from .functional import Gradients, TrainingResult, _extend
 
 __all__ = [
     "GradSums",
@@ -127,16 +132,26 @@ class Moments:
         return cls(0, np.zeros(num_features), np.zeros(num_features), np.zeros(num_features))
 
     @classmethod
-    def of(cls, input: Array, *, channel_axis: ChannelAxis = 1) -> Moments:
+    def of(
+        cls,
+        input: Array,
+        *,
+        mask: Mask | None = None,
+        lengths: Lengths | None = None,
+        channel_axis: ChannelAxis = 1,
+    ) -> Moments:
         """The moments of a tensor: (N, C, ...), or (N, ..., C) with ``channel_axis=-1``.
 
-        Of an empty batch they are those of `none`. NaN or infinity is no error here; it is what
+        `mask` and `lengths` as in `functional.forward_training`. Of an empty batch, or one that is
+        masked as a whole, they are those of `none`. NaN or infinity is no error here; it is what
         `normalize`'s `nonfinite` is about.
         """
         form = form_of(input, "input", channel_axis)
         result = cls.none(form.channels)
         raw = result._c()
-        c.bn_moments_compute(form.problem, address(input), form.elements, raw)
+        positions = (None, 0) if mask is None else mask_address(mask, form, channel_axis)
+        steps = (None, 0) if lengths is None else lengths_address(lengths, form)
+        c.bn_moments_compute(form.problem, address(input), form.elements, *positions, *steps, raw)
         result.count = raw.count
         return result
 
@@ -288,6 +303,9 @@ def normalize(
     nonfinite: NonfinitePolicy = "report",
     channel_axis: ChannelAxis = 1,
     out: Array | None = None,
+    mask: Mask | None = None,
+    lengths: Lengths | None = None,
+    masked: MaskedPolicy = "zero",
 ) -> TrainingResult:
     """`functional.forward_training` with given moments: the input is not reduced.
 
@@ -318,6 +336,7 @@ def normalize(
     args.epsilon = eps
     if momentum is not None:
         args.momentum = momentum
+    _extend(args, form, channel_axis, None, 0.01, mask, lengths, masked)
     args.input = address(input)
     args.input_count = args.output_count = form.elements
     out, args.output = destination(out, "out", form, input)
@@ -382,6 +401,8 @@ def backward_reduce(
     running_mean: Array | None = None,
     statistics: StatisticsUsed = "batch",
     channel_axis: ChannelAxis = 1,
+    mask: Mask | None = None,
+    lengths: Lengths | None = None,
 ) -> GradSums:
     """The first half of `functional.backward`: the sums of one part of the batch.
 
@@ -391,6 +412,7 @@ def backward_reduce(
     args = c.bn_backward_args(
         sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics)
     )
+    _extend(args, form, channel_axis, None, 0.01, mask, lengths, "zero")
     args.input_count = args.grad_output_count = form.elements
     args.input = address(input)
     args.grad_output = tensor_address(grad_output, "grad_output", form)
@@ -420,6 +442,9 @@ def backward_apply(
     output_mask: tuple[bool, bool, bool] = (True, True, True),
     channel_axis: ChannelAxis = 1,
     grad_input: Array | None = None,
+    mask: Mask | None = None,
+    lengths: Lengths | None = None,
+    masked: MaskedPolicy = "zero",
 ) -> Gradients:
     """The second half of `functional.backward`: gradients of one part from the whole batch's sums.
 
@@ -432,6 +457,7 @@ def backward_apply(
     args = c.bn_backward_args(
         sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics), eps
     )
+    _extend(args, form, channel_axis, None, 0.01, mask, lengths, masked)
     args.input_count = args.grad_output_count = form.elements
     args.input = address(input)
     args.grad_output = tensor_address(grad_output, "grad_output", form)
