@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from batchnorm import BatchNormError, Status, functional
 from batchnorm.moments import GradSums, Moments, backward_apply, backward_reduce, normalize
 
 
-def sequences(channel_axis: int, dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sequences(channel_axis: Any, dtype: Any) -> Any:
     """Input and grad_output of six padded sequences, garbage where they are padded; and lengths."""
     rng = np.random.default_rng(7)
     lengths = np.array([300, 0, 17, 299, 1, 160])
@@ -22,9 +24,9 @@ def sequences(channel_axis: int, dtype: type) -> tuple[np.ndarray, np.ndarray, n
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_halves_are_the_whole(channel_axis: int, dtype: type) -> None:
+def test_halves_are_the_whole(channel_axis: Any, dtype: Any) -> None:
     x, dy, lengths = sequences(channel_axis, dtype)
-    kind = {"channel_axis": channel_axis, "lengths": lengths, "masked": "pass"}
+    kind: Any = {"channel_axis": channel_axis, "lengths": lengths, "masked": "pass"}
     whole = functional.forward_training(x, **kind)
     moments = Moments.of(x, channel_axis=channel_axis, lengths=lengths)
     assert moments.count == lengths.sum() == whole.values_per_channel
@@ -32,7 +34,7 @@ def test_halves_are_the_whole(channel_axis: int, dtype: type) -> None:
     np.testing.assert_array_equal(part.output, whole.output)
     np.testing.assert_array_equal(part.saved_mean, whole.saved_mean)
 
-    saved = {"saved_mean": whole.saved_mean, "saved_invstd": whole.saved_invstd}
+    saved: Any = {"saved_mean": whole.saved_mean, "saved_invstd": whole.saved_invstd}
     grads = functional.backward(dy, x, **saved, **kind)
     sums = backward_reduce(
         dy, x, saved_mean=whole.saved_mean, channel_axis=channel_axis, lengths=lengths
@@ -45,14 +47,14 @@ def test_halves_are_the_whole(channel_axis: int, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
-def test_parts_are_the_values_that_count(channel_axis: int) -> None:
+def test_parts_are_the_values_that_count(channel_axis: Any) -> None:
     x, _, lengths = sequences(channel_axis, np.float64)
     merged = Moments.none(20)
     for sample in range(len(x)):
         own = slice(sample, sample + 1)
         merged.merge(Moments.of(x[own], channel_axis=channel_axis, lengths=lengths[own]))
     rows = x if channel_axis == -1 else x.transpose(0, 2, 1)
-    values = np.concatenate([row[:length] for row, length in zip(rows, lengths)])
+    values = np.concatenate([row[:length] for row, length in zip(rows, lengths, strict=True)])
     assert merged.count == len(values)
     np.testing.assert_allclose(merged.mean, values.mean(0), rtol=1e-13)
     np.testing.assert_allclose(merged.variance(), values.var(0), rtol=1e-13)
