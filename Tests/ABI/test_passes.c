@@ -283,14 +283,14 @@ static void the_last_forward_once_more(void **state)
 {
     (void)state;
     static const double means[][2] = { { 0.5, 2 }, { 1e4, 1e-2 }, { -3e7, 1 }, { 1e15, 1 } };
-    int turn = 0;
+    size_t turn = 0;
     for (int dtype = BN_DTYPE_FLOAT32; dtype <= BN_DTYPE_FLOAT64; dtype++)
         for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++)
             for (size_t m = 0; m < LENGTH(means); m++) {
                 fixture f = fixture_with_extras(
                     problem_of(dtype, layout, 3, sequences[turn % LENGTH(sequences)]));
                 elements_fill_normal(f.input, 70 + m, means[m][0], means[m][1]);
-                bn_set_num_threads(1 + turn % 4);
+                bn_set_num_threads(1 + (int32_t)(turn % 4));
                 for (size_t k = 0; k < LENGTH(kinds); k++) {
                     recomputes(&f, kinds[k], true);
                     recomputes(&f, kinds[k], false);
