@@ -41,32 +41,56 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
 
     // MARK: Forward and backward
 
-    /// Forward in the layer's mode. In evaluation a layer without running statistics uses the batch's.
-    public func forward(_ input: Tensor<Scalar>) throws(BatchNormError) -> Tensor<Scalar> {
+    /// Forward in the layer's mode: `activation(batch normalization of input + residual)`. In evaluation a layer without
+    /// running statistics uses the batch's.
+    ///
+    /// - Parameters:
+    ///   - input: The batch.
+    ///   - activation: What is done to the values in the end.
+    ///   - residual: Added before the activation; of the input's shape.
+    ///   - mask: Which positions take part; nil means all.
+    ///   - pass: Other than by the mode. `.recompute` gives the last forward's output to the bit, if all else is as it was.
+    /// - Throws: For `.recompute` also `.noForward`, or `.shapeMismatch` for another shape than the last forward's.
+    public func forward(
+        _ input: Tensor<Scalar>, activation: Activation = .none, residual: Tensor<Scalar>? = nil,
+        mask: PositionMask? = nil, pass: ForwardPass = .normal
+    ) throws(BatchNormError) -> Tensor<Scalar> {
+        try residual?.requireResidual(of: input)
         var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
         try output.withMutableSpan { (output) throws(BatchNormError) in
-            try forward(input: input.elements.span, shape: input.shape, output: &output)
+            try forward(
+                input: input.elements.span, shape: input.shape, output: &output,
+                activation: activation, residual: residual?.elements.span, mask: mask, pass: pass)
         }
         return output
     }
 
-    /// As `forward(_:)`, from memory of yours into memory of yours: `shape.count` elements each.
+    /// As the function on tensors, from memory of yours into memory of yours: `shape.count` elements each.
     public func forward(
-        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>
+        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
+        activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
+        pass: ForwardPass = .normal
     ) throws(BatchNormError) {
+        defer { withExtendedLifetime(mask) {} }
         try core.forward(
-            Scalar.scalarType, shape, input: View(input), output: MutableView(&output))
+            Scalar.scalarType, shape, pass: pass, input: View(input), output: MutableView(&output),
+            extras: ForwardExtras(activation, residual, mask))
     }
 
-    /// As `forward(_:)` in place. The input is lost; keep a copy if there will be a backward.
+    /// As the function on tensors, in place. The input is lost; keep a copy if there will be a backward.
     public func forward(
-        inPlace elements: inout MutableSpan<Scalar>, shape: Shape
+        inPlace elements: inout MutableSpan<Scalar>, shape: Shape, activation: Activation = .none,
+        residual: Span<Scalar>? = nil, mask: PositionMask? = nil, pass: ForwardPass = .normal
     ) throws(BatchNormError) {
+        defer { withExtendedLifetime(mask) {} }
         let view = MutableView(&elements)
-        try core.forward(Scalar.scalarType, shape, input: view.constant, output: view)
+        try core.forward(
+            Scalar.scalarType, shape, pass: pass, input: view.constant, output: view,
+            extras: ForwardExtras(activation, residual, mask))
     }
 
-    /// Backward of the last forward, with the statistics which that one used. May be called more than once.
+    /// Backward of the last forward, with the statistics which that one used, back through its activation and with the
+    /// gradient of its residual. May be called more than once; the layer has kept all it needs but the input.
     ///
     /// - Parameters:
     ///   - input: The last forward's input.
@@ -78,12 +102,12 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         guard gradOutput.shape == input.shape else {
             throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
         }
-        return try Gradients(shape: input.shape) {
-            (gradInput, gradWeight, gradBias) throws(BatchNormError) in
+        return try Gradients(shape: input.shape, hasResidual: core.hadResidual) {
+            (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
             try backward(
                 input: input.elements.span, gradOutput: gradOutput.elements.span,
                 shape: input.shape, gradInput: &gradInput, gradWeight: &gradWeight,
-                gradBias: &gradBias)
+                gradBias: &gradBias, gradResidual: &gradResidual)
         }
     }
 
@@ -92,13 +116,26 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     public func backward(
         input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape,
         gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar>,
-        gradBias: inout MutableSpan<Scalar>
+        gradBias: inout MutableSpan<Scalar>, gradResidual: inout MutableSpan<Scalar>
     ) throws(BatchNormError) {
         try core.backward(
             Scalar.scalarType, shape, input: View(input), gradOutput: View(gradOutput),
             gradInput: MutableView(unlessEmpty: &gradInput),
             gradWeight: MutableView(unlessEmpty: &gradWeight),
-            gradBias: MutableView(unlessEmpty: &gradBias))
+            gradBias: MutableView(unlessEmpty: &gradBias),
+            gradResidual: MutableView(unlessEmpty: &gradResidual))
+    }
+
+    /// As the function with `gradResidual`, for forwards without a residual.
+    public func backward(
+        input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape,
+        gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar>,
+        gradBias: inout MutableSpan<Scalar>
+    ) throws(BatchNormError) {
+        var gradResidual = MutableSpan<Scalar>()
+        try backward(
+            input: input, gradOutput: gradOutput, shape: shape, gradInput: &gradInput,
+            gradWeight: &gradWeight, gradBias: &gradBias, gradResidual: &gradResidual)
     }
 
     /// Mean and invstd that the last forward normalized with, and which statistics these were.

@@ -9,6 +9,8 @@ public struct Gradients<Scalar: BatchNormScalar>: Equatable, Sendable {
     public var weight: [Scalar]
     /// One per channel.
     public var bias: [Scalar]
+    /// Of the residual's shape, which is the input's; nil if the forward had none.
+    public var residual: Tensor<Scalar>?
 }
 
 // MARK: - Forward in training
@@ -19,23 +21,32 @@ public struct Gradients<Scalar: BatchNormScalar>: Equatable, Sendable {
 ///
 /// Follows `torch.nn.functional.batch_norm(training=True)`. An empty batch changes no statistics.
 ///
+/// A residual is added to y, and an activation follows, in the same sweep over memory:
+/// `activation(y + residual)`, as cuDNN's `BN_ADD_ACTIVATION` has it.
+///
 /// - Parameters:
 ///   - input: The batch.
 ///   - weight: One factor per channel; nil means 1.
 ///   - bias: One summand per channel; nil means 0.
+///   - activation: What is done to the values in the end.
+///   - residual: Added before the activation; of the input's shape.
+///   - mask: Which positions take part; nil means all.
 ///   - running: Takes in the batch as `options` say, unless the call throws.
 ///   - options: Epsilon and how the running statistics take in a batch.
 /// - Returns: The output, of the input's shape, and what `backward` needs.
 /// - Throws: `BatchNormError`; only `.nonfinite` comes after the running statistics have been updated.
 public func forwardTraining<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, weight: [Scalar]? = nil, bias: [Scalar]? = nil,
+    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
     running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+    try residual?.requireResidual(of: input)
     var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
     let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
         try forwardTraining(
             input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-            bias: bias?.span, running: &running, options: options)
+            bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
+            running: &running, options: options)
     }
     return (output, saved)
 }
@@ -43,25 +54,30 @@ public func forwardTraining<Scalar: BatchNormScalar>(
 /// As the function with `running`, for batches that enter no running statistics.
 public func forwardTraining<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, weight: [Scalar]? = nil, bias: [Scalar]? = nil,
+    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
     options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+    try residual?.requireResidual(of: input)
     var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
     let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
         try forwardTraining(
             input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-            bias: bias?.span, options: options)
+            bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
+            options: options)
     }
     return (output, saved)
 }
 
 /// Normalizes a batch by its own statistics, from memory of yours into memory of yours, and takes it into running
-/// statistics. `input` and `output` hold `shape.count` elements, `weight` and `bias` one per channel.
+/// statistics. `input`, `residual` and `output` hold `shape.count` elements, `weight` and `bias` one per channel.
 ///
-/// - Returns: What `backward` needs, together with the input.
+/// - Returns: What `backward` needs, together with the input. An activation's mask in it has one bit a value; nothing else
+///   grows with the batch. (`BatchNormLayer` keeps such memory from call to call.)
 /// - Throws: `BatchNormError`; only `.nonfinite` comes after output and statistics have been written.
 public func forwardTraining<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil,
+    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
+    residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
     running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
     var job = ForwardTraining(
@@ -69,13 +85,15 @@ public func forwardTraining<Scalar: BatchNormScalar>(
         output: MutableView(&output))
     job.weight = View(weight)
     job.bias = View(bias)
-    return try job.run(&running)
+    job.extras = ForwardExtras(activation, residual, mask)
+    return try job.run(&running, mask)
 }
 
 /// As the function with `running`, for batches that enter no running statistics.
 public func forwardTraining<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil,
+    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
+    residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
     options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
     var job = ForwardTraining(
@@ -83,7 +101,8 @@ public func forwardTraining<Scalar: BatchNormScalar>(
         output: MutableView(&output))
     job.weight = View(weight)
     job.bias = View(bias)
-    return try job.runAndSave()
+    job.extras = ForwardExtras(activation, residual, mask)
+    return try job.runAndSave(mask)
 }
 
 /// Normalizes a batch by its own statistics in place, and takes it into running statistics. The input is lost; keep a
@@ -92,7 +111,8 @@ public func forwardTraining<Scalar: BatchNormScalar>(
 /// - Throws: `BatchNormError`; only `.nonfinite` comes after elements and statistics have been written.
 public func forwardTraining<Scalar: BatchNormScalar>(
     inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil,
+    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
+    residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
     running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
     let view = MutableView(&elements)
@@ -101,34 +121,56 @@ public func forwardTraining<Scalar: BatchNormScalar>(
         output: view)
     job.weight = View(weight)
     job.bias = View(bias)
-    return try job.run(&running)
+    job.extras = ForwardExtras(activation, residual, mask)
+    return try job.run(&running, mask)
 }
 
 extension ForwardTraining {
     func run<Scalar>(
-        _ running: inout RunningStatistics<Scalar>
+        _ running: inout RunningStatistics<Scalar>, _ mask: PositionMask? = nil
     ) throws(BatchNormError) -> SavedStatistics {
         try running.withViews { (mean, variance, counter) throws(BatchNormError) in
             var job = self
             job.runningMean = mean
             job.runningVar = variance
             job.numBatchesTracked = counter
-            return try job.runAndSave()
+            return try job.runAndSave(mask)
         }
     }
 
-    func runAndSave() throws(BatchNormError) -> SavedStatistics {
+    /// `mask` is what the extras have views of.
+    func runAndSave(_ mask: PositionMask? = nil) throws(BatchNormError) -> SavedStatistics {
+        defer { withExtendedLifetime(mask) {} }
         var saved = SavedStatistics(channels: shape.channels)
+        var activationMask: ActivationMask?
         let outcome = try saved.withViews { (mean, invstd) throws(BatchNormError) in
             var job = self
             job.savedMean = mean
             job.savedInvstd = invstd
-            return try job.run()
+            return try job.run(bits: &activationMask)
         }
         try outcome.require(options.nonfinite, of: shape.channels)
         saved.statistics = outcome.statistics
         saved.nonfiniteChannels = outcome.nonfiniteChannels
+        saved.activationMask = activationMask
+        saved.positionMask = mask
+        saved.hasResidual = !extras.residual.isAbsent
         return saved
+    }
+
+    /// Runs it with a mask of the activation's, which is there afterwards if there is an activation.
+    private func run(bits: inout ActivationMask?) throws(BatchNormError) -> Outcome {
+        guard extras.activation != .none else { return try run() }
+        // Before there is memory for so many values as the shape says.
+        try validate()
+        var own = ActivationMask(extras.activation, count: shape.count)
+        let outcome = try own.withView { (view) throws(BatchNormError) in
+            var job = self
+            job.extras.activationMask = view
+            return try job.run()
+        }
+        bits = own
+        return outcome
     }
 }
 
@@ -142,50 +184,62 @@ extension ForwardTraining {
 ///   - input: The batch.
 ///   - weight: One factor per channel; nil means 1.
 ///   - bias: One summand per channel; nil means 0.
+///   - activation: What is done to the values in the end.
+///   - residual: Added before the activation; of the input's shape.
+///   - mask: Which positions take part; nil means all.
 ///   - running: Collected in training.
 ///   - epsilon: Added to the variance; finite and at least 0.
 /// - Returns: The output, of the input's shape.
 public func forwardInference<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, weight: [Scalar]? = nil, bias: [Scalar]? = nil,
+    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
     running: RunningStatistics<Scalar>, epsilon: Double = 1e-5
 ) throws(BatchNormError) -> Tensor<Scalar> {
+    try residual?.requireResidual(of: input)
     var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
     try output.withMutableSpan { (output) throws(BatchNormError) in
         try forwardInference(
             input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-            bias: bias?.span, runningMean: running.mean.span, runningVar: running.variance.span,
-            epsilon: epsilon)
+            bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
+            runningMean: running.mean.span, runningVar: running.variance.span, epsilon: epsilon)
     }
     return output
 }
 
-/// Normalizes a batch by running statistics, from memory of yours into memory of yours. `input` and `output` hold
-/// `shape.count` elements, all others one per channel. Nothing is allocated.
+/// Normalizes a batch by running statistics, from memory of yours into memory of yours. `input`, `residual` and
+/// `output` hold `shape.count` elements, all others one per channel. Nothing is allocated, but for the bytes of a mask
+/// that is given by lengths.
 public func forwardInference<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, runningMean: Span<Scalar>,
+    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
+    residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar>,
     runningVar: Span<Scalar>, epsilon: Double = 1e-5
 ) throws(BatchNormError) {
+    defer { withExtendedLifetime(mask) {} }
     var job = ForwardInference(
         scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: View(input),
         output: MutableView(&output), runningMean: View(runningMean), runningVar: View(runningVar))
     job.weight = View(weight)
     job.bias = View(bias)
+    job.extras = ForwardExtras(activation, residual, mask)
     try job.run()
 }
 
 /// Normalizes a batch by running statistics in place.
 public func forwardInference<Scalar: BatchNormScalar>(
     inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, runningMean: Span<Scalar>,
+    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
+    residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar>,
     runningVar: Span<Scalar>, epsilon: Double = 1e-5
 ) throws(BatchNormError) {
+    defer { withExtendedLifetime(mask) {} }
     let view = MutableView(&elements)
     var job = ForwardInference(
         scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: view.constant,
         output: view, runningMean: View(runningMean), runningVar: View(runningVar))
     job.weight = View(weight)
     job.bias = View(bias)
+    job.extras = ForwardExtras(activation, residual, mask)
     try job.run()
 }
 
@@ -201,7 +255,9 @@ public func forwardInference<Scalar: BatchNormScalar>(
 ///   - input: The forward's input.
 ///   - gradOutput: The gradient with respect to the forward's output.
 ///   - weight: The forward's weight; nil means 1.
-///   - saved: What the forward returned; or, after inference, `SavedStatistics(running:epsilon:)`.
+///   - saved: What the forward returned; or, after inference, `SavedStatistics(running:epsilon:)`. It says what else
+///     the forward did: with an activation, gradOutput stands for what came back through that, which is also the
+///     residual's gradient; masked positions take no part.
 public func backward<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, weight: [Scalar]? = nil,
     saved: SavedStatistics
@@ -209,26 +265,27 @@ public func backward<Scalar: BatchNormScalar>(
     guard gradOutput.shape == input.shape else {
         throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
     }
-    return try Gradients(shape: input.shape) {
-        (gradInput, gradWeight, gradBias) throws(BatchNormError) in
+    return try Gradients(shape: input.shape, hasResidual: saved.hasResidual) {
+        (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
         try backward(
             input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
             weight: weight?.span, saved: saved, gradInput: &gradInput, gradWeight: &gradWeight,
-            gradBias: &gradBias)
+            gradBias: &gradBias, gradResidual: &gradResidual)
     }
 }
 
-/// The gradients of a loss, from memory of yours into memory of yours. `input`, `gradOutput` and `gradInput` hold
-/// `shape.count` elements, `weight`, `gradWeight` and `gradBias` one per channel.
+/// The gradients of a loss, from memory of yours into memory of yours. `input`, `gradOutput`, `gradInput` and
+/// `gradResidual` hold `shape.count` elements, `weight`, `gradWeight` and `gradBias` one per channel.
 ///
 /// Gradients are written, not added. Pass an empty span (`MutableSpan()`) to skip one: what nobody wants is not
 /// computed.
 public func backward<Scalar: BatchNormScalar>(
     input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar>? = nil,
     saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar>, gradBias: inout MutableSpan<Scalar>
+    gradWeight: inout MutableSpan<Scalar>, gradBias: inout MutableSpan<Scalar>,
+    gradResidual: inout MutableSpan<Scalar>
 ) throws(BatchNormError) {
-    // The parameter outlives the call, and with it the arrays.
+    defer { withExtendedLifetime(saved) {} }
     let source = Backward.Source.saved(
         mean: View(saved.mean.span), invstd: View(saved.invstd.span))
     var job = Backward(
@@ -238,27 +295,46 @@ public func backward<Scalar: BatchNormScalar>(
     job.gradInput = MutableView(unlessEmpty: &gradInput)
     job.gradWeight = MutableView(unlessEmpty: &gradWeight)
     job.gradBias = MutableView(unlessEmpty: &gradBias)
+    job.extras = BackwardExtras(saved)
+    job.extras.gradResidual = MutableView(unlessEmpty: &gradResidual)
     try job.run()
 }
 
+/// As the function with `gradResidual`, for forwards without a residual.
+public func backward<Scalar: BatchNormScalar>(
+    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar>? = nil,
+    saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
+    gradWeight: inout MutableSpan<Scalar>, gradBias: inout MutableSpan<Scalar>
+) throws(BatchNormError) {
+    var gradResidual = MutableSpan<Scalar>()
+    try backward(
+        input: input, gradOutput: gradOutput, shape: shape, weight: weight, saved: saved,
+        gradInput: &gradInput, gradWeight: &gradWeight, gradBias: &gradBias,
+        gradResidual: &gradResidual)
+}
+
 extension Gradients {
-    /// Gradients of this shape that `fill` writes.
+    /// Gradients of this shape that `fill` writes; that of the residual is empty unless there is one.
     init(
-        shape: Shape,
+        shape: Shape, hasResidual: Bool,
         _ fill: (
-            inout MutableSpan<Scalar>, inout MutableSpan<Scalar>, inout MutableSpan<Scalar>
+            inout MutableSpan<Scalar>, inout MutableSpan<Scalar>, inout MutableSpan<Scalar>,
+            inout MutableSpan<Scalar>
         ) throws(BatchNormError) -> Void
     ) throws(BatchNormError) {
         var input = try Tensor<Scalar>(repeating: 0, shape: shape)
+        var residual = [Scalar](repeating: 0, count: hasResidual ? shape.count : 0)
         var weight = [Scalar](repeating: 0, count: shape.channels)
         var bias = [Scalar](repeating: 0, count: shape.channels)
         try input.withMutableSpan { (gradInput) throws(BatchNormError) in
             var gradWeight = weight.mutableSpan
             var gradBias = bias.mutableSpan
-            try fill(&gradInput, &gradWeight, &gradBias)
+            var gradResidual = residual.mutableSpan
+            try fill(&gradInput, &gradWeight, &gradBias, &gradResidual)
         }
         self.input = input
         self.weight = weight
         self.bias = bias
+        self.residual = hasResidual ? try Tensor(residual, shape: shape) : nil
     }
 }

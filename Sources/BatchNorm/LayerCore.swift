@@ -23,6 +23,7 @@ package final class LayerCore {
         var shape: Shape
         var outcome: ForwardTraining.Outcome
         var activation: Activation
+        var hasResidual: Bool
         var isMasked: Bool
         var masked: MaskedOutput
     }
@@ -308,7 +309,8 @@ package final class LayerCore {
         try extras.positions.store(shape, in: &mask)
         lastForward = LastForward(
             shape: shape, outcome: outcome, activation: extras.activation,
-            isMasked: !extras.positions.isAbsent, masked: extras.positions.masked)
+            hasResidual: !extras.residual.isAbsent, isMasked: !extras.positions.isAbsent,
+            masked: extras.positions.masked)
     }
 
     private func requireLastForward(_ shape: Shape) throws(BatchNormError) -> LastForward {
@@ -324,6 +326,9 @@ package final class LayerCore {
         guard let lastForward else { throw .noForward }
         return lastForward.outcome
     }
+
+    /// Whether the last forward added a residual.
+    var hadResidual: Bool { lastForward?.hasResidual ?? false }
 
     /// Copies out the mean that the last forward normalized with.
     package func getSavedMean(into out: MutableView) throws(BatchNormError) {

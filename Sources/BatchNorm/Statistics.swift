@@ -24,7 +24,8 @@ public struct RunningStatistics<Scalar: BatchNormScalar>: Equatable, Sendable {
     }
 }
 
-/// What a forward pass saves for its backward: the statistics that it normalized with.
+/// What a forward pass saves for its backward: the statistics that it normalized with, and which values took part and
+/// passed.
 ///
 /// They are float64 whatever the tensors hold, because a mean rounded to float32 may be off by more than the deviation.
 public struct SavedStatistics: Equatable, Sendable {
@@ -36,6 +37,12 @@ public struct SavedStatistics: Equatable, Sendable {
     public var statistics: Statistics
     /// How many channels of the batch held NaN or infinity.
     public var nonfiniteChannels: Int
+    /// Where the forward's activation let pass; nil if it had none.
+    public var activationMask: ActivationMask?
+    /// Which positions took part; nil: all.
+    public var positionMask: PositionMask?
+    /// Whether the forward added a residual, so that there is a gradient with respect to it.
+    public var hasResidual = false
 
     /// Statistics from elsewhere, one mean and invstd per channel.
     public init(
@@ -48,7 +55,8 @@ public struct SavedStatistics: Equatable, Sendable {
         self.nonfiniteChannels = nonfiniteChannels
     }
 
-    /// What backward needs after an inference forward with these statistics ("frozen" batch normalization).
+    /// What backward needs after an inference forward with these statistics ("frozen" batch normalization). If the
+    /// forward had an activation, a mask or a residual, set these members.
     ///
     /// - Throws: `.countMismatch` if mean and variance differ in length, `.noChannels` if there are none, `.epsilon`.
     public init<Scalar: BatchNormScalar>(
