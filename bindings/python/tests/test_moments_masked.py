@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from batchnorm import BatchNormError, Status, functional
 from batchnorm.moments import GradSums, Moments, backward_apply, backward_reduce, normalize
 
