@@ -115,8 +115,8 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     /// an empty span (`MutableSpan()`) to skip one: what nobody wants is not computed.
     public func backward(
         input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape,
-        gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar>,
-        gradBias: inout MutableSpan<Scalar>, gradResidual: inout MutableSpan<Scalar>
+        gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar.Parameter>,
+        gradBias: inout MutableSpan<Scalar.Parameter>, gradResidual: inout MutableSpan<Scalar>
     ) throws(BatchNormError) {
         try core.backward(
             Scalar.scalarType, shape, input: View(input), gradOutput: View(gradOutput),
@@ -129,8 +129,8 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     /// As the function with `gradResidual`, for forwards without a residual.
     public func backward(
         input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape,
-        gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar>,
-        gradBias: inout MutableSpan<Scalar>
+        gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar.Parameter>,
+        gradBias: inout MutableSpan<Scalar.Parameter>
     ) throws(BatchNormError) {
         var gradResidual = MutableSpan<Scalar>()
         try backward(
@@ -158,13 +158,13 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     // MARK: Parameters and running statistics
 
     /// A copy of the weight (γ), one per channel; nil if the layer has none.
-    public var weight: [Scalar]? { copy(of: core.weight) }
+    public var weight: [Scalar.Parameter]? { copy(of: core.weight) }
     /// A copy of the bias (β), one per channel; nil if the layer has none.
-    public var bias: [Scalar]? { copy(of: core.bias) }
+    public var bias: [Scalar.Parameter]? { copy(of: core.bias) }
     /// A copy of the running mean, one per channel; nil if the layer keeps none.
-    public var runningMean: [Scalar]? { copy(of: core.runningMean) }
+    public var runningMean: [Scalar.Parameter]? { copy(of: core.runningMean) }
     /// A copy of the running variance, one per channel; nil if the layer keeps none.
-    public var runningVar: [Scalar]? { copy(of: core.runningVar) }
+    public var runningVar: [Scalar.Parameter]? { copy(of: core.runningVar) }
     /// How many batches the running statistics have taken in; nil if the layer keeps none.
     public var numBatchesTracked: Int? {
         options.trackRunningStats ? Int(core.batches) : nil
@@ -173,28 +173,28 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     /// Sets the weight, one per channel.
     ///
     /// - Throws: `.countMismatch`, or `.noParameter` if the layer has none.
-    public func setWeight(_ values: [Scalar]) throws(BatchNormError) {
+    public func setWeight(_ values: [Scalar.Parameter]) throws(BatchNormError) {
         try core.set(.weight, to: View(values.span))
     }
 
     /// Sets the bias, one per channel.
     ///
     /// - Throws: `.countMismatch`, or `.noParameter` if the layer has none.
-    public func setBias(_ values: [Scalar]) throws(BatchNormError) {
+    public func setBias(_ values: [Scalar.Parameter]) throws(BatchNormError) {
         try core.set(.bias, to: View(values.span))
     }
 
     /// Sets the running mean, one per channel.
     ///
     /// - Throws: `.countMismatch`, or `.noRunningStatistics` if the layer keeps none.
-    public func setRunningMean(_ values: [Scalar]) throws(BatchNormError) {
+    public func setRunningMean(_ values: [Scalar.Parameter]) throws(BatchNormError) {
         try core.set(.runningMean, to: View(values.span))
     }
 
     /// Sets the running variance, one per channel.
     ///
     /// - Throws: `.countMismatch`, or `.noRunningStatistics` if the layer keeps none.
-    public func setRunningVar(_ values: [Scalar]) throws(BatchNormError) {
+    public func setRunningVar(_ values: [Scalar.Parameter]) throws(BatchNormError) {
         try core.set(.runningVar, to: View(values.span))
     }
 
@@ -216,7 +216,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ///
     /// - Throws: `.noParameter` if the layer has none.
     public func withWeight(
-        _ body: (inout MutableSpan<Scalar>) -> Void
+        _ body: (inout MutableSpan<Scalar.Parameter>) -> Void
     ) throws(BatchNormError) {
         lend(try core.parameter(.weight), to: body)
     }
@@ -225,23 +225,23 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ///
     /// - Throws: `.noParameter` if the layer has none.
     public func withBias(
-        _ body: (inout MutableSpan<Scalar>) -> Void
+        _ body: (inout MutableSpan<Scalar.Parameter>) -> Void
     ) throws(BatchNormError) {
         lend(try core.parameter(.bias), to: body)
     }
 
-    private func elements(of view: MutableView) -> UnsafeMutableBufferPointer<Scalar> {
+    private func elements(of view: MutableView) -> UnsafeMutableBufferPointer<Scalar.Parameter> {
         UnsafeMutableBufferPointer(
-            start: view.address?.assumingMemoryBound(to: Scalar.self), count: view.count)
+            start: view.address?.assumingMemoryBound(to: Scalar.Parameter.self), count: view.count)
     }
 
-    private func lend(_ view: MutableView, to body: (inout MutableSpan<Scalar>) -> Void) {
+    private func lend(_ view: MutableView, to body: (inout MutableSpan<Scalar.Parameter>) -> Void) {
         var span = elements(of: view).mutableSpan
         body(&span)
         withExtendedLifetime(self) {}
     }
 
-    private func copy(of view: MutableView) -> [Scalar]? {
+    private func copy(of view: MutableView) -> [Scalar.Parameter]? {
         defer { withExtendedLifetime(self) {} }
         return view.isAbsent ? nil : Array(elements(of: view))
     }

@@ -283,7 +283,7 @@ extension LayerCore {
 // MARK: - For Swift
 
 /// Weight and bias of a layer that does what another and the batch normalization behind it did.
-public struct Folded<Scalar: BatchNormScalar>: Equatable, Sendable {
+public struct Folded<Scalar: BatchNormParameter>: Equatable, Sendable {
     /// In the shape of the weight that was given; of an affine pair the scale, one per channel.
     public var weight: [Scalar]
     /// One per output channel; of an affine pair the shift.
@@ -292,7 +292,7 @@ public struct Folded<Scalar: BatchNormScalar>: Equatable, Sendable {
     public var errors: FoldingErrors
 }
 
-extension RunningStatistics {
+extension RunningStatistics where Scalar: BatchNormParameter {
     /// Normalization by these statistics as one affine map per channel: `y = x * pair.weight + pair.bias`.
     ///
     /// - Parameters:
@@ -341,7 +341,7 @@ extension RunningStatistics {
     }
 }
 
-extension BatchNormLayer {
+extension BatchNormLayer where Scalar: BatchNormParameter {
     /// What the layer does in evaluation as one affine map per channel: `y = x * pair.weight + pair.bias`.
     ///
     /// - Throws: `.noRunningStatistics`; `.number` as `RunningStatistics.affine` does.
@@ -363,7 +363,7 @@ extension BatchNormLayer {
 
 extension Fold {
     /// Runs it into new arrays.
-    fileprivate func run<Scalar: BatchNormScalar>(
+    fileprivate func run<Scalar: BatchNormParameter>(
         _ convWeight: [Scalar]?, _ convBias: [Scalar]?
     ) throws(BatchNormError) -> Folded<Scalar> {
         var folded = Folded<Scalar>(

@@ -6,9 +6,9 @@ public struct Gradients<Scalar: BatchNormScalar>: Equatable, Sendable {
     /// Of the input's shape.
     public var input: Tensor<Scalar>
     /// One per channel.
-    public var weight: [Scalar]
+    public var weight: [Scalar.Parameter]
     /// One per channel.
-    public var bias: [Scalar]
+    public var bias: [Scalar.Parameter]
     /// Of the residual's shape, which is the input's; nil if the forward had none.
     public var residual: Tensor<Scalar>?
 }
@@ -36,7 +36,7 @@ public struct Gradients<Scalar: BatchNormScalar>: Equatable, Sendable {
 /// - Returns: The output, of the input's shape, and what `backward` needs.
 /// - Throws: `BatchNormError`; only `.nonfinite` comes after the running statistics have been updated.
 public func forwardTraining<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, weight: [Scalar]? = nil, bias: [Scalar]? = nil,
+    _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
     activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
     running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
@@ -53,7 +53,7 @@ public func forwardTraining<Scalar: BatchNormScalar>(
 
 /// As the function with `running`, for batches that enter no running statistics.
 public func forwardTraining<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, weight: [Scalar]? = nil, bias: [Scalar]? = nil,
+    _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
     activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
     options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
@@ -76,7 +76,7 @@ public func forwardTraining<Scalar: BatchNormScalar>(
 /// - Throws: `BatchNormError`; only `.nonfinite` comes after output and statistics have been written.
 public func forwardTraining<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
     residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
     running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
@@ -92,7 +92,7 @@ public func forwardTraining<Scalar: BatchNormScalar>(
 /// As the function with `running`, for batches that enter no running statistics.
 public func forwardTraining<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
     residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
     options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
@@ -111,7 +111,7 @@ public func forwardTraining<Scalar: BatchNormScalar>(
 /// - Throws: `BatchNormError`; only `.nonfinite` comes after elements and statistics have been written.
 public func forwardTraining<Scalar: BatchNormScalar>(
     inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
     residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
     running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
@@ -191,7 +191,7 @@ extension ForwardTraining {
 ///   - epsilon: Added to the variance; finite and at least 0.
 /// - Returns: The output, of the input's shape.
 public func forwardInference<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, weight: [Scalar]? = nil, bias: [Scalar]? = nil,
+    _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
     activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
     running: RunningStatistics<Scalar>, epsilon: Double = 1e-5
 ) throws(BatchNormError) -> Tensor<Scalar> {
@@ -211,9 +211,9 @@ public func forwardInference<Scalar: BatchNormScalar>(
 /// that is given by lengths.
 public func forwardInference<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
-    residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar>,
-    runningVar: Span<Scalar>, epsilon: Double = 1e-5
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
+    residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar.Parameter>,
+    runningVar: Span<Scalar.Parameter>, epsilon: Double = 1e-5
 ) throws(BatchNormError) {
     defer { withExtendedLifetime(mask) {} }
     var job = ForwardInference(
@@ -228,9 +228,9 @@ public func forwardInference<Scalar: BatchNormScalar>(
 /// Normalizes a batch by running statistics in place.
 public func forwardInference<Scalar: BatchNormScalar>(
     inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil, activation: Activation = .none,
-    residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar>,
-    runningVar: Span<Scalar>, epsilon: Double = 1e-5
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
+    residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar.Parameter>,
+    runningVar: Span<Scalar.Parameter>, epsilon: Double = 1e-5
 ) throws(BatchNormError) {
     defer { withExtendedLifetime(mask) {} }
     let view = MutableView(&elements)
@@ -259,7 +259,7 @@ public func forwardInference<Scalar: BatchNormScalar>(
 ///     the forward did: with an activation, gradOutput stands for what came back through that, which is also the
 ///     residual's gradient; masked positions take no part.
 public func backward<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, weight: [Scalar]? = nil,
+    _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil,
     saved: SavedStatistics
 ) throws(BatchNormError) -> Gradients<Scalar> {
     guard gradOutput.shape == input.shape else {
@@ -280,9 +280,9 @@ public func backward<Scalar: BatchNormScalar>(
 /// Gradients are written, not added. Pass an empty span (`MutableSpan()`) to skip one: what nobody wants is not
 /// computed.
 public func backward<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar>? = nil,
+    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar.Parameter>? = nil,
     saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar>, gradBias: inout MutableSpan<Scalar>,
+    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>,
     gradResidual: inout MutableSpan<Scalar>
 ) throws(BatchNormError) {
     defer { withExtendedLifetime(saved) {} }
@@ -302,9 +302,9 @@ public func backward<Scalar: BatchNormScalar>(
 
 /// As the function with `gradResidual`, for forwards without a residual.
 public func backward<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar>? = nil,
+    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar.Parameter>? = nil,
     saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar>, gradBias: inout MutableSpan<Scalar>
+    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
 ) throws(BatchNormError) {
     var gradResidual = MutableSpan<Scalar>()
     try backward(
@@ -318,14 +318,14 @@ extension Gradients {
     init(
         shape: Shape, hasResidual: Bool,
         _ fill: (
-            inout MutableSpan<Scalar>, inout MutableSpan<Scalar>, inout MutableSpan<Scalar>,
-            inout MutableSpan<Scalar>
+            inout MutableSpan<Scalar>, inout MutableSpan<Scalar.Parameter>,
+            inout MutableSpan<Scalar.Parameter>, inout MutableSpan<Scalar>
         ) throws(BatchNormError) -> Void
     ) throws(BatchNormError) {
         var input = try Tensor<Scalar>(repeating: 0, shape: shape)
         var residual = [Scalar](repeating: 0, count: hasResidual ? shape.count : 0)
-        var weight = [Scalar](repeating: 0, count: shape.channels)
-        var bias = [Scalar](repeating: 0, count: shape.channels)
+        var weight = [Scalar.Parameter](repeating: 0, count: shape.channels)
+        var bias = [Scalar.Parameter](repeating: 0, count: shape.channels)
         try input.withMutableSpan { (gradInput) throws(BatchNormError) in
             var gradWeight = weight.mutableSpan
             var gradBias = bias.mutableSpan

@@ -35,17 +35,21 @@ public struct Moments: Equatable, Sendable {
     }
 
     /// The moments of a tensor. NaN or infinity in it is no error here; it is what `NonfinitePolicy` is about.
-    public init<Scalar: BatchNormScalar>(of input: Tensor<Scalar>) throws(BatchNormError) {
-        try self.init(of: input.elements.span, shape: input.shape)
+    /// `mask` tells which positions take part; nil means all.
+    public init<Scalar: BatchNormScalar>(
+        of input: Tensor<Scalar>, mask: PositionMask? = nil
+    ) throws(BatchNormError) {
+        try self.init(of: input.elements.span, shape: input.shape, mask: mask)
     }
 
     /// The moments of `shape.count` elements in memory of yours.
     public init<Scalar: BatchNormScalar>(
-        of input: Span<Scalar>, shape: Shape
+        of input: Span<Scalar>, shape: Shape, mask: PositionMask? = nil
     ) throws(BatchNormError) {
         self.init(channels: shape.channels)
+        defer { withExtendedLifetime(mask) {} }
         count = try withMutableView { (view) throws(BatchNormError) in
-            try computeMoments(Scalar.scalarType, shape, View(input), into: view)
+            try computeMoments(Scalar.scalarType, shape, View(input), Positions(mask), into: view)
         }
     }
 
@@ -150,28 +154,29 @@ extension Moments {
 /// For a second forward (activation checkpointing) keep the moments and use the function without `running`: it has the
 /// first one's bits, and updates nothing.
 public func normalize<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar]? = nil, bias: [Scalar]? = nil,
-    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
-    var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-    let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
-        try normalize(
-            input: input.elements.span, shape: input.shape, output: &output, moments: moments,
-            weight: weight?.span, bias: bias?.span, running: &running, options: options)
-    }
-    return (output, saved)
-}
-
-/// As the function with `running`, for parts after the first and for second forwards.
-public func normalize<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar]? = nil, bias: [Scalar]? = nil,
+    _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
+    mask: PositionMask? = nil, running: inout RunningStatistics<Scalar>,
     options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
     var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
     let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
         try normalize(
             input: input.elements.span, shape: input.shape, output: &output, moments: moments,
-            weight: weight?.span, bias: bias?.span, options: options)
+            weight: weight?.span, bias: bias?.span, mask: mask, running: &running, options: options)
+    }
+    return (output, saved)
+}
+
+/// As the function with `running`, for parts after the first and for second forwards.
+public func normalize<Scalar: BatchNormScalar>(
+    _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
+    mask: PositionMask? = nil, options: TrainingOptions = TrainingOptions()
+) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+    var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
+    let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
+        try normalize(
+            input: input.elements.span, shape: input.shape, output: &output, moments: moments,
+            weight: weight?.span, bias: bias?.span, mask: mask, options: options)
     }
     return (output, saved)
 }
@@ -179,24 +184,8 @@ public func normalize<Scalar: BatchNormScalar>(
 /// `normalize` from memory of yours into memory of yours: `input` and `output` hold `shape.count` elements.
 public func normalize<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil,
-    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> SavedStatistics {
-    var job = ForwardTraining(
-        scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
-        output: MutableView(&output))
-    job.weight = View(weight)
-    job.bias = View(bias)
-    return try moments.withView { (view) throws(BatchNormError) in
-        job.moments = view
-        return try job.run(&running)
-    }
-}
-
-/// As the function with `running`, for parts after the first and for second forwards.
-public func normalize<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil,
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
+    mask: PositionMask? = nil, running: inout RunningStatistics<Scalar>,
     options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
     var job = ForwardTraining(
@@ -204,16 +193,35 @@ public func normalize<Scalar: BatchNormScalar>(
         output: MutableView(&output))
     job.weight = View(weight)
     job.bias = View(bias)
+    job.extras.positions = Positions(mask)
     return try moments.withView { (view) throws(BatchNormError) in
         job.moments = view
-        return try job.runAndSave()
+        return try job.run(&running, mask)
+    }
+}
+
+/// As the function with `running`, for parts after the first and for second forwards.
+public func normalize<Scalar: BatchNormScalar>(
+    input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
+    mask: PositionMask? = nil, options: TrainingOptions = TrainingOptions()
+) throws(BatchNormError) -> SavedStatistics {
+    var job = ForwardTraining(
+        scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
+        output: MutableView(&output))
+    job.weight = View(weight)
+    job.bias = View(bias)
+    job.extras.positions = Positions(mask)
+    return try moments.withView { (view) throws(BatchNormError) in
+        job.moments = view
+        return try job.runAndSave(mask)
     }
 }
 
 /// The forward once more from what a forward saved: `y = (x - mean) * invstd * weight + bias`. By how much it may differ
 /// from that one's output stands in batchnorm.h (bn_normalize_saved); from `Moments` there is no difference.
 public func normalize<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, saved: SavedStatistics, weight: [Scalar]? = nil, bias: [Scalar]? = nil
+    _ input: Tensor<Scalar>, saved: SavedStatistics, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil
 ) throws(BatchNormError) -> Tensor<Scalar> {
     var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
     try output.withMutableSpan { (output) throws(BatchNormError) in
@@ -227,7 +235,7 @@ public func normalize<Scalar: BatchNormScalar>(
 /// The forward once more from what a forward saved, from memory of yours into memory of yours.
 public func normalize<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, saved: SavedStatistics,
-    weight: Span<Scalar>? = nil, bias: Span<Scalar>? = nil
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil
 ) throws(BatchNormError) {
     var job = ForwardInference(
         scalar: Scalar.scalarType, shape: shape, epsilon: 0, input: View(input),
@@ -293,10 +301,12 @@ public func backwardReduce<Scalar: BatchNormScalar>(
 public func backwardReduce<Scalar: BatchNormScalar>(
     input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, saved: SavedStatistics
 ) throws(BatchNormError) -> GradientSums {
-    let job = Backward(
+    var job = Backward(
         scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
         source: .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span)),
         input: View(input), gradOutput: View(gradOutput))
+    job.extras = BackwardExtras(saved)
+    defer { withExtendedLifetime(saved) {} }
     let zeros = [Double](repeating: 0, count: shape.channels)
     var sums = GradientSums(count: 0, dy: zeros, dyXmu: zeros)
     sums.count = try sums.dy.withUnsafeMutableBufferPointer { (dy) throws(BatchNormError) in
@@ -312,13 +322,13 @@ public func backwardReduce<Scalar: BatchNormScalar>(
 /// and bias are what `sums` say; from a part's own sums they are that part's.
 public func backwardApply<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, sums: GradientSums,
-    weight: [Scalar]? = nil, saved: SavedStatistics
+    weight: [Scalar.Parameter]? = nil, saved: SavedStatistics
 ) throws(BatchNormError) -> Gradients<Scalar> {
     guard gradOutput.shape == input.shape else {
         throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
     }
-    return try Gradients(shape: input.shape) {
-        (gradInput, gradWeight, gradBias) throws(BatchNormError) in
+    return try Gradients(shape: input.shape, hasResidual: false) {
+        (gradInput, gradWeight, gradBias, _) throws(BatchNormError) in
         try backwardApply(
             input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
             sums: sums, weight: weight?.span, saved: saved, gradInput: &gradInput,
@@ -329,8 +339,8 @@ public func backwardApply<Scalar: BatchNormScalar>(
 /// The second half of `backward`, from memory of yours into memory of yours. Pass an empty span to skip a gradient.
 public func backwardApply<Scalar: BatchNormScalar>(
     input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, sums: GradientSums,
-    weight: Span<Scalar>? = nil, saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar>, gradBias: inout MutableSpan<Scalar>
+    weight: Span<Scalar.Parameter>? = nil, saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
+    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
 ) throws(BatchNormError) {
     var job = Backward(
         scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
@@ -340,6 +350,8 @@ public func backwardApply<Scalar: BatchNormScalar>(
     job.gradInput = MutableView(unlessEmpty: &gradInput)
     job.gradWeight = MutableView(unlessEmpty: &gradWeight)
     job.gradBias = MutableView(unlessEmpty: &gradBias)
+    job.extras = BackwardExtras(saved)
+    defer { withExtendedLifetime(saved) {} }
     try sums.dy.withUnsafeBufferPointer { (dy) throws(BatchNormError) in
         try sums.dyXmu.withUnsafeBufferPointer { (dyXmu) throws(BatchNormError) in
             // Lent to a call that reads them only.
@@ -421,8 +433,8 @@ public struct StatisticsAccumulator: Sendable {
         }
         let mean = method == .exact ? all.mean : means.mean
         let variance = method == .exact ? try all.variance(runningVariance) : means.variance
-        let running = RunningStatistics(
-            mean: mean.map { Scalar($0) }, variance: variance.map { Scalar($0) },
+        let running = RunningStatistics<Scalar>(
+            mean: mean.map { Scalar.Parameter($0) }, variance: variance.map { Scalar.Parameter($0) },
             numBatchesTracked: means.numBatchesTracked)
         let channels = running.mean.indices
         let lost = channels.count { !running.mean[$0].isFinite || !running.variance[$0].isFinite }

@@ -23,18 +23,35 @@ public enum ScalarType: Int32, Sendable {
     package var parameter: ScalarType { self == .float64 ? .float64 : .float32 }
 }
 
-/// A type that tensors can hold: `Float` or `Double`.
+/// A type that tensors can hold: `Float`, `Double`, ``BFloat16`` or `Float16`.
 ///
 /// Do not conform other types to it: the kernels read memory as what `scalarType` says.
-public protocol BatchNormScalar: BinaryFloatingPoint, BitwiseCopyable, Sendable {
+public protocol BatchNormScalar: Comparable, ExpressibleByIntegerLiteral, BitwiseCopyable, Sendable {
+    /// The type of weight, bias, running statistics and their gradients: `Double` of `Double`, else `Float`.
+    associatedtype Parameter: BatchNormParameter
     /// Which of the library's element types this is.
     static var scalarType: ScalarType { get }
 }
 
-extension Float: BatchNormScalar {
+/// A type that parameters can have: `Float` or `Double`, whose tensors have parameters of their own type.
+public protocol BatchNormParameter: BatchNormScalar, BinaryFloatingPoint where Parameter == Self {}
+
+extension Float: BatchNormParameter {
+    public typealias Parameter = Float
     public static var scalarType: ScalarType { .float32 }
 }
 
-extension Double: BatchNormScalar {
+extension Double: BatchNormParameter {
+    public typealias Parameter = Double
     public static var scalarType: ScalarType { .float64 }
+}
+
+extension Float16: BatchNormScalar {
+    public typealias Parameter = Float
+    public static var scalarType: ScalarType { .float16 }
+}
+
+extension BFloat16: BatchNormScalar {
+    public typealias Parameter = Float
+    public static var scalarType: ScalarType { .bfloat16 }
 }

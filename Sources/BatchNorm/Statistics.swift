@@ -3,14 +3,14 @@
 /// Running averages of mean and variance per channel, collected in training and used in inference.
 public struct RunningStatistics<Scalar: BatchNormScalar>: Equatable, Sendable {
     /// One mean per channel.
-    public var mean: [Scalar]
+    public var mean: [Scalar.Parameter]
     /// One variance per channel.
-    public var variance: [Scalar]
+    public var variance: [Scalar.Parameter]
     /// How many batches have been taken in.
     public var numBatchesTracked: Int
 
     /// Statistics from elsewhere, of a trained model for example.
-    public init(mean: [Scalar], variance: [Scalar], numBatchesTracked: Int = 0) {
+    public init(mean: [Scalar.Parameter], variance: [Scalar.Parameter], numBatchesTracked: Int = 0) {
         self.mean = mean
         self.variance = variance
         self.numBatchesTracked = numBatchesTracked

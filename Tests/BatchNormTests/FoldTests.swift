@@ -7,7 +7,7 @@ import Testing
 
 @Suite struct FoldTests {
     /// Running statistics, γ and β of so many channels.
-    private func parameters<Scalar: BatchNormScalar>(
+    private func parameters<Scalar: BatchNormParameter>(
         _ channels: Int, _ random: inout Random
     ) -> (running: RunningStatistics<Scalar>, weight: [Scalar], bias: [Scalar]) {
         let running = RunningStatistics<Scalar>(
@@ -16,7 +16,7 @@ import Testing
         return (running, random.values(channels), random.values(channels))
     }
 
-    private func checkLinear<Scalar: BatchNormScalar>(_ type: Scalar.Type) throws {
+    private func checkLinear<Scalar: BatchNormParameter>(_ type: Scalar.Type) throws {
         var random = Random(1)
         let (running, gamma, beta): (RunningStatistics<Scalar>, [Scalar], [Scalar]) =
             parameters(3, &random)

@@ -11,7 +11,7 @@ import Testing
         try compare(shape, as: Double.self)
     }
 
-    private func compare<Scalar: BatchNormScalar>(_ shape: Shape, as _: Scalar.Type) throws {
+    private func compare<Scalar: BatchNormParameter>(_ shape: Shape, as _: Scalar.Type) throws {
         var random = Random(31)
         let x: Tensor<Scalar> = try random.tensor(shape, in: 99...101)
         let dy: Tensor<Scalar> = try random.tensor(shape)

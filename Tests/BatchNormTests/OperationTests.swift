@@ -11,7 +11,7 @@ import Testing
     @Test(arguments: shapes)
     func agreesWithReferenceInFloat64(_ shape: Shape) throws { try compare(shape, as: Double.self) }
 
-    private func compare<Scalar: BatchNormScalar>(_ shape: Shape, as _: Scalar.Type) throws {
+    private func compare<Scalar: BatchNormParameter>(_ shape: Shape, as _: Scalar.Type) throws {
         var random = Random(1)
         let c = shape.channels
         let x: Tensor<Scalar> = try random.tensor(shape, in: -3...5)
@@ -242,7 +242,7 @@ import Testing
         try compare(shape, statistics, as: Double.self)
     }
 
-    private func compare<Scalar: BatchNormScalar>(
+    private func compare<Scalar: BatchNormParameter>(
         _ shape: Shape, _ statistics: Statistics, as _: Scalar.Type
     ) throws {
         var random = Random(7)

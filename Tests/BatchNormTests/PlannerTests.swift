@@ -21,7 +21,7 @@ import Testing
                     for isDouble: Int32 in [0, 1] {
                         grids.append(
                             bnk_grid(
-                                rows: rows, channels: channels, inner: inner, is_double: isDouble))
+                                rows: rows, channels: channels, inner: inner, is_double: isDouble, half: 0))
                     }
                 }
             }
@@ -65,14 +65,14 @@ import Testing
     }
 
     @Test func smallProblemsStayOnOneThreadAndInCache() {
-        let grid = bnk_grid(rows: 8, channels: 16, inner: 16, is_double: 0)
+        let grid = bnk_grid(rows: 8, channels: 16, inner: 16, is_double: 0, half: 0)
         let plan = Planner.plan(.forwardTraining, grid: grid, machine: Self.machines[2])
         #expect(plan.threads == 1)
         #expect(plan.stream == 0)
     }
 
     @Test func oneChannelOfOneImageCanUseAllCores() {
-        let grid = bnk_grid(rows: 1, channels: 1, inner: 1 << 22, is_double: 0)
+        let grid = bnk_grid(rows: 1, channels: 1, inner: 1 << 22, is_double: 0, half: 0)
         let plan = Planner.plan(.forwardTraining, grid: grid, machine: Self.machines[2])
         #expect((grid.inner + plan.segment - 1) / plan.segment >= 64)
         #expect(plan.threads == 64)

@@ -5,7 +5,7 @@ import Testing
 @testable import BatchNorm
 
 @Suite struct StateTests {
-    private func layer<Scalar: BatchNormScalar>(
+    private func layer<Scalar: BatchNormParameter>(
         _ options: LayerOptions, as _: Scalar.Type = Scalar.self
     ) throws -> BatchNormLayer<Scalar> {
         let layer = try BatchNormLayer<Scalar>(options)
@@ -30,7 +30,7 @@ import Testing
                 oneValue: .allow, nonfinite: .error))
     }
 
-    private func expectSame<Scalar: BatchNormScalar>(
+    private func expectSame<Scalar: BatchNormParameter>(
         _ one: BatchNormLayer<Scalar>, _ two: BatchNormLayer<Scalar>
     ) {
         #expect(one.options == two.options)
@@ -141,7 +141,7 @@ import Testing
             return sealed(copy)
         }
         let invalid: [(Int, [UInt8], BatchNormError)] = [
-            (12, [3], .stateInvalid(.dtype, actual: .integer(3))),
+            (12, [5], .stateInvalid(.dtype, actual: .integer(5))),
             (24, littleEndian(UInt64(0)), .stateInvalid(.numFeatures, actual: .integer(0))),
             (24, littleEndian(UInt64(4)), .stateInvalid(.numFeatures, actual: .integer(4))),
             (24, littleEndian(UInt64.max), .stateInvalid(.numFeatures, actual: .integer(-1))),

@@ -112,25 +112,25 @@ struct Random: RandomNumberGenerator {
         return z ^ (z >> 31)
     }
 
-    mutating func values<Scalar: BatchNormScalar>(
+    mutating func values<Scalar: BatchNormParameter>(
         _ count: Int, in range: ClosedRange<Double> = -1...1, as type: Scalar.Type = Scalar.self
     ) -> [Scalar] {
         (0..<count).map { _ in Scalar(Double.random(in: range, using: &self)) }
     }
 
-    mutating func tensor<Scalar: BatchNormScalar>(
+    mutating func tensor<Scalar: BatchNormParameter>(
         _ shape: Shape, in range: ClosedRange<Double> = -1...1, as type: Scalar.Type = Scalar.self
     ) throws -> Tensor<Scalar> {
         try Tensor(values(shape.count, in: range), shape: shape)
     }
 }
 
-extension Sequence where Element: BatchNormScalar {
+extension Sequence where Element: BatchNormParameter {
     var doubles: [Double] { map { Double($0) } }
 }
 
 /// The largest difference, in units of `scale` (at least 1) and of the type's precision.
-func largestError<Scalar: BatchNormScalar>(
+func largestError<Scalar: BatchNormParameter>(
     _ actual: [Scalar], _ expected: [Double], scale: Double = 1
 ) -> Double {
     guard actual.count == expected.count else { return .infinity }
