@@ -15,6 +15,8 @@
 enum { HUGE_PAGE = 2 << 20 };
 
 const char *const operation_names[OPERATIONS] = { "forward", "inference", "backward", "frozen" };
+const char *const datatype_names[DTYPES] = { "float32", "float64", "bfloat16", "float16" };
+static const size_t datatype_sizes[DTYPES] = { 4, 8, 2, 2 };
 
 void die(const char *format, ...)
 {
@@ -58,12 +60,35 @@ static int choice(const char *key, const char *value, const char *first, const c
     die("%s is '%s', expected %s or %s", key, value, first, second);
 }
 
+/* "forward", "backward+add+relu", "forward+lengths", ... */
+static void set_operation(cell *k, const char *value)
+{
+    size_t length = strcspn(value, "+");
+    for (k->op = 0; k->op < OPERATIONS; k->op++)
+        if (strlen(operation_names[k->op]) == length &&
+            !strncmp(value, operation_names[k->op], length))
+            break;
+    if (k->op == OPERATIONS)
+        die("op is '%s', expected forward, inference, backward or frozen", value);
+    k->lengths = k->add = k->relu = 0;
+    for (const char *at = value + length; *at; at += length) {
+        length = 1 + strcspn(at + 1, "+");
+        if (length == 8 && !strncmp(at, "+lengths", length))
+            k->lengths = 1;
+        else if (length == 4 && !strncmp(at, "+add", length))
+            k->add = 1;
+        else if (length == 5 && !strncmp(at, "+relu", length))
+            k->relu = 1;
+        else
+            die("op is '%s', expected %.*s followed by +lengths, +add or +relu", value,
+                (int)(strchr(value, '+') - value), value);
+    }
+}
+
 void cell_set(cell *k, const char *key, const char *value)
 {
     if (!strcmp(key, "op")) {
-        for (k->op = 0; k->op < OPERATIONS && strcmp(value, operation_names[k->op]);) k->op++;
-        if (k->op == OPERATIONS)
-            die("op is '%s', expected forward, inference, backward or frozen", value);
+        set_operation(k, value);
     } else if (!strcmp(key, "shape")) {
         const char *at = value;
         for (k->rank = 0; k->rank < 5;) {
@@ -80,7 +105,10 @@ void cell_set(cell *k, const char *key, const char *value)
     } else if (!strcmp(key, "layout")) {
         k->nhwc = choice(key, value, "nchw", "nhwc");
     } else if (!strcmp(key, "dtype")) {
-        k->is_double = choice(key, value, "float32", "float64");
+        for (k->dtype = 0; k->dtype < DTYPES && strcmp(value, datatype_names[k->dtype]);)
+            k->dtype++;
+        if (k->dtype == DTYPES)
+            die("dtype is '%s', expected float32, float64, bfloat16 or float16", value);
     } else if (!strcmp(key, "buffers")) {
         k->cold = choice(key, value, "warm", "cold");
     } else if (!strcmp(key, "pages")) {
@@ -99,16 +127,62 @@ void cell_set(cell *k, const char *key, const char *value)
     }
 }
 
+static double element(datatype dtype, const void *from, int64_t i)
+{
+    union {
+        uint32_t bits;
+        float value;
+    } wide;
+    switch (dtype) {
+    case FLOAT64:
+        return ((const double *)from)[i];
+    case BFLOAT16:
+        wide.bits = (uint32_t)((const uint16_t *)from)[i] << 16;
+        return (double)wide.value;
+    case FLOAT16:
+        return (double)((const _Float16 *)from)[i];
+    default:
+        return (double)((const float *)from)[i];
+    }
+}
+static void set_element(datatype dtype, void *to, int64_t i, double value)
+{
+    union {
+        float value;
+        uint32_t bits;
+    } wide;
+    switch (dtype) {
+    case FLOAT64:
+        ((double *)to)[i] = value;
+        break;
+    case BFLOAT16: /* cut off: any value will do */
+        wide.value = (float)value;
+        ((uint16_t *)to)[i] = (uint16_t)(wide.bits >> 16);
+        break;
+    case FLOAT16:
+        ((_Float16 *)to)[i] = (_Float16)value;
+        break;
+    default:
+        ((float *)to)[i] = (float)value;
+    }
+}
+
 double get(const cell *k, const void *from, int64_t i)
 {
-    return k->is_double ? ((const double *)from)[i] : (double)((const float *)from)[i];
+    return element(k->dtype, from, i);
 }
-static void put(const cell *k, void *to, int64_t i, double value)
+
+static datatype parameter_dtype(const cell *k)
 {
-    if (k->is_double)
-        ((double *)to)[i] = value;
-    else
-        ((float *)to)[i] = (float)value;
+    return k->dtype == FLOAT64 ? FLOAT64 : FLOAT32;
+}
+double parameter(const cell *k, int which, int64_t i)
+{
+    return element(parameter_dtype(k), k->parameters[which], i);
+}
+static void set_parameter(const cell *k, int which, int64_t i, double value)
+{
+    set_element(parameter_dtype(k), k->parameters[which], i, value);
 }
 
 /* Bell-shaped values, mean 0.5, deviation about 1: no denormals, no constants. */
@@ -119,7 +193,7 @@ static void fill(const cell *k, void *to, uint64_t seed)
         state = state * 6364136223846793005u + 1442695040888963407u;
         double sum =
             (double)(state >> 16 & 0xffff) + (double)(state >> 32 & 0xffff) + (double)(state >> 48);
-        put(k, to, i, sum / 32768.0 - 2.5);
+        set_element(k->dtype, to, i, sum / 32768.0 - 2.5);
     }
 }
 
@@ -136,14 +210,17 @@ void cell_open(cell *k)
     for (int i = 2; i < k->rank; i++) k->s *= k->sizes[i];
     k->count = k->n * k->c * k->s;
     if (k->n < 1 || k->c < 1 || k->s < 1) die("the shape has a size below 1");
-    k->bytes = (size_t)k->count * (k->is_double ? sizeof(double) : sizeof(float));
+    if (k->lengths && k->rank != 3)
+        die("+lengths needs a shape NxCxL, which has rank 3, not %d", k->rank);
+    k->bytes = (size_t)k->count * datatype_sizes[k->dtype];
 
     /* An odd number of cache lines between tensors: at equal offsets within pages they would fight
      * for the same cache sets. */
-    size_t tensors = has_gradient(k) ? 3 : 2;
+    k->tensors = 2 + has_gradient(k) + k->add;
     k->tensor_size = round_up(k->bytes, 4096) + 17 * 64;
-    k->set_size = tensors * k->tensor_size;
-    k->sets = k->cold ? (int)(4 * k->llc / (tensors * k->bytes) + 1) : 1;
+    k->set_size = (size_t)k->tensors * k->tensor_size;
+    if (k->relu) k->set_size += round_up((size_t)bits_count(k), 4096) + 17 * 64;
+    k->sets = k->cold ? (int)(4 * k->llc / ((size_t)k->tensors * k->bytes) + 1) : 1;
     if (k->sets > 1 << 16) k->sets = 1 << 16;
     k->memory_size = round_up((size_t)k->sets * k->set_size, HUGE_PAGE);
     char *memory = mmap(NULL, k->memory_size + HUGE_PAGE, PROT_READ | PROT_WRITE,
@@ -156,8 +233,10 @@ void cell_open(cell *k)
     madvise(k->memory, k->memory_size, k->small_pages ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
 
     fill(k, input_of(k, 0), 1);
-    if (tensors == 3) fill(k, gradient_of(k, 0), 2);
     memset(output_of(k, 0), 0, k->bytes);
+    for (int i = 2; i < k->tensors; i++) fill(k, tensor(k, 0, i), (uint64_t)i);
+    for (int64_t i = 0; k->relu && i < bits_count(k); i++) /* half of them, without a pattern */
+        bits_of(k, 0)[i] = (uint8_t)((uint64_t)i * 0x9e3779b97f4a7c15u >> 56);
     for (int set = 1; set < k->sets; set++) memcpy(tensor(k, set, 0), tensor(k, 0, 0), k->set_size);
 
     size_t row = round_up((size_t)k->c * sizeof(double), 64);
@@ -166,21 +245,30 @@ void cell_open(cell *k)
     memset(block, 0, PARAMETERS * row);
     for (int i = 0; i < PARAMETERS; i++) k->parameters[i] = block + (size_t)i * row;
     for (int64_t i = 0; i < k->c; i++) {
-        put(k, k->parameters[WEIGHT], i, 1.0 + 0.001 * (double)(i % 7));
-        put(k, k->parameters[BIAS], i, 0.01 * (double)(i % 5));
-        put(k, k->parameters[RUNNING_MEAN], i, 0.4);
-        put(k, k->parameters[RUNNING_VAR], i, 0.9);
+        set_parameter(k, WEIGHT, i, 1.0 + 0.001 * (double)(i % 7));
+        set_parameter(k, BIAS, i, 0.01 * (double)(i % 5));
+        set_parameter(k, RUNNING_MEAN, i, 0.4);
+        set_parameter(k, RUNNING_VAR, i, 0.9);
         ((double *)k->parameters[SAVED_MEAN])[i] = 0.5;
         ((double *)k->parameters[SAVED_INVSTD])[i] = 1.1;
     }
+
+    k->sample_lengths = NULL;
+    if (!k->lengths) return;
+    /* From an eighth to all of the room for a sequence, in a mixed order: 56 % of the whole. */
+    k->sample_lengths = malloc((size_t)k->n * sizeof *k->sample_lengths);
+    if (!k->sample_lengths) die("no memory for %lld lengths", (long long)k->n);
+    for (int64_t i = 0; i < k->n; i++) k->sample_lengths[i] = (k->s * (1 + i * 5 % 8) + 7) / 8;
 }
 
 void cell_close(cell *k)
 {
     if (k->memory) munmap(k->memory, k->memory_size);
     free(k->parameters[0]);
+    free(k->sample_lengths);
     k->memory = NULL;
     k->parameters[0] = NULL;
+    k->sample_lengths = NULL;
 }
 
 /* ---- timing --------------------------------------------------------------------------------- */

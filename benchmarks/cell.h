@@ -12,6 +12,9 @@
 typedef enum { FORWARD, INFERENCE, BACKWARD, FROZEN, OPERATIONS } operation;
 extern const char *const operation_names[OPERATIONS];
 
+typedef enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, DTYPES } datatype;
+extern const char *const datatype_names[DTYPES];
+
 enum {
     WEIGHT,
     BIAS,
@@ -26,7 +29,9 @@ enum {
 
 typedef struct cell {
     operation op;
-    int nhwc, is_double, rank;
+    int lengths, add, relu; /* +lengths, +add and +relu behind the operation's name */
+    datatype dtype;
+    int nhwc, rank;
     int64_t sizes[5]; /* N, C, spatial */
     int threads;
     int cold;        /* rotate over buffers larger than four last-level caches */
@@ -38,10 +43,12 @@ typedef struct cell {
     /* Set by cell_open: */
     int64_t n, c, s, count;
     size_t bytes; /* of one tensor */
+    int tensors;  /* that the operation moves: 2 to 4, see tensor() */
     int sets;     /* of tensors that are rotated; 1 if warm */
     char *memory;
     size_t memory_size, set_size, tensor_size;
-    void *parameters[PARAMETERS]; /* c elements each; saved values are float64 always */
+    void *parameters[PARAMETERS]; /* c elements each, see parameter(); saved values are float64 */
+    int64_t *sample_lengths;      /* with +lengths: n of them, else NULL */
 } cell;
 
 /* Ends the process with one line "error ..." on standard output, where run.py reads it. */
@@ -57,6 +64,7 @@ static inline int has_gradient(const cell *k)
 {
     return k->op == BACKWARD || k->op == FROZEN;
 }
+/* In this order: input, output, then what the operation has of gradient and residual. */
 static inline char *tensor(const cell *k, int set, int index)
 {
     return k->memory + (size_t)set * k->set_size + (size_t)index * k->tensor_size;
@@ -74,9 +82,25 @@ static inline void *gradient_of(const cell *k, int set)
 {
     return tensor(k, set, 2);
 }
+/* With +add: what is added in a forward, its gradient in a backward. */
+static inline void *residual_of(const cell *k, int set)
+{
+    return tensor(k, set, has_gradient(k) ? 3 : 2);
+}
+/* With +relu: a bit a value, written by a forward, read by a backward. */
+static inline uint8_t *bits_of(const cell *k, int set)
+{
+    return (uint8_t *)tensor(k, set, k->tensors);
+}
+static inline int64_t bits_count(const cell *k)
+{
+    return (k->count + 7) / 8;
+}
 
-/* Element i of a tensor or parameter of the cell's type. */
+/* Element i of a tensor. */
 double get(const cell *k, const void *from, int64_t i);
+/* Element i of a parameter or a running statistic: float32 for the half types. */
+double parameter(const cell *k, int which, int64_t i);
 
 enum { MAX_CONTENDERS = 16 };
 

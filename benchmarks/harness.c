@@ -1,5 +1,5 @@
 /*
- * harness.c — times libbatchnorm and the limit (copy, triad) in one process, on the same buffers.
+ * harness.c — times libbatchnorm and the limit (copy, triad, tetrad) in one process, on the same buffers.
  *
  * Used by hand (`harness --op forward --shape 32x64x56x56`) and by run.py (`harness --serve`), which
  * interleaves it with the peers. The library is loaded by path, so that any build can be timed.
@@ -72,13 +72,17 @@ static bn_layer *layer;
 static void open_ours(cell *k)
 {
     problem = (bn_problem)BN_PROBLEM_INIT;
-    problem.dtype = k->is_double ? BN_DTYPE_FLOAT64 : BN_DTYPE_FLOAT32;
+    static const bn_dtype dtypes[DTYPES] = { BN_DTYPE_FLOAT32, BN_DTYPE_FLOAT64, BN_DTYPE_BFLOAT16,
+                                             BN_DTYPE_FLOAT16 };
+    problem.dtype = dtypes[k->dtype];
     problem.layout = k->nhwc ? BN_LAYOUT_NHWC : BN_LAYOUT_NCHW;
     problem.rank = k->rank;
     memcpy(problem.sizes, k->sizes, sizeof problem.sizes);
     omp_set_num_threads(k->threads);
     bn.set_num_threads(k->threads);
     if (!k->layer) return;
+    if (k->lengths || k->add || k->relu)
+        die("api is layer, expected stateless with +lengths, +add and +relu");
     bn_layer_options options = BN_LAYER_OPTIONS_INIT;
     options.dtype = problem.dtype;
     options.num_features = k->c;
@@ -94,6 +98,25 @@ static void close_ours(void)
     bn.layer_destroy(layer);
     layer = NULL;
 }
+
+/* What the arguments of all three functions have in common, under the same names. */
+#define SET_FUSION(a)                                  \
+    do {                                               \
+        if (k->relu) {                                 \
+            (a).activation = BN_ACTIVATION_RELU;       \
+            (a).activation_mask = bits_of(k, set);     \
+            (a).activation_mask_count = bits_count(k); \
+        }                                              \
+        (a).lengths = k->sample_lengths;               \
+        (a).lengths_count = k->lengths ? k->n : 0;     \
+    } while (0)
+#define SET_RESIDUAL(a, member)               \
+    do {                                      \
+        if (k->add) {                         \
+            (a).member = residual_of(k, set); \
+            (a).member##_count = k->count;    \
+        }                                     \
+    } while (0)
 
 static void call_ours(const contender *self, cell *k, int set)
 {
@@ -119,6 +142,8 @@ static void call_ours(const contender *self, cell *k, int set)
         a.saved_invstd = p[SAVED_INVSTD];
         a.weight_count = a.bias_count = a.running_mean_count = a.running_var_count = k->c;
         a.saved_mean_count = a.saved_invstd_count = k->c;
+        SET_FUSION(a);
+        SET_RESIDUAL(a, residual);
         status = bn.forward_training(&problem, &a);
     } else if (k->op == INFERENCE) {
         bn_forward_inference_args a = BN_FORWARD_INFERENCE_ARGS_INIT;
@@ -130,6 +155,10 @@ static void call_ours(const contender *self, cell *k, int set)
         a.running_mean = p[RUNNING_MEAN];
         a.running_var = p[RUNNING_VAR];
         a.weight_count = a.bias_count = a.running_mean_count = a.running_var_count = k->c;
+        SET_FUSION(a);
+        if (k->relu)
+            a.activation_mask = NULL, a.activation_mask_count = 0; /* no backward follows */
+        SET_RESIDUAL(a, residual);
         status = bn.forward_inference(&problem, &a);
     } else {
         bn_backward_args a = BN_BACKWARD_ARGS_INIT;
@@ -148,6 +177,8 @@ static void call_ours(const contender *self, cell *k, int set)
         a.weight_count = a.grad_weight_count = a.grad_bias_count = k->c;
         a.running_mean_count = a.running_var_count = k->c;
         a.saved_mean_count = a.saved_invstd_count = k->c;
+        SET_FUSION(a);
+        SET_RESIDUAL(a, grad_residual);
         status = bn.backward(&problem, &a);
     }
     if (status != BN_STATUS_OK) die("status %d: %s", status, bn.last_error_message());
@@ -158,51 +189,81 @@ static int64_t at(const cell *k, int64_t n, int64_t c, int64_t s)
 {
     return k->nhwc ? (n * k->s + s) * k->c + c : (n * k->c + c) * k->s + s;
 }
+static int takes_part(const cell *k, int64_t n, int64_t s)
+{
+    return !k->lengths || s < k->sample_lengths[n];
+}
+static int bit(const cell *k, int64_t index)
+{
+    return bits_of(k, 0)[index / 8] >> index % 8 & 1;
+}
+/* The output's gradient behind the activation. */
+static double gradient_at(const cell *k, int64_t index)
+{
+    return k->relu && !bit(k, index) ? 0 : get(k, gradient_of(k, 0), index);
+}
+
+static void check_value(const cell *k, const char *what, int64_t index, double have, double want)
+{
+    /* The half types have 8 and 11 bits, and what is checked is rounded once. */
+    double tolerance = k->dtype == BFLOAT16 ? 5e-3 : k->dtype == FLOAT16 ? 6e-4 : 1e-4;
+    if (!(fabs(have - want) <= tolerance * (1 + fabs(want))))
+        die("wrong result: %s %lld is %.9g, expected %.9g", what, (long long)index, have, want);
+}
 
 static void check_result(cell *k)
 {
     call_ours(NULL, k, 0);
     const void *x = input_of(k, 0), *y = output_of(k, 0);
-    double m = (double)(k->n * k->s);
     for (int64_t c = 0; c < k->c; c += k->c > 1 ? k->c - 1 : 1) {
-        double mean = 0, square = 0, s1 = 0, s2 = 0, r;
+        double m = 0, sum = 0, square = 0, s1 = 0, s2 = 0;
         for (int64_t n = 0; n < k->n; n++)
-            for (int64_t s = 0; s < k->s; s++) mean += get(k, x, at(k, n, c, s)) / m;
+            for (int64_t s = 0; s < k->s; s++)
+                if (takes_part(k, n, s)) m++, sum += get(k, x, at(k, n, c, s));
+        double mean = sum / m;
         for (int64_t n = 0; n < k->n; n++)
-            for (int64_t s = 0; s < k->s; s++) {
-                double d = get(k, x, at(k, n, c, s)) - mean;
-                square += d * d / m;
-            }
-        double weight = get(k, k->parameters[WEIGHT], c), bias = get(k, k->parameters[BIAS], c);
+            for (int64_t s = 0; s < k->s; s++)
+                if (takes_part(k, n, s)) {
+                    double d = get(k, x, at(k, n, c, s)) - mean;
+                    square += d * d / m;
+                }
+        double weight = parameter(k, WEIGHT, c), bias = parameter(k, BIAS, c);
         if (k->layer) weight = 1, bias = 0;
-        r = 1 / sqrt(square + 1e-5);
+        double r = 1 / sqrt(square + 1e-5);
         if (k->op == INFERENCE || k->op == FROZEN) {
-            mean = k->layer ? 0 : get(k, k->parameters[RUNNING_MEAN], c);
-            r = 1 / sqrt((k->layer ? 1 : get(k, k->parameters[RUNNING_VAR], c)) + 1e-5);
+            mean = k->layer ? 0 : parameter(k, RUNNING_MEAN, c);
+            r = 1 / sqrt((k->layer ? 1 : parameter(k, RUNNING_VAR, c)) + 1e-5);
         } else if (k->op == BACKWARD && !k->layer) {
             mean = ((double *)k->parameters[SAVED_MEAN])[c];
             r = ((double *)k->parameters[SAVED_INVSTD])[c];
         }
-        if (has_gradient(k))
+        if (k->op == BACKWARD)
             for (int64_t n = 0; n < k->n; n++)
-                for (int64_t s = 0; s < k->s; s++) {
-                    double g = get(k, gradient_of(k, 0), at(k, n, c, s));
-                    s1 += g;
-                    s2 += g * (get(k, x, at(k, n, c, s)) - mean);
-                }
-        if (k->op == FROZEN) s1 = s2 = 0;
+                for (int64_t s = 0; s < k->s; s++)
+                    if (takes_part(k, n, s)) {
+                        double g = gradient_at(k, at(k, n, c, s));
+                        s1 += g;
+                        s2 += g * (get(k, x, at(k, n, c, s)) - mean);
+                    }
         for (int64_t i = 0; i < k->n * k->s; i += 1 + k->n * k->s / 97) {
             int64_t index = at(k, i / k->s, c, i % k->s);
-            double centered = get(k, x, index) - mean;
-            double want =
-                has_gradient(k)
-                    ? weight * r *
-                          (get(k, gradient_of(k, 0), index) - s1 / m - centered * r * r * s2 / m)
-                    : centered * r * weight + bias;
-            double have = get(k, y, index);
-            if (!(fabs(have - want) <= 1e-4 * (1 + fabs(want))))
-                die("wrong result: channel %lld, value %lld is %.9g, expected %.9g", (long long)c,
-                    (long long)i, have, want);
+            double centered = get(k, x, index) - mean, want = 0;
+            int taken = takes_part(k, i / k->s, i % k->s);
+            if (taken && has_gradient(k)) {
+                double g = gradient_at(k, index);
+                want = weight * r * (g - s1 / m - centered * r * r * s2 / m);
+                if (k->add)
+                    check_value(k, "grad_residual", index, get(k, residual_of(k, 0), index), g);
+            } else if (taken) {
+                want = centered * r * weight + bias;
+                if (k->add) want += get(k, residual_of(k, 0), index);
+                if (k->relu) want = fmax(want, 0);
+                if (k->relu && k->op == FORWARD && bit(k, index) != (get(k, y, index) > 0))
+                    die("wrong result: activation mask %lld is %d", (long long)index,
+                        bit(k, index));
+            }
+            check_value(k, has_gradient(k) ? "grad_input" : "output", index, get(k, y, index),
+                        want);
         }
     }
 }
@@ -213,8 +274,8 @@ static sweep sweeps[MAX_CONTENDERS];
 
 static void call_limit(const contender *self, cell *k, int set)
 {
-    limit_run(self->context, output_of(k, set), input_of(k, set),
-              has_gradient(k) ? gradient_of(k, set) : NULL, k->bytes);
+    limit_run(self->context, output_of(k, set), input_of(k, set), tensor(k, set, 2),
+              tensor(k, set, 3), k->bytes);
 }
 
 static void call_bare(const contender *self, cell *k, int set)
@@ -237,7 +298,7 @@ static void call_bare(const contender *self, cell *k, int set)
                      p[GRAD_BIAS],
                      p[SAVED_MEAN],
                      p[SAVED_INVSTD] };
-    (k->is_double ? bare_run_f64 : bare_run_f32)(&job);
+    (k->dtype == FLOAT64 ? bare_run_f64 : bare_run_f32)(&job);
 }
 
 /* The number of interleaved streams that this size and kind of store like best. */
@@ -247,7 +308,7 @@ static int best_streams(cell *k, int nontemporal)
     double best[4] = { 1e9, 1e9, 1e9, 1e9 };
     for (int round = 0; round < 4; round++)
         for (int i = 0; i < 4; i++) {
-            sweep how = { k->threads, -candidates[i], nontemporal, has_gradient(k), 0 };
+            sweep how = { k->threads, -candidates[i], nontemporal, k->tensors, 0 };
             contender c = { .call = call_limit, .context = &how };
             double loops = ceil(0.001 / (repetition(&c, k, 1) + 1e-7));
             best[i] = fmin(best[i], repetition(&c, k, (long)loops));
@@ -260,8 +321,16 @@ static int best_streams(cell *k, int nontemporal)
 
 static const char *only; /* --only batchnorm: nothing to compare with */
 
-/* Names: copy or triad; -nt non-temporal stores; -xK K interleaved streams; -serial one thread;
- * +reads: all inputs are read once more, as NHWC must where a strip of channels outgrows the cache. */
+/* Whose arithmetic bare.c has. */
+static int has_bare(const cell *k)
+{
+    return k->count <= BARE_MAX && (k->dtype == FLOAT32 || k->dtype == FLOAT64) && !k->lengths &&
+           !k->add && !k->relu;
+}
+
+/* Names: copy, triad or tetrad, of two, three or four tensors; -nt non-temporal stores; -xK K interleaved streams; -serial one
+ * thread; +reads: the inputs of the statistics are read once more, as NHWC must where a strip of channels
+ * outgrows the cache. */
 static int line_up(cell *k, contender *list)
 {
     open_ours(k);
@@ -269,7 +338,9 @@ static int line_up(cell *k, contender *list)
     int count = 0;
     list[count++] = (contender){ .name = "batchnorm", .call = call_ours };
     if (only) return count;
-    const char *base = has_gradient(k) ? "triad" : "copy";
+    static const char *const bases[] = { "copy", "triad", "tetrad" };
+    const char *base = bases[k->tensors - 2];
+    int reads_of = has_gradient(k) ? 2 : 1;
     int streams[2] = { best_streams(k, 0), best_streams(k, 1) };
     for (int reads = 0; reads <= (k->nhwc && (k->op == FORWARD || k->op == BACKWARD)); reads++)
         for (int many = 0; many < 2; many++)
@@ -281,17 +352,17 @@ static int line_up(cell *k, contender *list)
                          nt ? "-nt" : "", suffix);
                 c->call = call_limit;
                 c->context = &sweeps[count];
-                sweeps[count++] =
-                    (sweep){ k->threads, many ? -streams[nt] : 1, nt, has_gradient(k), reads };
+                sweeps[count++] = (sweep){ k->threads, many ? -streams[nt] : 1, nt, k->tensors,
+                                           reads * reads_of };
             }
     if (k->threads > 1 && k->bytes <= 1 << 20) {
         contender *c = &list[count];
         snprintf(c->name, sizeof c->name, "%s-serial", base);
         c->call = call_limit;
         c->context = &sweeps[count];
-        sweeps[count++] = (sweep){ 1, 1, 0, has_gradient(k), 0 };
+        sweeps[count++] = (sweep){ 1, 1, 0, k->tensors, 0 };
     }
-    if (k->count <= BARE_MAX) list[count++] = (contender){ .name = "bare", .call = call_bare };
+    if (has_bare(k)) list[count++] = (contender){ .name = "bare", .call = call_bare };
     return count;
 }
 
@@ -336,7 +407,7 @@ static void report(cell *k, int rounds)
     for (int r = 0; r < rounds; r++)
         for (int i = 0; i < count; i++) times[i][r] = timed(&list[i], k);
 
-    double traffic = (double)k->bytes * (has_gradient(k) ? 3 : 2), first[MAX_ROUNDS];
+    double traffic = (double)k->bytes * k->tensors, first[MAX_ROUNDS];
     memcpy(first, times[0], sizeof first); /* median() sorts */
     printf("%-20s %11s %11s %8s %9s %16s\n", "", "median us", "min us", "GB/s", "spread",
            "ours / this");
@@ -372,8 +443,8 @@ static void memory(cell *k, long calls)
 }
 
 static const char usage[] =
-    "harness [--op forward|inference|backward|frozen] [--layout nchw|nhwc] [--dtype "
-    "float32|float64]\n"
+    "harness [--op forward|inference|backward|frozen, then +lengths, +add, +relu as wanted]\n"
+    "        [--dtype float32|float64|bfloat16|float16] [--layout nchw|nhwc]\n"
     "        [--shape NxCx...] [--threads T] [--buffers warm|cold] [--pages huge|small]\n"
     "        [--api stateless|layer] [--rounds 15] [--ms 20] [--only batchnorm] [--library FILE]\n"
     "        [--calls K   no timing, K calls: for valgrind and perf]\n"
@@ -445,10 +516,11 @@ int main(int argc, char **argv)
         for (long i = 0; i < calls; i++) call_ours(NULL, &k, (int)(i % k.sets));
         close_ours();
     } else {
-        printf("%s %s %s, %d thread%s, %s buffers, %s pages, version %s, %s\n",
-               operation_names[k.op], k.nhwc ? "NHWC" : "NCHW", k.is_double ? "float64" : "float32",
-               k.threads, k.threads > 1 ? "s" : "", k.cold ? "cold" : "warm",
-               k.small_pages ? "small" : "huge", bn.version(), bn.isa_name(bn.get_isa()));
+        printf("%s%s%s%s %s %s, %d thread%s, %s buffers, %s pages, version %s, %s\n",
+               operation_names[k.op], k.lengths ? "+lengths" : "", k.add ? "+add" : "",
+               k.relu ? "+relu" : "", k.nhwc ? "NHWC" : "NCHW", datatype_names[k.dtype], k.threads,
+               k.threads > 1 ? "s" : "", k.cold ? "cold" : "warm", k.small_pages ? "small" : "huge",
+               bn.version(), bn.isa_name(bn.get_isa()));
         report(&k, rounds);
     }
     cell_close(&k);

@@ -13,12 +13,13 @@ typedef struct sweep {
     int threads;
     int streams; /* 1: front to back. -k: k interleaved streams a thread, prefetched 2 KB ahead */
     int nontemporal; /* kind of store */
-    int triad;       /* out = f(a, b) instead of out = a */
-    int extra_reads; /* 1: all inputs are read once before */
+    int tensors;     /* 2: out = a. 3: out = f(a, b). 4: that, and second = b */
+    int extra_reads; /* how many of the inputs are read once before: a, or a and b */
 } sweep;
 
-/* out, a and b: `bytes` each, aligned to 64 bytes. b is NULL in a copy. */
-void limit_run(const sweep *how, void *out, const void *a, const void *b, size_t bytes);
+/* out, a, b and second: `bytes` each, aligned to 64 bytes; those that are not used may be anything. */
+void limit_run(const sweep *how, void *out, const void *a, const void *b, void *second,
+               size_t bytes);
 
 /* The most elements that bare_run_* take. */
 enum { BARE_MAX = 1 << 16 };
