@@ -34,13 +34,16 @@
  *
  *   - Accuracy: moments are accumulated in float64, around a value of the data where the mean is
  *     large beside the deviation, so that no mean costs digits. A float32 output is within 3 units
- *     in the last place of its largest term, a gradient within 4.
+ *     in the last place of its largest term, a gradient within 4. A bfloat16 or float16 output is
+ *     that, rounded once more; its statistics are good to 18 bits or better.
  *   - Reproducibility: the same input gives the same bits on any number of threads and with
  *     any instruction set. (Where the result is NaN, it is NaN; its sign and payload may differ.)
  *   - All or nothing: every argument is checked before anything is written. A call that fails
  *     has changed no output, no statistics and no counter (the two exceptions, allocation aside,
  *     say so: BN_STATUS_NONFINITE).
- *   - Nothing behind your back: no allocation that grows with N or S, no printing, no exit.
+ *   - Nothing behind your back: no printing, no exit, and no allocation that grows with N or S, but for
+ *     two where they are asked for: lengths become a mask of N*L bytes, and a layer keeps of its last
+ *     forward one bit a value if that had an activation, and one byte a position if it had a mask.
  *
  * Threads: stateless functions may be called from any number of threads at once on buffers that do
  * not overlap. A layer serves one thread at a time; different layers are independent. Error
