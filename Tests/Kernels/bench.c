@@ -188,14 +188,14 @@ int bench_grids(const bnk_grid **grids)
 {
     static const int64_t classes[] = { 1, LANE - 1, LANE, LANE + 1, 2 * LANE + 3 };
     static const bnk_grid more[] = {
-        { 1, 1, 5000, 0 },            /* one channel, one row */
-        { 3, 2, BNK_MAX_COLUMNS, 0 }, /* the longest row by columns, and one more */
-        { 3, 2, BNK_MAX_COLUMNS + 1, 0 },
-        { 7, BNK_MAX_COLUMNS, 1, 0 },
-        { 7, BNK_MAX_COLUMNS + 1, 1, 0 },
-        { 4, 30, 49, 0 }, /* 7 x 7 images */
-        { 301, 3, 1, 0 }, /* many rows of few channels */
-        { 2000, 1, 1, 0 },
+        { 1, 1, 5000, 0, 0 },            /* one channel, one row */
+        { 3, 2, BNK_MAX_COLUMNS, 0, 0 }, /* the longest row by columns, and one more */
+        { 3, 2, BNK_MAX_COLUMNS + 1, 0, 0 },
+        { 7, BNK_MAX_COLUMNS, 1, 0, 0 },
+        { 7, BNK_MAX_COLUMNS + 1, 1, 0, 0 },
+        { 4, 30, 49, 0, 0 }, /* 7 x 7 images */
+        { 301, 3, 1, 0, 0 }, /* many rows of few channels */
+        { 2000, 1, 1, 0, 0 },
     };
     enum { CLASSES = 5, ALL = CLASSES * CLASSES * CLASSES + sizeof more / sizeof *more };
     static bnk_grid all[ALL];
@@ -203,7 +203,7 @@ int bench_grids(const bnk_grid **grids)
     for (int n = 0; n < CLASSES; n++)
         for (int c = 0; c < CLASSES; c++)
             for (int s = 0; s < CLASSES; s++)
-                all[count++] = (bnk_grid){ classes[n], classes[c], classes[s], 0 };
+                all[count++] = (bnk_grid){ classes[n], classes[c], classes[s], 0, 0 };
     for (size_t i = 0; i < sizeof more / sizeof *more; i++) all[count++] = more[i];
     *grids = all;
     return count;

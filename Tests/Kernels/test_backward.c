@@ -132,7 +132,7 @@ static void absent_weight_means_one(void **state)
     (void)state;
     for (int variant = 0; variant < 4; variant++) {
         const backward_case how = { .frozen = variant & 1, .from_running = false };
-        bench b = bench_make((bnk_grid){ 17, 5, 19, variant >> 1 }, variant);
+        bench b = bench_make((bnk_grid){ 17, 5, 19, variant >> 1, 0 }, variant);
         bnk_plan cuts[MAX_CUTS];
         const int cut_count = cuts_of(&b.grid, cuts);
         for (int i = 0; i < cut_count; i++) {

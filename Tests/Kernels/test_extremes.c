@@ -9,10 +9,10 @@
 #include "bench.h"
 
 static const bnk_grid grids[] = {
-    { 16, 5, 784, 0 }, /* N*S = 12544 */
-    { 12544, 5, 1, 0 },
-    { 35, 5, 17, 0 },
-    { 300, 5, 1, 0 },
+    { 16, 5, 784, 0, 0 }, /* N*S = 12544 */
+    { 12544, 5, 1, 0, 0 },
+    { 35, 5, 17, 0, 0 },
+    { 300, 5, 1, 0, 0 },
 };
 
 static void set_channel(const bench *b, elements array, int64_t channel, double value)

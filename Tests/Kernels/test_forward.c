@@ -128,7 +128,7 @@ static void optional_arrays(void **state)
     (void)state;
     for (int is_double = 0; is_double < 2; is_double++)
         for (int absent = 0; absent < 16; absent++) {
-            bench b = bench_make((bnk_grid){ 17, 5, 19, is_double }, absent);
+            bench b = bench_make((bnk_grid){ 17, 5, 19, is_double, 0 }, absent);
             bnk_plan cuts[MAX_CUTS];
             const int cut_count = cuts_of(&b.grid, cuts);
             for (int i = 0; i < cut_count; i++)
@@ -155,7 +155,7 @@ static void optional_arrays(void **state)
 static void variance_scale_zero_keeps_the_running_variance(void **state)
 {
     (void)state;
-    bench b = bench_make((bnk_grid){ 1, 33, 1, 0 }, 0);
+    bench b = bench_make((bnk_grid){ 1, 33, 1, 0, 0 }, 0);
     b.variance_scale = 0;
     bnk_plan cuts[MAX_CUTS];
     const int cut_count = cuts_of(&b.grid, cuts);

@@ -60,7 +60,7 @@ static void absent_weight_and_bias(void **state)
 {
     (void)state;
     for (int absent = 1; absent < 4; absent++) {
-        bench b = bench_make((bnk_grid){ 17, 5, 19, absent & 1 }, absent);
+        bench b = bench_make((bnk_grid){ 17, 5, 19, absent & 1, 0 }, absent);
         bnk_plan cuts[MAX_CUTS];
         const int cut_count = cuts_of(&b.grid, cuts);
         for (int i = 0; i < cut_count; i++) {
@@ -82,7 +82,7 @@ static void statistics_for_a_later_backward(void **state)
 {
     (void)state;
     for (int is_double = 0; is_double < 2; is_double++) {
-        bench b = bench_make((bnk_grid){ 1, 35, 1, is_double }, 1);
+        bench b = bench_make((bnk_grid){ 1, 35, 1, is_double, 0 }, 1);
         elements_set(b.running_var, 3, 0);
         bnk_statistics_from_running(&b.grid, b.running_mean.data, b.running_var.data, 0,
                                     b.saved_mean.data, b.saved_invstd.data);
