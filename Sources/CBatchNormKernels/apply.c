@@ -185,6 +185,22 @@ int64_t bnk_apply_tasks(const bnk_cut *cut)
     return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid->rows) : tasks;
 }
 
+/* Rows longer than what has extras may be at once: each in strips. */
+static void apply_long_rows(const bnk_operands *o, const bnk_piece *rows,
+                            const bnk_linears *linears)
+{
+    const int64_t end = rows->row + rows->rows;
+    bnk_piece strip = *rows;
+    strip.rows = 1;
+    for (; strip.row < end; strip.row++)
+        for (strip.channel = 0; strip.channel < rows->channels; strip.channel += strip.channels) {
+            strip.channels = bnk_min(BNK_MAX_COLUMNS, rows->channels - strip.channel);
+            const bnk_linears own =
+                bnk_linears_from(linears, strip.channel, o->cut->grid->is_double);
+            apply_columns(o, &strip, &own);
+        }
+}
+
 void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
                          const bnk_linears *linears)
 {
@@ -200,6 +216,10 @@ void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
             piece.row = cut->grid->rows * reversed / tasks;
             piece.rows = cut->grid->rows * (reversed + 1) / tasks - piece.row;
             piece.start = piece.row * cut->stride * cut->element;
+        }
+        if (o->extras && piece.channels > BNK_MAX_COLUMNS) {
+            apply_long_rows(o, &piece, linears);
+            continue;
         }
         const bnk_linears own = bnk_linears_from(linears, piece.channel, cut->grid->is_double);
         bnk_apply_piece(o, &piece, &own);
