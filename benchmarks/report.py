@@ -27,6 +27,7 @@ OPS = {
     "backward": "backward",
     "frozen": "backward, frozen statistics",
 }
+PARTS = {"lengths": "masked sequences", "add": "residual", "relu": "ReLU"}  # behind a "+"
 STYLE = {
     OURS: ("#d62728", "o", "libbatchnorm"),
     "PyTorch": ("#ff9f43", "s", "PyTorch operator"),
@@ -52,8 +53,24 @@ def read(path: Path) -> tuple[dict[str, str], list[Row]]:
     return header, rows
 
 
+def operation_title(op: str) -> str:
+    """Of "forward+add+relu", say."""
+    operation, *parts = op.split("+")
+    return " + ".join([OPS[operation], *(PARTS[part] for part in parts)])
+
+
+def tensors(op: str) -> int:
+    """That the operation must move; see Cell.tensors in run.py."""
+    return 2 + op.startswith(("backward", "frozen")) + ("+add" in op)
+
+
+def is_tiny(shape: str) -> bool:
+    """The call is the cost. The harness has a bare loop for these: BARE_MAX in harness.h."""
+    return math.prod(map(int, shape.split("x"))) <= 1 << 16
+
+
 def is_limit(name: str) -> bool:
-    return name.startswith(("copy", "triad"))
+    return name.startswith(("copy", "triad", "tetrad"))
 
 
 def is_plain(name: str) -> bool:
@@ -171,7 +188,7 @@ def against_limits(rows: list[Row]) -> str:
     for case, part in group(rows, *CASE).items():
         found: dict[str, list[Comparison]] = defaultdict(list)
         for shape, ours, cell in cells_of_ours(part):
-            if any(row["contender"] == "bare" for row in cell):
+            if is_tiny(shape):
                 continue
             for ratio, (name, belongs) in LIMITS.items():
                 if ours[ratio]:
@@ -251,7 +268,8 @@ def tables(rows: list[Row]) -> str:
             "with reads",
             *(STYLE[name][2] if name in STYLE else name for name in names),
         ]
-        title = f"{OPS[op]}, {layout.upper()}, {dtype}, threads: {threads}, {buffers} buffers"
+        what = f"{operation_title(op)}, {layout.upper()}, {dtype}"
+        title = f"{what}, threads: {threads}, {buffers} buffers"
         text += f"\n### {title[0].upper()}{title[1:]}\n\n{table(head, body)}"
     return text
 
@@ -309,9 +327,10 @@ INTRODUCTION = """\
 
 Made by benchmarks/report.py from results.csv. Lower is better: all figures are ratios of times in
 one run, interleaved round by round. The plain limit is the faster of two single-stream copies
-(forward) or triads (backward), with ordinary and with non-temporal stores, of the same size, on the
-same threads. The best limit also tries interleaved, prefetched streams. `With reads` reads all
-inputs once more, as NHWC must where a strip of channels outgrows the cache.
+(forward), triads (backward, or a forward with a residual) or tetrads (a backward with the
+residual's gradient), with ordinary and with non-temporal stores, of the same size, on the same
+threads. The best limit also tries interleaved, prefetched streams. `With reads` reads the inputs of
+the statistics once more, as NHWC must where a strip of channels outgrows the cache.
 
 A ratio is the median over the rounds; `by minima` is our fastest repetition over the other's
 fastest, which a neighbour on the machine disturbs less.
@@ -462,9 +481,7 @@ def ratio_picture(header, rows: list[Row], op: str, path: Path) -> None:
     values = [float(row["ratio_plain"]) for row in rows if is_implementation(row["contender"])]
     panels[0][0].set_ylim(min(0.6, min(values) / 1.2), max(max(values) * 1.3, 8))
     panels[0][0].set_ylabel(
-        "time / time of the plain "
-        + ("triad" if op in ("backward", "frozen") else "copy")
-        + "   (log)"
+        f"time / time of the plain {('copy', 'triad', 'tetrad')[tensors(op) - 2]}   (log)"
     )
     legend: dict[str, object] = {}
     for axes in panels[0]:
@@ -483,9 +500,9 @@ def ratio_picture(header, rows: list[Row], op: str, path: Path) -> None:
         handletextpad=0.3,
         columnspacing=1.2,
     )
-    row = rows[0]
+    row, title = rows[0], operation_title(op)
     figure.suptitle(
-        f"{OPS[op][0].upper()}{OPS[op][1:]}: lower is better, 1 is memory speed",
+        f"{title[0].upper()}{title[1:]}: lower is better, 1 is memory speed",
         x=0.01,
         ha="left",
         fontsize=12,
@@ -573,8 +590,8 @@ def sizes_picture(header, rows: list[Row], path: Path) -> bool:
     )
     for axes, ((op,), part) in zip(panels[0], parts.items(), strict=True):
         cells = sorted(group(part, "shape").values(), key=lambda cell: int(cell[0]["bytes"]))
-        tensors = 3 if op in ("backward", "frozen") else 2
-        sizes = [int(cell[0]["bytes"]) / tensors for cell in cells]
+        moved = tensors(op)
+        sizes = [int(cell[0]["bytes"]) / moved for cell in cells]
 
         def speed(row: Row | None) -> float:
             return float(row["gb_per_s"]) if row else math.nan
@@ -622,8 +639,8 @@ def sizes_picture(header, rows: list[Row], path: Path) -> bool:
         plain_numbers(axes.yaxis)
         for cache in ("L2", "LLC"):
             if header.get(cache, "0") != "0":
-                axes.axvline(int(header[cache]) / tensors, color="#cccccc", linewidth=0.8, zorder=0)
-        axes.set_title(OPS[op], loc="left", fontsize=10)
+                axes.axvline(int(header[cache]) / moved, color="#cccccc", linewidth=0.8, zorder=0)
+        axes.set_title(operation_title(op), loc="left", fontsize=10)
         axes.set_xlabel("one tensor (grey: working set = L2, LLC)")
         axes.grid(color="#eeeeee", linewidth=0.6, zorder=0)
     panels[0][0].set_ylabel("GB/s of necessary traffic (log)")

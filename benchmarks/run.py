@@ -31,10 +31,16 @@ SPARE_BYTES = 1 << 30  # of memory, that no cell may claim
 SILENT = 0.05  # share of a CPU below which a process counts as silent
 
 OPS = ("forward", "inference", "backward", "frozen")
+FUSED = tuple(  # a training forward also writes the activation's bits, which backward reads
+    f"{op}{fusion}"
+    for op in ("forward", "inference", "backward")
+    for fusion in ("+relu", "+add+relu")
+)
+MASKED = ("forward+lengths", "backward+lengths")  # sequences of which 56 % take part
 LAYOUTS = ("nchw", "nhwc")
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 BUFFERS = ("warm", "cold")
-ITEM = {"float32": 4, "float64": 8}
+ITEM = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 # glibc keeps and reuses large blocks (and asks for huge pages), so that a peer that allocates its
 # outputs is not charged for page faults at each call.
@@ -92,9 +98,14 @@ class Cell:
         return math.prod(self.sizes) * ITEM[self.dtype]
 
     @property
+    def operation(self) -> str:
+        """Without what is fused with it."""
+        return self.op.partition("+")[0]
+
+    @property
     def tensors(self) -> int:
-        """That the operation must move: x and y, or x, dy and dx."""
-        return 3 if self.op in ("backward", "frozen") else 2
+        """That the operation must move: x and y, or x, dy and dx; the residual, or its gradient."""
+        return 2 + (self.operation in ("backward", "frozen")) + ("+add" in self.op)
 
     def buffer_bytes(self, llc: int) -> int:
         """What the harness allocates: see cell_open in cell.c."""
@@ -298,7 +309,7 @@ def measure(
 
 
 def is_limit(name: str) -> bool:
-    return name.startswith(("copy", "triad"))
+    return name.startswith(("copy", "triad", "tetrad"))
 
 
 def limits(times: dict[str, list[float]]) -> dict[str, str]:
@@ -344,7 +355,8 @@ def rows(cell: Cell, file: str, result: Result) -> Iterator[dict[str, object]]:
 def explanations(found: dict[Cell, Result], library: Path) -> Iterator[str]:
     """How this library does each cell, in its own words: asked through the binding, nothing is run.
 
-    Raises ImportError if the library cannot explain itself.
+    Of a fused operation it is the plain one that is explained. Raises ImportError if the library
+    cannot explain itself.
     """
     os.environ["BATCHNORM_LIBRARY"] = str(library)
     sys.path.insert(0, str(ROOT / "bindings" / "python" / "src"))
@@ -354,9 +366,11 @@ def explanations(found: dict[Cell, Result], library: Path) -> Iterator[str]:
     operations = dict(zip(OPS, names, strict=True))
     for cell in found:
         batchnorm.set_num_threads(cell.threads)
-        plan = batchnorm.explain(
-            cell.sizes, operations[cell.op], dtype=cell.dtype, layout=cell.layout
-        )
+        operation = operations[cell.operation]
+        try:
+            plan = batchnorm.explain(cell.sizes, operation, dtype=cell.dtype, layout=cell.layout)
+        except TypeError as error:  # NumPy may not know the half types
+            plan = f"no plan: {error}"
         yield f"# {' '.join(str(value) for value in asdict(cell).values())}\n{plan}\n"
 
 
@@ -380,18 +394,23 @@ def cells(options: argparse.Namespace) -> dict[Cell, str]:
     """What is timed, each cell once, and the shape file that it comes from."""
     every, most = options.threads, [max(options.threads)]
     design, sizes = SHAPES / "design.txt", SHAPES / "sizes.txt"
+    sequences = SHAPES / "sequences.txt"
+    with_lengths = any("+lengths" in op for op in options.ops or ())
     others = [path for path in sorted(SHAPES.glob("*.txt")) if path not in (design, sizes)]
     trained = ("forward", "backward")
     # (files, operations, layouts, dtypes, buffers, threads)
     if options.shapes:
         passes = [(options.shapes, OPS, LAYOUTS, DTYPES[:1], BUFFERS[:1], every)]
     elif options.quick:
-        passes = [([design], trained, LAYOUTS, DTYPES[:1], BUFFERS[:1], most)]
+        files = [design, sequences] if with_lengths else [design]
+        passes = [(files, trained, LAYOUTS, DTYPES[:1], BUFFERS[:1], most)]
     else:
         passes = [
             ([design], OPS, LAYOUTS, DTYPES[:1], BUFFERS[:1], every),
             ([design], trained, LAYOUTS, DTYPES[1:], BUFFERS[:1], most),
             ([design], trained, LAYOUTS, DTYPES[:1], BUFFERS[1:], most),
+            ([design], FUSED, LAYOUTS, DTYPES[:1], BUFFERS[:1], most),
+            ([sequences], MASKED, LAYOUTS, DTYPES[:1], BUFFERS[:1], most),
             ([sizes], OPS[:3], LAYOUTS[:1], DTYPES[:1], BUFFERS[:1], every),
             (others, OPS[:3], LAYOUTS, DTYPES[:1], BUFFERS[:1], most),
         ]
@@ -406,6 +425,8 @@ def cells(options: argparse.Namespace) -> dict[Cell, str]:
                 cell = Cell(op, layout, dtype, shape, t, buffer)
                 if layout == "nhwc" and len(cell.sizes) == 2:
                     continue  # the same as nchw
+                if "+lengths" in op and len(cell.sizes) != 3:
+                    continue  # not a sequence
                 chosen.setdefault(cell, file.stem)
     return chosen
 
@@ -494,7 +515,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=numbers, default=sorted({1, cores}), help="default: 1 and all cores"
     )
-    parser.add_argument("--ops", type=words(OPS), help=f"of {','.join(OPS)}")
+    ops = (*OPS, *FUSED, *MASKED)
+    parser.add_argument("--ops", type=words(ops), help=f"of {','.join(ops)}")
     parser.add_argument("--layouts", type=words(LAYOUTS), help=f"of {','.join(LAYOUTS)}")
     parser.add_argument("--dtypes", type=words(DTYPES), help=f"of {','.join(DTYPES)}")
     parser.add_argument("--buffers", type=words(BUFFERS), help=f"of {','.join(BUFFERS)}")
@@ -537,7 +559,10 @@ def main() -> None:
         sys.exit("error: tqdm is missing: run scripts/bench, which installs it")
     chosen = cells(options)
     if not chosen:
-        sys.exit("error: these options leave nothing to time (a matrix has one layout: nchw)")
+        sys.exit(
+            "error: these options leave nothing to time (a matrix has one layout: nchw; +lengths "
+            "needs shapes NxCxL)"
+        )
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "results.csv"
     failures = []

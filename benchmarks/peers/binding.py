@@ -17,7 +17,7 @@ LARGEST = 1 << 16  # elements; above it the difference drowns in the noise
 
 
 def line_up(cell: Cell) -> list[Contender]:
-    if math.prod(cell.sizes) > LARGEST:
+    if math.prod(cell.sizes) > LARGEST or not cell.plain:
         return []
 
     def tensor(seed: int) -> np.ndarray:

@@ -20,6 +20,8 @@ EPSILON = 1e-5
 
 
 def line_up(cell: Cell) -> list[Contender]:
+    if not cell.plain:
+        return []
     rank = len(cell.sizes)
     last = cell.layout == "nhwc"
     axes = tuple(range(rank - 1)) if last else (0, *range(2, rank))

@@ -13,7 +13,7 @@ PARAMETERS = ("weight", "bias", "mean", "var")
 
 
 def line_up(cell: Cell) -> list[Contender]:
-    if cell.op != "inference" or cell.layout != "nchw":
+    if cell.op != "inference" or cell.layout != "nchw" or not cell.plain:
         return []
     kind = TYPES[cell.dtype]
     node = helper.make_node("BatchNormalization", ["x", *PARAMETERS], ["y"], epsilon=1e-5)

@@ -38,32 +38,59 @@ class Cell:
         return tuple(int(size) for size in self.shape.split("x"))
 
     @property
+    def operation(self) -> str:
+        """Without what is fused with it."""
+        return self.op.partition("+")[0]
+
+    @property
+    def plain(self) -> bool:
+        """Nothing is fused, and NumPy has the data type."""
+        return self.op == self.operation and self.dtype in ("float32", "float64")
+
+    @property
+    def add(self) -> bool:
+        return "+add" in self.op
+
+    @property
+    def relu(self) -> bool:
+        return "+relu" in self.op
+
+    @property
+    def lengths(self) -> bool:
+        return "+lengths" in self.op
+
+    @property
     def backward(self) -> bool:
-        return self.op in ("backward", "frozen")
+        return self.operation in ("backward", "frozen")
 
     @property
     def fixed(self) -> bool:
         """Statistics are constants."""
-        return self.op in ("inference", "frozen")
+        return self.operation in ("inference", "frozen")
+
+    @property
+    def parameter_dtype(self) -> str:
+        return "float64" if self.dtype == "float64" else "float32"
 
     @property
     def sets(self) -> int:
         if self.buffers == "warm":
             return 1
-        tensors = 3 if self.backward else 2
-        size = math.prod(self.sizes) * np.dtype(self.dtype).itemsize
+        tensors = 2 + self.backward + self.add
+        item = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}[self.dtype]
+        size = math.prod(self.sizes) * item
         return min(4 * int(self.llc) // (tensors * size) + 1, 1 << 16)
 
     def tensor(self, seed: int) -> np.ndarray:
-        """Values in logical order; a peer lays them out as it likes."""
+        """Values in logical order; a peer lays them out, and rounds them to half types."""
         generator = np.random.default_rng(seed)
         count = math.prod(self.sizes)
-        values = generator.standard_normal(min(count, 1 << 16), dtype=self.dtype)
+        values = generator.standard_normal(min(count, 1 << 16), dtype=self.parameter_dtype)
         return np.resize(values + values.dtype.type(0.5), self.sizes).copy()
 
     def channel(self, name: str) -> np.ndarray:
         value = {"weight": 1.0, "bias": 0.01, "mean": 0.4, "var": 0.9}[name]
-        return np.full(self.sizes[1], value, dtype=self.dtype)
+        return np.full(self.sizes[1], value, dtype=self.parameter_dtype)
 
 
 def repetition(calls: list[Callable[[], object]], loops: int) -> float:
