@@ -46,7 +46,12 @@ static void apply_rows(const bnk_operands *o, int64_t channel, int64_t row, int6
         const uint8_t *keep = NULL;
         while (row < end && !(keep = bnk_keep_row(o, row, offset, length)) && plain) row++;
         if (row > begin) plain_rows(o, begin * stride + first, row - begin, length, f);
-        if (row < end) bnk_fused_row(o, row * stride + first, length, keep, f);
+        if (row == end) break;
+        const int64_t prefix = plain && keep ? bnk_kept_prefix(keep, length) : 0;
+        const int64_t straight = prefix > 0 ? prefix : 0;
+        if (straight > 0) plain_rows(o, row * stride + first, 1, straight, f);
+        bnk_fused_row(o, row * stride + first + straight, length - straight,
+                      keep ? keep + straight : NULL, f);
     }
 }
 

@@ -77,30 +77,31 @@ static void add_rows(const training *t, const row_tile *tile, const double *pivo
     }
 }
 
-/* The same where positions are masked: rows, or stretches of them, that are not go the straight way. */
+/* The same where positions are masked; rows of which only the first values take part, as those of padded
+ * sequences, go the straight way. */
 static void add_masked_rows(const training *t, const row_tile *tile, const double *pivot,
                             bnk_lane_sums *sums, bnk_application *other)
 {
     const bnk_cut *cut = &t->cut;
     const bnk_piece *piece = tile->piece;
-    for (int64_t row = 0; row < tile->rows; row++)
+    const int64_t offset = piece->offset + tile->offset;
+    for (int64_t row = piece->row + tile->row, end = row + tile->rows; row < end; row++) {
+        const uint8_t *keep = bnk_keep_row(&t->operands, row, offset, tile->length);
+        const int64_t prefix = keep ? bnk_kept_prefix(keep, tile->length) : tile->length;
+        const int64_t at = row * cut->stride + piece->channel * cut->grid->inner + offset;
         for (int64_t i = 0; i < tile->length; i += BNK_STRETCH) {
             const int64_t count = bnk_min(BNK_STRETCH, tile->length - i);
-            const int64_t offset = piece->offset + tile->offset + i;
-            const int64_t in_grid = piece->row + tile->row + row;
-            const uint8_t *keep = bnk_keep_row(&t->operands, in_grid, offset, count);
-            const int64_t at = in_grid * cut->stride + piece->channel * cut->grid->inner + offset;
-            const char *from = (const char *)t->job->input + at * cut->element;
-            if (keep && bnk_count_kept(keep, count) > 0)
-                bnk_masked_row_sums(&t->operands, at, count, keep, pivot, sums);
-            else if (keep)
-                ; /* nothing takes part */
-            else if (pivot)
-                t->leaves->row_sums(from, 1, 0, count, *pivot, sums);
-            else
-                t->leaves->row_squares(from, 1, 0, count, cut->stride, sums);
+            const int64_t straight = bnk_min(count, prefix - i);
+            const char *x = (const char *)t->job->input + (at + i) * cut->element;
+            if (prefix < 0)
+                bnk_masked_row_sums(&t->operands, at + i, count, keep + i, pivot, sums);
+            else if (straight > 0 && pivot)
+                t->leaves->row_sums(x, 1, 0, straight, *pivot, sums);
+            else if (straight > 0)
+                t->leaves->row_squares(x, 1, 0, straight, cut->stride, sums);
             if (other) bnk_apply_some(other, count);
         }
+    }
 }
 
 /* Of the tile's values that take part, and how many these are. */

@@ -34,13 +34,17 @@ int bnk_sums_plainly(const bnk_operands *o)
 
 int64_t bnk_count_kept(const uint8_t *positions, int64_t count)
 {
+    typedef uint8_t bytes __attribute__((vector_size(16)));
     int64_t kept = 0, i = 0;
     while (count - i >= 16) {
         /* Sixteen counts side by side, for as long as they fit in a byte. */
-        uint8_t part[16] = { 0 };
+        bytes part = { 0 };
         const int64_t end = i + bnk_min(255, (count - i) / 16) * 16;
-        for (; i < end; i += 16)
-            for (int k = 0; k < 16; k++) part[k] = (uint8_t)(part[k] + (positions[i + k] != 0));
+        for (; i < end; i += 16) {
+            bytes own;
+            memcpy(&own, positions + i, sizeof own);
+            part -= (bytes)(own != 0); /* of all ones, -1 */
+        }
         for (int k = 0; k < 16; k++) kept += part[k];
     }
     for (; i < count; i++) kept += positions[i] != 0;
@@ -52,6 +56,12 @@ const uint8_t *bnk_keep_row(const bnk_operands *o, int64_t row, int64_t offset, 
     if (!o->extras || !o->extras->positions) return NULL;
     const uint8_t *keep = o->extras->positions + row * o->cut->grid->inner + offset;
     return bnk_count_kept(keep, length) == length ? NULL : keep;
+}
+
+int64_t bnk_kept_prefix(const uint8_t *keep, int64_t length)
+{
+    const int64_t kept = bnk_count_kept(keep, length);
+    return bnk_count_kept(keep, kept) == kept ? kept : -1;
 }
 
 const uint8_t *bnk_keep_line(const bnk_operands *o, int64_t row, int64_t fold, int64_t channels,

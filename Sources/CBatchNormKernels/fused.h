@@ -42,6 +42,10 @@ const uint8_t *bnk_keep_row(const bnk_operands *o, int64_t row, int64_t offset, 
 const uint8_t *bnk_keep_line(const bnk_operands *o, int64_t row, int64_t fold, int64_t channels,
                              uint8_t *columns);
 
+/* If the first ones of `length` values take part and no others do, as in a padded sequence, how many these
+ * are; else -1. */
+int64_t bnk_kept_prefix(const uint8_t *keep, int64_t length);
+
 /* How many positions take part in some rows' inner values [offset, offset + length), and the first of
  * them. */
 typedef struct bnk_kept {

@@ -390,16 +390,27 @@ static void BNK_NAME(column_gated_sums)(const bnk_stretch *stretch, int64_t rows
 
 /* ---- masked values ---- */
 
+BNK_INLINE void BNK_NAME(fill_some)(const BNK_T *x, const uint8_t *keep, const BNK_C *filler,
+                                    int64_t step, BNK_C *to, int64_t count)
+{
+    const BNK_LINE other = step ? BNK_NAME(take_some)(filler, count) : *filler - (BNK_LINE){ 0 };
+    const BNK_LINE v = BNK_NAME(choose)(BNK_NAME(choice_of_bytes)(keep, count),
+                                        BNK_NAME(widen_some)(x, count), other);
+    memcpy(to, &v, (size_t)count * sizeof *to);
+}
+
 /* to = x in computing type, where masked a filler. */
 static void BNK_NAME(fill_masked)(const void *x, const uint8_t *keep, const void *filler,
                                   int64_t filler_step, void *to, int64_t count)
 {
-    for (int64_t i = 0, n; i < count; i += n) {
-        n = count - i < BNK_LINE_LENGTH ? count - i : BNK_LINE_LENGTH;
-        const BNK_LINE v = BNK_NAME(choose)(
-            BNK_NAME(choice_of_bytes)(keep + i, n), BNK_NAME(widen_some)((const BNK_T *)x + i, n),
-            filler_step ? BNK_NAME(take_some)((const BNK_C *)filler + i, n)
-                        : *(const BNK_C *)filler - (BNK_LINE){ 0 });
-        memcpy((BNK_C *)to + i, &v, (size_t)n * sizeof(BNK_C));
-    }
+    const BNK_T *from = x;
+    const BNK_C *other = filler;
+    BNK_C *values = to;
+    int64_t i = 0;
+    for (; i + BNK_LINE_LENGTH <= count; i += BNK_LINE_LENGTH)
+        BNK_NAME(fill_some)(from + i, keep + i, other + i * filler_step, filler_step, values + i,
+                            BNK_LINE_LENGTH);
+    if (i < count)
+        BNK_NAME(fill_some)(from + i, keep + i, other + i * filler_step, filler_step, values + i,
+                            count - i);
 }

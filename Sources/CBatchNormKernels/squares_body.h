@@ -3,8 +3,8 @@
  * around one, and as good where the mean is not far larger than the deviation (see holds in forward.c).
  * Included by leaves_body.h.
  *
- * A product of two floats is exact in double, and one of two halves in float, so that fusing it with the
- * addition rounds as not fusing it. Of half types, up to four rows are added in float before they are
+ * A product of two floats is exact in double, and so fusing it with the addition rounds as not fusing
+ * it. Of half types, up to four rows are added in float before they are
  * widened to float64, which is what costs most: a relative error of 2^-22 at worst.
  */
 
@@ -19,7 +19,7 @@ BNK_INLINE void BNK_NAME(squares_of)(const BNK_T *x, int together, int64_t strid
     for (int r = 0; r < together; r++) {
         const bnk_float16 v = BNK_NAME(widen_line)(x + r * stride);
         s = r == 0 ? v : s + v;
-        q = r == 0 ? v * v : BNK_ADD_EXACT(v, v, q);
+        q = r == 0 ? v * v : q + v * v; /* no FMA: squares below 2^-126 are not exact */
     }
     *sum = s;
     *squares = q;

@@ -272,7 +272,7 @@ WRONG_TYPES: list[tuple[Callable[[], object], str]] = [
     (lambda: forward(images(), eps="small"), "str"),
     (lambda: backward(images(np.float64), images()), "grad_output has dtype float64"),
     (lambda: layer_2d(2.5), "float"),
-    (lambda: layer_2d(3, dtype=np.int32), "dtype is int32, expected float32 or float64"),
+    (lambda: layer_2d(3, dtype=np.int32), "dtype is int32, expected float32, float64"),
     (lambda: setattr(layer_2d(3), "weight", np.ones(3)), "weight has dtype float64"),
     (lambda: setattr(layer_2d(3), "running_mean", [0, 0, 0]), "running_mean is of type list"),
     (lambda: layer_2d(3).load_bytes("text"), "bytes-like"),

@@ -106,7 +106,7 @@ def test_errors() -> None:
         batchnorm.explain((1 << 63, 3))
     with pytest.raises(TypeError):
         batchnorm.explain((2.5, 3))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="dtype is int32, expected float32 or float64"):
+    with pytest.raises(TypeError, match="dtype is int32, expected float32, float64"):
         batchnorm.explain((2, 3), dtype=np.int32)
     with pytest.raises(ValueError, match="operation is 'forward', expected 'forward_training' or"):
         batchnorm.explain((2, 3), "forward")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ._lowlevel import Dtype, Layout, bn_problem
 
-#: A float32 or float64 array.
+#: An array of float32, float64, bfloat16 (the package ml_dtypes) or float16.
 Array = NDArray[np.floating[Any]]
 #: As a result: an array, or None where the caller asked for none. `Any` is typeshed's way to spare
 #: callers who know which of the two the proof of it.
@@ -34,8 +34,31 @@ Mask = NDArray[np.bool_] | NDArray[np.uint8]
 Lengths = NDArray[np.int64]
 ChannelAxis = Literal[1, -1]
 
-DTYPES = {np.dtype(np.float32): Dtype.FLOAT32, np.dtype(np.float64): Dtype.FLOAT64}
+FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
+_DTYPES = {
+    FLOAT32: Dtype.FLOAT32,
+    FLOAT64: Dtype.FLOAT64,
+    np.dtype(np.float16): Dtype.FLOAT16,
+}
+KNOWN_DTYPES = "float32, float64, bfloat16 (ml_dtypes) or float16"
+
+
+def dtype_code(dtype: np.dtype[Any]) -> Dtype | None:
+    """The library's number of a dtype; None if it knows none.
+
+    bfloat16 is no dtype of NumPy's: whoever has such arrays has the package ml_dtypes, which brings
+    it. It is known by its name, so that this package need not import that one.
+    """
+    code = _DTYPES.get(dtype)
+    return Dtype.BFLOAT16 if code is None and dtype.name == "bfloat16" else code
+
+
+def parameter_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of weight, bias, running statistics and their gradients for tensors of `dtype`."""
+    return FLOAT64 if dtype == FLOAT64 else FLOAT32
+
+
 _INT64 = np.dtype(np.int64)
 _UINT8 = np.dtype(np.uint8)
 _BOOL = np.dtype(np.bool_)
@@ -47,6 +70,7 @@ class Form(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
+    parameter: np.dtype[Any]  # of weight, bias and running statistics
     order: tuple[int, ...] | None  # transpose that makes it C-contiguous; None if it is already
     elements: int
     channels: int
@@ -68,9 +92,10 @@ def _form(
     channel_axis: ChannelAxis,
     name: str,
 ) -> Form:
-    if dtype not in DTYPES:
+    code = dtype_code(dtype)
+    if code is None:
         raise TypeError(
-            f"{name} has dtype {_name(dtype)}, expected float32 or float64 in native byte order"
+            f"{name} has dtype {_name(dtype)}, expected {KNOWN_DTYPES} in native byte order"
         )
     ndim = len(shape)
     order: tuple[int, ...] | None
@@ -97,9 +122,10 @@ def _form(
             f"nor in NHWC order; pass np.ascontiguousarray({name})"
         )
     sizes = (c_int64 * 5)(*logical[:5])
-    problem = bn_problem(sizeof(bn_problem), DTYPES[dtype], layout, ndim, sizes)
+    problem = bn_problem(sizeof(bn_problem), code, layout, ndim, sizes)
     channels = logical[1] if ndim > 1 else 0
-    return Form(shape, strides, dtype, order, math.prod(shape), channels, problem)
+    parameter = parameter_dtype(dtype)
+    return Form(shape, strides, dtype, parameter, order, math.prod(shape), channels, problem)
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
@@ -175,10 +201,10 @@ def vector_address(
     return address(array), array.size
 
 
-def known_dtype(array: Array, name: str) -> np.dtype[Any]:
-    """The dtype of a call's first array. Raises TypeError if the library does not know it."""
+def folded_dtype(array: Array, name: str) -> np.dtype[Any]:
+    """The dtype of a weight to be folded into. Raises TypeError if there is no folding in it."""
     _check_array(array, name)
-    if array.dtype not in DTYPES:
+    if array.dtype not in (FLOAT32, FLOAT64):
         raise TypeError(
             f"{name} has dtype {_name(array.dtype)}, expected float32 or float64 in native byte "
             "order"

@@ -18,6 +18,7 @@ from ctypes import (
     c_double,
     c_int32,
     c_int64,
+    c_uint8,
     c_uint32,
     c_void_p,
 )
@@ -62,6 +63,8 @@ _library = _load()
 class Dtype(enum.IntEnum):
     FLOAT32 = 1
     FLOAT64 = 2
+    BFLOAT16 = 3
+    FLOAT16 = 4
 
 
 class Layout(enum.IntEnum):
@@ -452,7 +455,12 @@ bn_forward_inference = _declare_checked(
 bn_backward = _declare_checked("bn_backward", POINTER(bn_problem), POINTER(bn_backward_args))
 
 bn_moments_compute = _declare_checked(
-    "bn_moments_compute", POINTER(bn_problem), *(c_void_p, c_int64) * 3, POINTER(bn_moments)
+    "bn_moments_compute",
+    POINTER(bn_problem),
+    *(c_void_p, c_int64),
+    *(POINTER(c_uint8), c_int64),
+    *(POINTER(c_int64), c_int64),
+    POINTER(bn_moments),
 )
 bn_moments_merge = _declare_checked("bn_moments_merge", POINTER(bn_moments), POINTER(bn_moments))
 bn_moments_statistics = _declare_checked(

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import _lowlevel as c
-from ._arrays import DTYPES, Array, address, known_dtype, vector_address, written_address
+from ._arrays import Array, address, dtype_code, folded_dtype, vector_address, written_address
 from ._options import integer
 
 __all__ = ["Folded", "fold_affine", "fold_into"]
@@ -161,12 +161,12 @@ def fold_into(
 
 def affine_shape(channels: int, dtype: np.dtype[Any]) -> c.bn_weight_shape:
     """The shape of a weight with one value per channel."""
-    return c.bn_weight_shape(sizeof(c.bn_weight_shape), DTYPES[dtype], 1, 1, channels, 1)
+    return c.bn_weight_shape(sizeof(c.bn_weight_shape), dtype_code(dtype), 1, 1, channels, 1)
 
 
 def weight_shape(conv_weight: Array, layout: WeightLayout, groups: int) -> c.bn_weight_shape:
     """How the library sees a weight. Raises TypeError or ValueError."""
-    dtype = known_dtype(conv_weight, "conv_weight")
+    dtype = folded_dtype(conv_weight, "conv_weight")
     if layout not in _OUTPUT_AXES:
         known = " or ".join(repr(each) for each in _OUTPUT_AXES)
         raise ValueError(f"layout is {layout!r}, expected {known}")
@@ -188,7 +188,7 @@ def weight_shape(conv_weight: Array, layout: WeightLayout, groups: int) -> c.bn_
     if layout != "IOHW":
         parts = 1
     return c.bn_weight_shape(
-        sizeof(c.bn_weight_shape), DTYPES[dtype], parts, outer // parts, channels, inner
+        sizeof(c.bn_weight_shape), dtype_code(dtype), parts, outer // parts, channels, inner
     )
 
 
@@ -232,7 +232,7 @@ def _statistics(
     dtype: np.dtype[Any] | None = None,
 ) -> c.bn_fold_args:
     if dtype is None:
-        dtype = known_dtype(running_mean, "running_mean")
+        dtype = folded_dtype(running_mean, "running_mean")
     args = c.bn_fold_args(sizeof(c.bn_fold_args))
     args.epsilon = eps
     args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)

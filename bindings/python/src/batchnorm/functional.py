@@ -167,7 +167,7 @@ def batch_norm(
 
     Parameters
     ----------
-    input : (N, C, ...) array, float32 or float64
+    input : (N, C, ...) array, float32, float64, bfloat16 or float16
     running_mean, running_var : (C,) array or None
         Required if not training. In training, optional: updated in place to
         ``(1 - momentum) * old + momentum * batch``, with the unbiased batch variance.
@@ -240,7 +240,7 @@ def forward_training(
 
     Parameters
     ----------
-    input : (N, C, ...) array, float32 or float64
+    input : (N, C, ...) array, float32, float64, bfloat16 or float16
         An empty batch (N or a spatial size is 0) is allowed: statistics and counter stay as they
         are, and saved_mean is 0 and saved_invstd 1 unless destinations are given, which then stay
         as they are.
@@ -371,7 +371,7 @@ def _train(
     out: Array | None,
 ) -> Array:
     """Fills in what every training forward has, and runs it."""
-    dtype = form.dtype
+    dtype = form.parameter
     args.epsilon = eps
     args.input = address(input)
     args.input_count = args.output_count = form.elements
@@ -430,7 +430,7 @@ def forward_inference(
 
     Parameters
     ----------
-    input : (N, C, ...) array, float32 or float64
+    input : (N, C, ...) array, float32, float64, bfloat16 or float16
     running_mean, running_var : (C,) array
     weight, bias : (C,) array or None
         None means 1 and 0.
@@ -458,7 +458,7 @@ def forward_inference(
     array([-1.,  1.])
     """
     form = form_of(input, "input", channel_axis)
-    dtype = form.dtype
+    dtype = form.parameter
     args = c.bn_forward_inference_args(_INFERENCE_SIZE)
     args.epsilon = eps
     args.input_count = args.output_count = form.elements
@@ -521,7 +521,7 @@ def backward(
     ----------
     grad_output : array like `input`
         Gradient of the loss with respect to the forward's output.
-    input : (N, C, ...) array, float32 or float64
+    input : (N, C, ...) array, float32, float64, bfloat16 or float16
         The forward's input.
     weight : (C,) array or None
         The forward's weight.
@@ -589,7 +589,7 @@ def backward(
     array([1., 1., 1.])
     """
     form = form_of(input, "input", channel_axis)
-    dtype = form.dtype
+    dtype = form.parameter
     want_input, want_weight, want_bias = output_mask
     args = c.bn_backward_args(_BACKWARD_SIZE, parse(STATISTICS, "statistics", statistics))
     args.epsilon = eps

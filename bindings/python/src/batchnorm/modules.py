@@ -17,7 +17,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import _lowlevel as c
 from ._arrays import (
-    DTYPES,
+    FLOAT32,
+    FLOAT64,
+    KNOWN_DTYPES,
     Array,
     ChannelAxis,
     Float64Array,
@@ -27,6 +29,7 @@ from ._arrays import (
     MaybeArray,
     address,
     destination,
+    dtype_code,
     form_of,
     lengths_address,
     mask_address,
@@ -146,11 +149,12 @@ class _BatchNorm:
         channel_axis: ChannelAxis = 1,
     ) -> None:
         kind = np.dtype(dtype)
-        if kind not in DTYPES:
-            raise TypeError(f"dtype is {kind}, expected float32 or float64")
+        code = dtype_code(kind)
+        if code is None:
+            raise TypeError(f"dtype is {kind}, expected {KNOWN_DTYPES}")
         options = c.bn_layer_options(
             sizeof(c.bn_layer_options),
-            DTYPES[kind],
+            code,
             integer("num_features", num_features),
             eps,
             0.0 if momentum is None else momentum,
@@ -187,7 +191,7 @@ class _BatchNorm:
     def _view(self, pointer: int | None) -> Array | None:
         if pointer is None:
             return None
-        return np.asarray(_Borrowed(self._handle, pointer, self.num_features, self.dtype))
+        return np.asarray(_Borrowed(self._handle, pointer, self.num_features, self.parameter_dtype))
 
     # Options, as they were given to the constructor.
 
@@ -220,8 +224,13 @@ class _BatchNorm:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of tensors, parameters and running statistics."""
+        """Of tensors. Parameters and running statistics have `parameter_dtype`."""
         return np.dtype(c.Dtype(self._options.dtype).name.lower())
+
+    @property
+    def parameter_dtype(self) -> np.dtype[Any]:
+        """Of weight, bias and running statistics: float64 of float64 tensors, else float32."""
+        return FLOAT64 if self._options.dtype == c.Dtype.FLOAT64 else FLOAT32
 
     # Mode.
 
@@ -478,7 +487,7 @@ class _BatchNorm:
         if out is not None and not want_input:
             raise ValueError(f"out was given, but output_mask {output_mask} skips grad_input")
         features = self._features
-        dtype = form.dtype
+        dtype = form.parameter
         weight = np.empty(features, dtype) if want_weight and self._weight is not None else None
         bias = np.empty(features, dtype) if want_bias and self._bias is not None else None
 
@@ -570,7 +579,9 @@ class _BatchNorm:
         Raises `BatchNormRuntimeError` if the layer keeps no running statistics.
         """
         args = c.bn_fold_args(sizeof(c.bn_fold_args))
-        return self._fold(args, affine_shape(self.num_features, self.dtype), None, None, None, None)
+        return self._fold(
+            args, affine_shape(self.num_features, self.parameter_dtype), None, None, None, None
+        )
 
     def fold_into(
         self,
@@ -585,7 +596,7 @@ class _BatchNorm:
         """Fold what the layer does in evaluation into the convolution or linear layer before it.
 
         The layer itself, whatever its mode, stays as it is. Arguments, result and errors are those
-        of `batchnorm.fold_into`; the arrays have the layer's dtype. Raises
+        of `batchnorm.fold_into`; the arrays have the layer's `parameter_dtype`. Raises
         `BatchNormRuntimeError` if the layer keeps no running statistics.
         """
         shape = weight_shape(conv_weight, layout, groups)
@@ -636,10 +647,10 @@ class _BatchNorm:
         shape = (self.num_features,)
         if not isinstance(value, np.ndarray):
             raise TypeError(f"{name} is of type {type(value).__name__}, expected numpy.ndarray")
-        if value.dtype != self.dtype:
+        if value.dtype != self.parameter_dtype:
             raise TypeError(
-                f"{name} has dtype {value.dtype}, expected {self.dtype}; "
-                f"convert it with .astype(numpy.{self.dtype})"
+                f"{name} has dtype {value.dtype}, expected {self.parameter_dtype}; "
+                f"convert it with .astype(numpy.{self.parameter_dtype})"
             )
         if value.shape != shape:
             raise ValueError(f"{name} has shape {value.shape}, expected {shape}")
@@ -689,7 +700,7 @@ class _BatchNorm:
             c.bn_layer_reset_running_stats(self._handle.pointer)
 
     def _running(self, getter: Any) -> MaybeArray:
-        return self._copy(getter, self.dtype) if self.track_running_stats else None
+        return self._copy(getter, self.parameter_dtype) if self.track_running_stats else None
 
     def _set_running(self, setter: Any, name: str, value: Array) -> None:
         if self.track_running_stats:
@@ -738,13 +749,16 @@ class _BatchNorm:
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copies of parameters and running statistics under PyTorch's names.
 
-        Keys: "weight", "bias", "running_mean", "running_var" (each (C,), of the layer's dtype) and
-        "num_batches_tracked" (int64, no dimensions), as far as the layer has them.
+        Keys: "weight", "bias", "running_mean", "running_var" (each (C,), of the layer's
+        `parameter_dtype`) and "num_batches_tracked" (int64, no dimensions), as far as the layer has
+        them.
         """
         state: dict[str, NDArray[Any]] = {}
         for name in self._state_names():
             value = getattr(self, name)
-            state[name] = np.array(value, np.int64 if name == "num_batches_tracked" else self.dtype)
+            state[name] = np.array(
+                value, np.int64 if name == "num_batches_tracked" else self.parameter_dtype
+            )
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -894,7 +908,8 @@ class BatchNorm2d(_BatchNorm):
         Whether there are `weight` (from 1) and `bias` (from 0).
     track_running_stats : bool
         Whether to keep running statistics. If not, evaluation uses the batch's statistics too.
-    dtype : float32 or float64, keyword only from here
+    dtype : float32, float64, bfloat16 (of ml_dtypes) or float16, keyword only from here
+        Of tensors; parameters and running statistics of half types are float32
         Of tensors, parameters and running statistics.
     has_weight, has_bias : bool or None
         One of the two without the other; None means as `affine` says.

@@ -33,7 +33,7 @@ PyTorch has for this, on GPUs alone, are `torch.batch_norm_stats` and its relati
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ctypes import byref, sizeof
+from ctypes import POINTER, byref, c_int64, c_uint8, cast, sizeof
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -149,9 +149,15 @@ class Moments:
         form = form_of(input, "input", channel_axis)
         result = cls.none(form.channels)
         raw = result._c()
-        positions = (None, 0) if mask is None else mask_address(mask, form, channel_axis)
-        steps = (None, 0) if lengths is None else lengths_address(lengths, form)
-        c.bn_moments_compute(form.problem, address(input), form.elements, *positions, *steps, raw)
+        mask_at, positions = (0, 0) if mask is None else mask_address(mask, form, channel_axis)
+        lengths_at, samples = (0, 0) if lengths is None else lengths_address(lengths, form)
+        c.bn_moments_compute(
+            form.problem,
+            *(address(input), form.elements),
+            *(cast(mask_at, POINTER(c_uint8)), positions),
+            *(cast(lengths_at, POINTER(c_int64)), samples),
+            raw,
+        )
         result.count = raw.count
         return result
 
@@ -324,7 +330,7 @@ def normalize(
     array([-0.75, -0.25])
     """
     form = form_of(input, "input", channel_axis)
-    dtype = form.dtype
+    dtype = form.parameter
     saved_mean, saved_invstd = np.zeros(form.channels), np.ones(form.channels)
     args = c.bn_forward_training_args(
         sizeof(c.bn_forward_training_args),
@@ -382,8 +388,8 @@ def normalize_saved(
     args.input = address(input)
     args.input_count = args.output_count = form.elements
     out, args.output = destination(out, "out", form, input)
-    args.weight, args.weight_count = vector_address(weight, "weight", form.dtype)
-    args.bias, args.bias_count = vector_address(bias, "bias", form.dtype)
+    args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
+    args.bias, args.bias_count = vector_address(bias, "bias", form.parameter)
     c.bn_normalize_saved(
         form.problem,
         *vector_address(saved_mean, "saved_mean", FLOAT64),
@@ -418,7 +424,7 @@ def backward_reduce(
     args.grad_output = tensor_address(grad_output, "grad_output", form)
     args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", FLOAT64)
     args.running_mean, args.running_mean_count = vector_address(
-        running_mean, "running_mean", form.dtype
+        running_mean, "running_mean", form.parameter
     )
     sums = GradSums.none(form.channels)
     raw = sums._c()
@@ -452,7 +458,7 @@ def backward_apply(
     say; from a part's own sums they are that part's.
     """
     form = form_of(input, "input", channel_axis)
-    dtype = form.dtype
+    dtype = form.parameter
     want_input, want_weight, want_bias = output_mask
     args = c.bn_backward_args(
         sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics), eps
@@ -591,7 +597,7 @@ class _Layer(Protocol):
     @property
     def num_features(self) -> int: ...
     @property
-    def dtype(self) -> np.dtype[np.floating]: ...
+    def parameter_dtype(self) -> np.dtype[np.floating]: ...
     @property
     def track_running_stats(self) -> bool: ...
 
@@ -639,9 +645,12 @@ def recalibrate(
         collected.add(batch, channel_axis=channel_axis)
     mean, var, count = collected.statistics()
     with np.errstate(over="ignore"):
-        rounded_mean, rounded_var = mean.astype(layer.dtype), var.astype(layer.dtype)
+        rounded_mean, rounded_var = (
+            mean.astype(layer.parameter_dtype),
+            var.astype(layer.parameter_dtype),
+        )
     if not (np.isfinite(rounded_mean).all() and np.isfinite(rounded_var).all()):
-        raise ValueError(f"statistics of the batches exceed the range of {layer.dtype}")
+        raise ValueError(f"statistics of the batches exceed the range of {layer.parameter_dtype}")
     layer.running_mean = rounded_mean
     layer.running_var = rounded_var
     layer.num_batches_tracked = count

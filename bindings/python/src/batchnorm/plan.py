@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _lowlevel as c
-from ._arrays import DTYPES
+from ._arrays import KNOWN_DTYPES, dtype_code
 from ._options import LAYOUTS, OPERATIONS, integer, parse
 from .machine import InstructionSet
 
@@ -101,7 +101,7 @@ def explain(
     operation : str
         "forward_training", "forward_inference", "backward" (of a training forward) or
         "backward_frozen" (through running statistics); a backward with all three gradients.
-    dtype : float32 or float64
+    dtype : float32, float64, bfloat16 or float16
         Of the tensors.
     layout : "nchw" or "nhwc"
         The order in memory: C-contiguous, or channels last.
@@ -127,14 +127,13 @@ def explain(
     ...
     """
     kind = np.dtype(dtype)
-    if kind not in DTYPES:
-        raise TypeError(f"dtype is {kind}, expected float32 or float64")
+    code = dtype_code(kind)
+    if code is None:
+        raise TypeError(f"dtype is {kind}, expected {KNOWN_DTYPES}")
     sizes = tuple(integer("a size of the shape", size) for size in shape)
     which = parse(OPERATIONS, "operation", operation)
     order = parse(LAYOUTS, "layout", layout)
-    problem = c.bn_problem(
-        sizeof(c.bn_problem), DTYPES[kind], order, len(sizes), (c_int64 * 5)(*sizes[:5])
-    )
+    problem = c.bn_problem(sizeof(c.bn_problem), code, order, len(sizes), (c_int64 * 5)(*sizes[:5]))
     info = c.bn_plan_info(sizeof(c.bn_plan_info))
     c.bn_explain(byref(problem), which, byref(info))
     text = create_string_buffer(c.EXPLAIN_TEXT_SIZE)
