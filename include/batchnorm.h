@@ -39,8 +39,8 @@
  *   - Reproducibility: the same input gives the same bits on any number of threads and with
  *     any instruction set. (Where the result is NaN, it is NaN; its sign and payload may differ.)
  *   - All or nothing: every argument is checked before anything is written. A call that fails
- *     has changed no output, no statistics and no counter (the two exceptions, allocation aside,
- *     say so: BN_STATUS_NONFINITE).
+ *     has changed no output, no statistics and no counter (the one exception says so:
+ *     BN_STATUS_NONFINITE).
  *   - Nothing behind your back: no printing, no exit, and no allocation that grows with N or S, but for
  *     two where they are asked for: lengths become a mask of N*L bytes, and a layer keeps of its last
  *     forward one bit a value if that had an activation, and one byte a position if it had a mask.
@@ -133,7 +133,7 @@ enum {
     /* 3xx: memory */
     BN_STATUS_MISALIGNED = 300,     /* a pointer is not aligned to its element's size */
     BN_STATUS_OVERLAP = 301,        /* a written buffer overlaps another one */
-    BN_STATUS_OUT_OF_MEMORY = 302,  /* the library could not allocate its O(C) workspace */
+    BN_STATUS_OUT_OF_MEMORY = 302,  /* the library could not allocate its workspace */
 
     /* 4xx: numbers */
     BN_STATUS_EPSILON = 400,        /* epsilon is negative, infinite or NaN */
@@ -241,7 +241,8 @@ enum { BN_VARIANCE_UNBIASED = 0, BN_VARIANCE_BIASED = 1 };
 typedef int32_t bn_one_value;
 enum { BN_ONE_VALUE_ERROR = 0, BN_ONE_VALUE_USE_RUNNING = 1, BN_ONE_VALUE_ALLOW = 2 };
 
-/* What training does with NaN or infinity. In either case the outputs of such a channel are NaN, its
+/* What training does with NaN or infinity. In either case the outputs of such a channel are NaN
+ * (0, or the input, where masked: masked values themselves do not count), its
  * running statistics keep their old value, and all other channels are untouched, to the bit. Statistics
  * that overflow count as well: a variance beyond float32's range in running_var (the output is right
  * then), and float64 values whose squares overflow.
@@ -428,9 +429,11 @@ typedef struct bn_backward_args {
     bn_activation activation;
     bn_masked masked;
     double negative_slope;
-    const uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, in: what the forward wrote. One of these two is */
-    int64_t activation_mask_count;  /* required if there is an activation, and ignored if not; of both the */
-    const void *output;             /* mask is used. N*C*S, in: the forward's output */
+    /* Where the activation let pass: one of these two, or both, of which the mask is used. Ignored if there is
+     * no activation. */
+    const uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, in: what the forward wrote */
+    int64_t activation_mask_count;
+    const void *output; /* N*C*S, in: the forward's output */
     int64_t output_count;
     void *grad_residual; /* N*C*S, out; may be grad_output (in place) */
     int64_t grad_residual_count;
