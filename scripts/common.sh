@@ -14,3 +14,10 @@ fail() {
     printf 'error: %s\n' "$*" >&2
     exit 1
 }
+
+# Installs PyTorch with this interpreter's pip: its CPU build where pip is set up to find it; PyPI's
+# own brings CUDA, gigabytes of it, and works as well.
+install_torch() {
+    "$1" -m pip install --progress-bar off "torch==2.13.0+cpu" ||
+        "$1" -m pip install --progress-bar off "torch>=2.6"
+}
