@@ -1,0 +1,162 @@
+"""PyTorch's BatchNorm1d, BatchNorm2d and BatchNorm3d, run by this library.
+
+Each is a subclass of PyTorch's own without any state added, so that `isinstance`, `state_dict`,
+hooks, pickles and every tool that looks for PyTorch's classes go on working, and so that assigning
+`module.__class__` converts a module completely. What the library has no part in (other devices,
+sparse or quantized tensors, dtypes that do not go together, wrong sizes) is handed to PyTorch,
+which runs it or refuses it in its own words.
+
+Calls: _operators.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
+from torch.nn import functional
+
+from . import _operators
+from ._kernels import DTYPES, HALVES
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+ActivationName = Literal["relu", "leaky_relu"]
+
+
+class _Forward(nn.modules.batchnorm._BatchNorm):
+    """The forward that the three classes share."""
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        activation: ActivationName | None = None,
+        negative_slope: float = 0.01,
+    ) -> Tensor:
+        """activation(batch_norm(input) + residual).
+
+        Parameters
+        ----------
+        input : (N, C, ...) tensor
+            float32, float64, bfloat16 or float16. Its memory order (contiguous, channels_last) is
+            the output's.
+        residual : tensor or None
+            Added before the activation, in the same sweep over memory if it has the input's shape,
+            dtype and memory order.
+        activation : "relu", "leaky_relu" or None
+            Applied in the same sweep over memory.
+        negative_slope : float
+            Of "leaky_relu", greater than 0.
+
+        Raises
+        ------
+        ValueError
+            For another number of dimensions, one value per channel in training, an unknown
+            activation; RuntimeError where PyTorch raises it. Nothing is written then.
+        """
+        if isinstance(input, Proxy):
+            return _leaf(self, input, residual, activation, negative_slope)
+        if not (self._is_ours(input) and (residual is None or _fits(residual, input))):
+            return _compose(super().forward(input), residual, activation, negative_slope)
+        self._check_input_dim(input)
+        mean, var = self.running_mean, self.running_var
+        if not self.training and mean is not None and var is not None:
+            return _operators.forward_inference(
+                *(input, self.weight, self.bias, mean, var),
+                *(self.eps, residual, activation, negative_slope),
+            )
+        tracked = None
+        if not (self.training and self.track_running_stats) or _is_recomputation():
+            mean = var = None
+        else:
+            tracked = self.num_batches_tracked
+            if tracked is not None:
+                tracked.add_(1)
+        return _operators.forward_training(
+            *(input, self.weight, self.bias, mean, var, tracked),
+            *(self.momentum, self.eps, residual, activation, negative_slope),
+        )
+
+    def _is_ours(self, input: Tensor) -> bool:
+        """Whether the library does this call. If not, PyTorch does it, or says what is wrong."""
+        dtype = input.dtype
+        if not (
+            input.device.type == "cpu"
+            and input.layout is torch.strided
+            and dtype in DTYPES
+            and 2 <= input.dim() <= 5
+            and input.shape[1] == self.num_features
+            and input.numel() > (self.num_features if self.training else 0)
+            and self.eps > 0.0
+        ):
+            return False
+        mean, var = self.running_mean, self.running_var
+        if (mean is None) != (var is None):
+            return False
+        wanted = None
+        for vector in (self.weight, self.bias, mean, var):
+            if vector is None:
+                continue
+            if wanted is None:  # in a half network the parameters may be half as well
+                wanted = vector.dtype
+                if wanted != dtype and not (wanted == torch.float32 and dtype in HALVES):
+                    return False
+            if vector.dtype != wanted or vector.device != input.device:
+                return False
+        return mean is None or not (mean.requires_grad or cast(Tensor, var).requires_grad)
+
+
+def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
+    """Under torch.fx: a node that calls the module, as for PyTorch's own modules."""
+    tracer = cast(Tracer, input.tracer)
+    args = (input,) if extras == (None, None, 0.01) else (input, *extras)
+    return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(module), args, {}))
+
+
+def _fits(residual: Tensor, input: Tensor) -> bool:
+    return (
+        residual.shape == input.shape
+        and residual.stride() == input.stride()
+        and residual.dtype == input.dtype
+        and residual.device == input.device
+        and residual.layout is torch.strided
+    )
+
+
+def _compose(
+    output: Tensor, residual: Tensor | None, activation: str | None, negative_slope: float
+) -> Tensor:
+    """The same by PyTorch's operators."""
+    if residual is not None:
+        output = output + residual
+    if activation is None:
+        return output
+    if activation == "relu":
+        return functional.relu(output)
+    if activation == "leaky_relu":
+        return functional.leaky_relu(output, negative_slope)
+    raise ValueError(f"activation is {activation!r}, expected None or 'relu' or 'leaky_relu'")
+
+
+def _is_recomputation() -> bool:
+    """Whether a backward is running: a forward inside of one repeats an earlier forward.
+
+    That is activation checkpointing. The earlier forward has updated the running statistics.
+    torch.compile repeats operators, not this code.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class BatchNorm1d(_Forward, nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` for (N, C) and (N, C, L) tensors, run by libbatchnorm."""
+
+
+class BatchNorm2d(_Forward, nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` for (N, C, H, W) tensors, run by libbatchnorm."""
+
+
+class BatchNorm3d(_Forward, nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d` for (N, C, D, H, W) tensors, run by libbatchnorm."""
