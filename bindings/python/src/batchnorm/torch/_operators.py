@@ -5,9 +5,9 @@ change none of their arguments. The dispatcher knows how to run them on CPU tens
 return for tensors without memory (torch.compile, torch.export, fake and meta tensors), and how to
 differentiate them, twice and more.
 
-The dispatcher costs about 25 us per call when kernels are in Python. So plain CPU tensors take
-a shorter way to the same autograd functions, on which the running statistics are updated in place;
-`is_plain` says when, and whatever it does not know goes through the dispatcher.
+Through the dispatcher, a call of kernels that are in Python costs some 25 us. So plain CPU tensors
+take a shorter way to the same autograd functions, on which running statistics are updated in place.
+`is_plain` and `Unfit` say when not; whatever they do not know goes through the dispatcher.
 
 Called by: modules. Calls: _kernels.
 """
@@ -20,28 +20,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import Parameter
 
 from . import _kernels
-from ._kernels import Gradients, Wanted
+from ._kernels import Gradients, Unfit, Wanted
 
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
     "forward_training(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, "
     "Tensor? running_var, Tensor? num_batches_tracked, float? momentum, float eps, "
     "Tensor? residual, str? activation, float negative_slope) -> "
-    "(Tensor output, Tensor saved_mean, Tensor saved_invstd, Tensor new_running_mean, "
-    "Tensor new_running_var)"
+    "(Tensor output, Tensor saved, Tensor new_running_mean, Tensor new_running_var)"
 )
 _library.define(
     "forward_inference(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, "
-    "Tensor running_var, float eps, Tensor? residual, str? activation, "
-    "float negative_slope) -> Tensor"
+    "Tensor running_var, float eps, Tensor? residual, str? activation, float negative_slope) -> "
+    "Tensor"
 )
 _library.define(
-    "backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, Tensor spread, "
-    "bool training, float eps, Tensor? output, str? activation, float negative_slope, "
-    "bool[4] wanted) -> "
+    "backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? saved, "
+    "Tensor? running_mean, Tensor? running_var, float eps, Tensor? output, str? activation, "
+    "float negative_slope, bool[4] wanted) -> "
     "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)"
 )
 
@@ -74,30 +72,42 @@ def is_plain(*tensors: Tensor | None) -> bool:
     ):
         return False
     for tensor in tensors:
-        if tensor is not None:
-            keys = _keys(tensor)
-            if keys not in (_plain, _plain_inference):
-                return False
-    return True
-
-
-def are_plain_vectors(*vectors: Tensor | None) -> bool:
-    """`is_plain` in less time, for parameters and buffers."""
-    for vector in vectors:
-        if vector is not None and not (
-            type(vector) in (Parameter, Tensor) and vector.is_cpu and vector.is_contiguous()
-        ):
+        if tensor is not None and _keys(tensor) not in (_plain, _plain_inference):
             return False
     return True
 
 
+# ---- Making tensors fit, for the dispatcher's kernels -------------------------------------------
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """The tensor itself if it lies in NCHW or NHWC order, else a contiguous copy.
+
+    As PyTorch's own batch_norm does. For tensors without memory as well: the memory order of an
+    operator's results is that of its input.
+    """
+    if tensor.is_contiguous() or tensor.movedim(1, -1).is_contiguous():
+        return tensor
+    return tensor.contiguous()
+
+
+def _like(tensor: Tensor | None, input: Tensor) -> Tensor | None:
+    """In the input's memory order."""
+    if tensor is None or tensor.stride() == input.stride() or tensor.shape != input.shape:
+        return tensor
+    return torch.empty_like(input, dtype=tensor.dtype).copy_(tensor)
+
+
+def _vector(vector: Tensor | None, input: Tensor) -> Tensor | None:
+    """Contiguous and, where a half network has half parameters, widened."""
+    if vector is None:
+        return None
+    if vector.dtype == input.dtype:
+        vector = vector.to(_kernels.vector_dtype(input.dtype))
+    return vector.contiguous().as_subclass(Tensor)
+
+
 # ---- Forward, training --------------------------------------------------------------------------
-
-
-def _momentum(num_batches_tracked: Tensor | None, momentum: float | None) -> float:
-    if momentum is not None:
-        return momentum
-    return 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
 
 
 def _forward_training(
@@ -112,54 +122,21 @@ def _forward_training(
     residual: Tensor | None,
     activation: str | None,
     negative_slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    new_mean = input.new_empty(0) if running_mean is None else running_mean.clone()
-    new_var = input.new_empty(0) if running_var is None else running_var.clone()
-    output, mean, invstd = _kernels.forward_training(
-        input,
-        weight,
-        bias,
-        None if running_mean is None else new_mean,
-        None if running_var is None else new_var,
-        _momentum(num_batches_tracked, momentum),
-        eps,
-        residual,
-        activation,
-        negative_slope,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    input = _in_memory_order(input)
+    new_mean = None if running_mean is None else _vector(running_mean.clone(), input)
+    new_var = None if running_var is None else _vector(running_var.clone(), input)
+    if momentum is None:
+        momentum = 0.0 if num_batches_tracked is None else 1.0 / (1 + int(num_batches_tracked))
+    output, saved = _kernels.forward_training(
+        *(input, _vector(weight, input), _vector(bias, input), new_mean, new_var, None),
+        *(momentum, eps, _like(residual, input), activation, negative_slope),
     )
-    # An operator's results share no memory.
-    return output, mean.clone(), invstd.clone(), new_mean, new_var
+    return output, saved, _new_like(running_mean, new_mean), _new_like(running_var, new_var)
 
 
-def _forward_training_in_place(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
-    momentum: float | None,
-    eps: float,
-    residual: Tensor | None,
-    activation: str | None,
-    negative_slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    results = _kernels.forward_training(
-        input,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        _momentum(num_batches_tracked, momentum),
-        eps,
-        residual,
-        activation,
-        negative_slope,
-    )
-    for buffer in (running_mean, running_var):
-        if buffer is not None and not buffer.is_inference():
-            torch.autograd.graph.increment_version(buffer)  # as every in-place operator does
-    return results
+def _new_like(old: Tensor | None, new: Tensor | None) -> Tensor:
+    return torch.empty(0) if old is None or new is None else new.to(old.dtype)
 
 
 def _forward_training_dispatched(*args: Any) -> tuple[Tensor, ...]:
@@ -169,6 +146,8 @@ def _forward_training_dispatched(*args: Any) -> tuple[Tensor, ...]:
 
 
 class _ForwardTraining(Function):
+    """`constants` are the operator's arguments that have no gradient, in its order."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
@@ -176,34 +155,19 @@ class _ForwardTraining(Function):
         input: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        num_batches_tracked: Tensor | None,
-        momentum: float | None,
-        eps: float,
         residual: Tensor | None,
-        activation: str | None,
-        negative_slope: float,
+        constants: tuple[Any, ...],
     ) -> Tensor | tuple[Tensor, ...]:
+        mean, var, tracked, momentum, eps, activation, slope = constants
         results = kernel(
-            input,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            num_batches_tracked,
-            momentum,
-            eps,
-            residual,
-            activation,
-            negative_slope,
+            *(input, weight, bias, mean, var, tracked),
+            *(momentum, eps, residual, activation, slope),
         )
-        output, mean, invstd, *_ = results
-        ctx.save_for_backward(
-            input, weight, mean, invstd, None if activation is None else output
-        )
-        ctx.options = (True, eps, activation, negative_slope)
-        if kernel is _forward_training_in_place:
+        output, saved = results[:2]
+        kept = None if activation is None else output
+        ctx.save_for_backward(input, weight, saved, None, None, kept)
+        ctx.constants = (eps, activation, slope)
+        if kernel is _kernels.forward_training:
             return output
         ctx.mark_non_differentiable(*results[1:])
         ctx.set_materialize_grads(False)
@@ -211,15 +175,9 @@ class _ForwardTraining(Function):
 
     @staticmethod
     def backward(  # type: ignore[override]
-        ctx: Any, grad_output: Tensor | None, *_: Tensor | None
+        ctx: Any, grad_output: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        _, input, weight, bias, *_unused, residual, _, _ = ctx.needs_input_grad
-        gradients = _gradients(ctx, grad_output, Wanted(input, weight, bias, residual))
-        return (
-            *(None, gradients.input, gradients.weight, gradients.bias),
-            *(None,) * 5,
-            *(gradients.residual, None, None),
-        )
+        return _gradients(ctx, grad_output)
 
 
 def forward_training(
@@ -237,27 +195,31 @@ def forward_training(
 ) -> Tensor:
     """activation(batch_norm(input) + residual), by the batch's statistics.
 
-    Updates running_mean and running_var in place. `momentum` None stands for 1 /
-    `num_batches_tracked`, which the caller has counted up.
+    Updates running_mean, running_var and num_batches_tracked in place. `momentum` None is
+    cumulative averaging.
     """
-    args = (
+    if is_plain(input, residual):
+        try:
+            return _forward_training_in_place(
+                *(input, weight, bias, running_mean, running_var, num_batches_tracked),
+                *(momentum, eps, residual, activation, negative_slope),
+            )
+        except Unfit:
+            pass
+    output: Tensor
+    output, _, new_mean, new_var = torch.ops.batchnorm.forward_training(
         *(input, weight, bias, running_mean, running_var, num_batches_tracked),
         *(momentum, eps, residual, activation, negative_slope),
     )
-    if is_plain(input, residual) and are_plain_vectors(weight, bias, running_mean, running_var):
-        if torch.is_grad_enabled():
-            output: Tensor = _ForwardTraining.apply(_forward_training_in_place, *args)
-            return output
-        return _forward_training_in_place(*args)[0]
-    output, _, _, new_mean, new_var = torch.ops.batchnorm.forward_training(*args)
     if running_mean is not None and running_var is not None:
         running_mean.copy_(new_mean)
         running_var.copy_(new_var)
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
     return output
 
 
-@torch.library.register_fake("batchnorm::forward_training", lib=_library)
-def _fake_forward_training(
+def _forward_training_in_place(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -269,20 +231,57 @@ def _fake_forward_training(
     residual: Tensor | None,
     activation: str | None,
     negative_slope: float,
+) -> Tensor:
+    if torch.is_grad_enabled():
+        output: Tensor = _ForwardTraining.apply(
+            *(_kernels.forward_training, input, weight, bias, residual),
+            (running_mean, running_var, num_batches_tracked, momentum, eps)
+            + (activation, negative_slope),
+        )
+    else:
+        output, _ = _kernels.forward_training(
+            *(input, weight, bias, running_mean, running_var, num_batches_tracked),
+            *(momentum, eps, residual, activation, negative_slope),
+        )
+    for buffer in (running_mean, running_var, num_batches_tracked):
+        if buffer is not None and not buffer.is_inference():
+            torch.autograd.graph.increment_version(buffer)  # as every in-place operator does
+    return output
+
+
+@torch.library.register_fake("batchnorm::forward_training", lib=_library)
+def _fake_forward_training(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *_: Any,
 ) -> tuple[Tensor, ...]:
-    _kernels.check_input(input)
-    saved = input.shape[1:2]
     return (
-        torch.empty_like(_kernels.in_memory_order(input)),
-        input.new_empty(saved, dtype=torch.float64),
-        input.new_empty(saved, dtype=torch.float64),
+        torch.empty_like(_in_memory_order(input)),
+        input.new_empty((2, input.shape[1]), dtype=torch.float64),
         input.new_empty(0) if running_mean is None else torch.empty_like(running_mean),
         input.new_empty(0) if running_var is None else torch.empty_like(running_var),
     )
 
 
-def _autograd_forward_training(*args: Any) -> Any:
-    return _ForwardTraining.apply(_forward_training_dispatched, *args)
+def _autograd_forward_training(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    residual: Tensor | None,
+    *activation: Any,
+) -> Any:
+    return _ForwardTraining.apply(
+        *(_forward_training_dispatched, input, weight, bias, residual),
+        (running_mean, running_var, num_batches_tracked, momentum, eps, *activation),
+    )
 
 
 _library.impl("forward_training", _forward_training, "CPU")
@@ -292,6 +291,26 @@ _library.impl("forward_training", _autograd_forward_training, "Autograd")
 # ---- Forward, inference -------------------------------------------------------------------------
 
 
+def _forward_inference(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    residual: Tensor | None,
+    activation: str | None,
+    negative_slope: float,
+) -> Tensor:
+    input = _in_memory_order(input)
+    mean, var = _vector(running_mean, input), _vector(running_var, input)
+    assert mean is not None and var is not None
+    return _kernels.forward_inference(
+        *(input, _vector(weight, input), _vector(bias, input), mean, var),
+        *(eps, _like(residual, input), activation, negative_slope),
+    )
+
+
 def _forward_inference_dispatched(*args: Any) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         result: Tensor = torch.ops.batchnorm.forward_inference.default(*args)
@@ -299,6 +318,8 @@ def _forward_inference_dispatched(*args: Any) -> Tensor:
 
 
 class _ForwardInference(Function):
+    """`constants` are the operator's arguments that have no gradient, in its order."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
@@ -306,34 +327,21 @@ class _ForwardInference(Function):
         input: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        eps: float,
         residual: Tensor | None,
-        activation: str | None,
-        negative_slope: float,
+        constants: tuple[Any, ...],
     ) -> Tensor:
-        output = kernel(
-            *(input, weight, bias, running_mean, running_var),
-            *(eps, residual, activation, negative_slope),
-        )
-        ctx.save_for_backward(
-            input, weight, running_mean, running_var, None if activation is None else output
-        )
-        ctx.options = (False, eps, activation, negative_slope)
+        mean, var, eps, activation, slope = constants
+        output = kernel(input, weight, bias, mean, var, eps, residual, activation, slope)
+        kept = None if activation is None else output
+        ctx.save_for_backward(input, weight, None, mean, var, kept)
+        ctx.constants = (eps, activation, slope)
         return output
 
     @staticmethod
     def backward(  # type: ignore[override]
-        ctx: Any, grad_output: Tensor
+        ctx: Any, grad_output: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        _, input, weight, bias, _, _, _, residual, _, _ = ctx.needs_input_grad
-        gradients = _gradients(ctx, grad_output, Wanted(input, weight, bias, residual))
-        return (
-            *(None, gradients.input, gradients.weight, gradients.bias),
-            *(None,) * 3,
-            *(gradients.residual, None, None),
-        )
+        return _gradients(ctx, grad_output)
 
 
 def forward_inference(
@@ -348,58 +356,85 @@ def forward_inference(
     negative_slope: float = 0.01,
 ) -> Tensor:
     """activation(batch_norm(input) + residual), by the running statistics."""
-    args = (
+    output: Tensor
+    if is_plain(input, residual):
+        try:
+            if not torch.is_grad_enabled():
+                return _kernels.forward_inference(
+                    *(input, weight, bias, running_mean, running_var),
+                    *(eps, residual, activation, negative_slope),
+                )
+            output = _ForwardInference.apply(
+                *(_kernels.forward_inference, input, weight, bias, residual),
+                (running_mean, running_var, eps, activation, negative_slope),
+            )
+            return output
+        except Unfit:
+            pass
+    output = torch.ops.batchnorm.forward_inference(
         *(input, weight, bias, running_mean, running_var),
         *(eps, residual, activation, negative_slope),
     )
-    if is_plain(input, residual) and are_plain_vectors(weight, bias, running_mean, running_var):
-        if torch.is_grad_enabled():
-            output: Tensor = _ForwardInference.apply(_kernels.forward_inference, *args)
-            return output
-        return _kernels.forward_inference(*args)
-    output = torch.ops.batchnorm.forward_inference(*args)
     return output
 
 
 @torch.library.register_fake("batchnorm::forward_inference", lib=_library)
 def _fake_forward_inference(input: Tensor, *_: Any) -> Tensor:
-    _kernels.check_input(input)
-    return torch.empty_like(_kernels.in_memory_order(input))
+    return torch.empty_like(_in_memory_order(input))
 
 
-def _autograd_forward_inference(*args: Any) -> Any:
-    return _ForwardInference.apply(_forward_inference_dispatched, *args)
+def _autograd_forward_inference(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    residual: Tensor | None,
+    *activation: Any,
+) -> Any:
+    return _ForwardInference.apply(
+        *(_forward_inference_dispatched, input, weight, bias, residual),
+        (running_mean, running_var, eps, *activation),
+    )
 
 
-_library.impl("forward_inference", _kernels.forward_inference, "CPU")
+_library.impl("forward_inference", _forward_inference, "CPU")
 _library.impl("forward_inference", _autograd_forward_inference, "Autograd")
 
 
 # ---- Backward -----------------------------------------------------------------------------------
 
 
-def _gradients(ctx: Any, grad_output: Tensor | None, wanted: Wanted) -> Gradients:
-    """The gradients of a forward, from what it kept in `ctx`."""
-    if grad_output is None or not any(wanted):
-        return Gradients(None, None, None, None)
-    input, weight, mean, spread, output = ctx.saved_tensors
-    training, eps, activation, negative_slope = ctx.options
-    if activation is None and wanted == (False, False, False, True):
-        return Gradients(None, None, None, grad_output)
-    # What nobody will differentiate again, and nobody looks at, needs no operator.
-    if not torch.is_grad_enabled() and is_plain(grad_output, input):
-        own = wanted._replace(residual=wanted.residual and activation is not None)
-        gradients = _kernels.backward(
-            *(grad_output, input, weight, mean, spread, training, eps),
-            *(output, activation, negative_slope, own),
-        )
-        if wanted.residual and activation is None:
-            gradients = gradients._replace(residual=grad_output)
-        return gradients
-    results = torch.ops.batchnorm.backward(
-        *(grad_output, input, weight, mean, spread, training, eps),
-        *(output, activation, negative_slope, wanted),
+def _gradients(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What the backward of both forwards returns."""
+    _, input, weight, bias, residual, _ = ctx.needs_input_grad
+    eps, activation, slope = ctx.constants
+    if grad_output is None:
+        return (None,) * 6
+    grad_residual = None
+    if residual and activation is None:  # the sum hands it on
+        residual, grad_residual = False, grad_output
+    wanted = Wanted(input, weight, bias, residual)
+    if not any(wanted):
+        return None, None, None, None, grad_residual, None
+    *kept, output = ctx.saved_tensors
+    args = (grad_output, *kept, eps, output, activation, slope)
+    gradients = _backward_now(args, wanted)
+    return (
+        *(None, gradients.input, gradients.weight, gradients.bias),
+        *(gradients.residual if residual else grad_residual, None),
     )
+
+
+def _backward_now(args: tuple[Any, ...], wanted: Wanted) -> Gradients:
+    # What nobody will differentiate again, and nobody looks at, needs no operator.
+    if not torch.is_grad_enabled() and is_plain(*args[:2]):
+        try:
+            return _kernels.backward(*args, wanted)
+        except Unfit:
+            pass
+    results = torch.ops.batchnorm.backward(*args, wanted)
     return Gradients(
         *(result if want else None for result, want in zip(results, wanted, strict=True))
     )
@@ -409,53 +444,47 @@ def _backward(
     grad_output: Tensor,
     input: Tensor,
     weight: Tensor | None,
-    mean: Tensor,
-    spread: Tensor,
-    training: bool,
+    saved: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     eps: float,
     output: Tensor | None,
     activation: str | None,
     negative_slope: float,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, ...]:
+    input = _in_memory_order(input)
+    fit_grad = _like(grad_output, input)
+    assert fit_grad is not None
     gradients = _kernels.backward(
-        *(grad_output, input, weight, mean, spread, training, eps),
-        *(output, activation, negative_slope, Wanted(*wanted)),
+        *(fit_grad, input, _vector(weight, input), None if saved is None else saved.contiguous()),
+        *(_vector(running_mean, input), _vector(running_var, input), eps),
+        *(_like(output, input), activation, negative_slope, Wanted(*wanted)),
     )
-    return tuple(input.new_empty(0) if each is None else each for each in gradients)
+    if wanted[3] and activation is None:
+        gradients = gradients._replace(residual=fit_grad.clone())
+    if weight is not None and weight.dtype != _kernels.vector_dtype(input.dtype):
+        gradients = gradients._replace(
+            weight=None if gradients.weight is None else gradients.weight.to(weight.dtype),
+            bias=None if gradients.bias is None else gradients.bias.to(weight.dtype),
+        )
+    return tuple(torch.empty(0) if each is None else each for each in gradients)
 
 
 @torch.library.register_fake("batchnorm::backward", lib=_library)
 def _fake_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor | None,
-    mean: Tensor,
-    spread: Tensor,
-    training: bool,
-    eps: float,
-    output: Tensor | None,
-    activation: str | None,
-    negative_slope: float,
-    wanted: Sequence[bool],
+    grad_output: Tensor, input: Tensor, weight: Tensor | None, *args: Any
 ) -> tuple[Tensor, ...]:
-    tensor = _kernels.in_memory_order(input)
-    vector_dtype = _kernels.parameter_dtype(input.dtype) if weight is None else weight.dtype
+    want_input, want_weight, want_bias, want_residual = args[-1]
+    dtype = _kernels.vector_dtype(input.dtype) if weight is None else weight.dtype
 
-    def like_input(want: bool) -> Tensor:
-        return torch.empty_like(tensor) if want else input.new_empty(0)
+    def tensor(want: bool) -> Tensor:
+        return torch.empty_like(_in_memory_order(input)) if want else input.new_empty(0)
 
-    def like_weight(want: bool) -> Tensor:
-        if not want:
-            return input.new_empty(0)
-        return input.new_empty(input.shape[1:2], dtype=vector_dtype)
+    def vector(want: bool) -> Tensor:
+        return input.new_empty(input.shape[1] if want else 0, dtype=dtype)
 
-    return (
-        like_input(wanted[0]),
-        like_weight(wanted[1]),
-        like_weight(wanted[2]),
-        like_input(wanted[3]),
-    )
+    return tensor(want_input), vector(want_weight), vector(want_bias), tensor(want_residual)
 
 
 class _Backward(Function):
@@ -465,22 +494,15 @@ class _Backward(Function):
         grad_output: Tensor,
         input: Tensor,
         weight: Tensor | None,
-        mean: Tensor,
-        spread: Tensor,
-        training: bool,
-        eps: float,
-        output: Tensor | None,
-        activation: str | None,
-        negative_slope: float,
-        wanted: Sequence[bool],
+        constants: tuple[Any, ...],
     ) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             results: tuple[Tensor, ...] = torch.ops.batchnorm.backward.default(
-                *(grad_output, input, weight, mean, spread, training, eps),
-                *(output, activation, negative_slope, wanted),
+                grad_output, input, weight, *constants
             )
-        ctx.save_for_backward(grad_output, input, weight, mean, spread, output)
-        ctx.options = (training, eps, activation, negative_slope)
+        saved, running_mean, running_var, eps, output, activation, slope, wanted = constants
+        ctx.save_for_backward(grad_output, input, weight, running_mean, running_var, output)
+        ctx.constants = (saved is not None, eps, activation, slope)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(
             *(result for result, want in zip(results, wanted, strict=True) if not want)
@@ -491,7 +513,7 @@ class _Backward(Function):
     def backward(  # type: ignore[override]
         ctx: Any, *gradients: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        return (*_double_backward(ctx, Gradients(*gradients)), *(None,) * 8)
+        return (*_double_backward(ctx, Gradients(*gradients)), None)
 
 
 def _double_backward(
@@ -512,8 +534,8 @@ def _double_backward(
     """
     if all(gradient is None for gradient in gradients):
         return None, None, None
-    saved_output, saved_input, saved_weight, mean, spread, output = ctx.saved_tensors
-    training, eps, activation, negative_slope = ctx.options
+    saved_grad, saved_input, saved_weight, running_mean, running_var, output = ctx.saved_tensors
+    training, eps, activation, negative_slope = ctx.constants
     axes = [0, *range(2, saved_input.dim())]
     shape = [1, -1] + [1] * (saved_input.dim() - 2)
 
@@ -521,7 +543,7 @@ def _double_backward(
         return values.mean(axes, keepdim=True)
 
     input = saved_input.double()
-    grad = saved_output.double()
+    grad = saved_grad.double()
     gate: Tensor | None = None
     if activation is not None:
         blocked = 0.0 if activation == "relu" else negative_slope
@@ -531,8 +553,8 @@ def _double_backward(
         centred = input - channel_mean(input)
         invstd = (channel_mean(centred * centred) + eps).rsqrt()
     else:
-        centred = input - mean.double().view(shape)
-        invstd = (spread.double().view(shape) + eps).rsqrt()
+        centred = input - running_mean.double().view(shape)
+        invstd = (running_var.double().view(shape) + eps).rsqrt()
     normalized = centred * invstd
     weight = torch.ones_like(invstd) if saved_weight is None else saved_weight.double().view(shape)
 
@@ -573,14 +595,16 @@ def _double_backward(
     if gate is not None:
         by_grad = by_grad * gate
     return (
-        by_grad.to(saved_output.dtype),
+        by_grad.to(saved_grad.dtype),
         by_input.to(saved_input.dtype),
         None if saved_weight is None or by_weight is None else by_weight.to(saved_weight.dtype),
     )
 
 
-def _autograd_backward(*args: Any) -> Any:
-    return _Backward.apply(*args)
+def _autograd_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor | None, *constants: Any
+) -> Any:
+    return _Backward.apply(grad_output, input, weight, constants)
 
 
 _library.impl("backward", _backward, "CPU")

@@ -68,13 +68,9 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
                 *(input, self.weight, self.bias, mean, var),
                 *(self.eps, residual, activation, negative_slope),
             )
-        tracked = None
+        tracked = self.num_batches_tracked
         if not (self.training and self.track_running_stats) or _is_recomputation():
-            mean = var = None
-        else:
-            tracked = self.num_batches_tracked
-            if tracked is not None:
-                tracked.add_(1)
+            mean = var = tracked = None
         return _operators.forward_training(
             *(input, self.weight, self.bias, mean, var, tracked),
             *(self.momentum, self.eps, residual, activation, negative_slope),
@@ -84,29 +80,27 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
         """Whether the library does this call. If not, PyTorch does it, or says what is wrong."""
         dtype = input.dtype
         if not (
-            input.device.type == "cpu"
-            and input.layout is torch.strided
+            input.is_cpu
             and dtype in DTYPES
+            and input.layout is torch.strided
             and 2 <= input.dim() <= 5
             and input.shape[1] == self.num_features
             and input.numel() > (self.num_features if self.training else 0)
             and self.eps > 0.0
         ):
             return False
-        mean, var = self.running_mean, self.running_var
-        if (mean is None) != (var is None):
+        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
+        vectors = [vector for vector in (weight, bias, mean, var) if vector is not None]
+        # In a half network the parameters may be half as well.
+        expected = vectors[0].dtype if vectors and dtype in HALVES else dtype
+        if expected is not dtype and expected is not torch.float32:
             return False
-        wanted = None
-        for vector in (self.weight, self.bias, mean, var):
-            if vector is None:
-                continue
-            if wanted is None:  # in a half network the parameters may be half as well
-                wanted = vector.dtype
-                if wanted != dtype and not (wanted == torch.float32 and dtype in HALVES):
-                    return False
-            if vector.dtype != wanted or vector.device != input.device:
+        for vector in vectors:
+            if vector.dtype is not expected or not vector.is_cpu:
                 return False
-        return mean is None or not (mean.requires_grad or cast(Tensor, var).requires_grad)
+        if mean is None or var is None:
+            return mean is var
+        return not (mean.requires_grad or var.requires_grad)
 
 
 def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
