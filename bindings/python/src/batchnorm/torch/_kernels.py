@@ -33,6 +33,9 @@ _INFERENCE_SIZE = sizeof(c.bn_forward_inference_args)
 _BACKWARD_SIZE = sizeof(c.bn_backward_args)
 
 
+_VECTORS = frozenset((Parameter, Tensor))
+
+
 class Unfit(RuntimeError):
     """A tensor is not as the C library takes it."""
 
@@ -46,8 +49,7 @@ class Form(NamedTuple):
     dtype: torch.dtype
     elements: int
     channels: int
-    vector_shape: tuple[int]  # of weight, bias and running statistics
-    vector_dtype: torch.dtype
+    vector_dtype: torch.dtype  # of weight, bias and running statistics
 
 
 def vector_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -80,8 +82,7 @@ def _form(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> Fo
         c.bn_problem(
             sizeof(c.bn_problem), _CODES[dtype], layout, len(shape), (c_int64 * 5)(*shape)
         ),
-        *(shape, strides, dtype, shape.numel(), channels),
-        *((channels,), vector_dtype(dtype)),
+        *(shape, strides, dtype, shape.numel(), channels, vector_dtype(dtype)),
     )
 
 
@@ -111,23 +112,22 @@ def _address(tensor: Tensor, name: str, form: Form) -> int:
     )
 
 
-def _vector_address(vector: Tensor, name: str, form: Form) -> int:
+def _vector_address(vector: Tensor, name: str, channels: int, dtype: torch.dtype) -> int:
     """Of weight, bias or a running statistic."""
     if (
-        type(vector) in (Parameter, Tensor)
-        and vector.shape == form.vector_shape
-        and vector.dtype is form.vector_dtype
+        type(vector) in _VECTORS
+        and vector.numel() == channels
+        and vector.dtype is dtype
         and vector.is_contiguous()
         and vector.is_cpu
         and not vector.is_neg()
     ):
         return vector.data_ptr()
-    if vector.numel() != form.channels:
-        raise Unfit(f"{name} should contain {form.channels} elements not {vector.numel()}")
+    if vector.numel() != channels:
+        raise Unfit(f"{name} should contain {channels} elements not {vector.numel()}")
     raise Unfit(
-        f"{name} is a {type(vector).__name__} of shape {list(vector.shape)} and dtype "
-        f"{vector.dtype} on {vector.device}, expected a contiguous Tensor, "
-        f"{list(form.vector_shape)} and {form.vector_dtype} on cpu"
+        f"{name} is a {type(vector).__name__} with dtype {vector.dtype} and strides "
+        f"{vector.stride()} on {vector.device}, expected a contiguous Tensor with {dtype} on cpu"
     )
 
 
@@ -150,7 +150,9 @@ def forward_training(
     averaging, by the latter.
     """
     form = form_of(input)
-    channels = form.channels
+    channels, dtype = form.channels, form.vector_dtype
+    if form.elements <= channels or eps <= 0.0:
+        raise Unfit("training needs two values per channel and a positive eps")
     args = c.bn_forward_training_args(_TRAINING_SIZE)
     args.epsilon = eps
     if momentum is None:
@@ -160,14 +162,14 @@ def forward_training(
     args.input = input.data_ptr()
     args.input_count = args.output_count = form.elements
     if weight is not None:
-        args.weight = _vector_address(weight, "weight", form)
+        args.weight = _vector_address(weight, "weight", channels, dtype)
         args.weight_count = channels
     if bias is not None:
-        args.bias = _vector_address(bias, "bias", form)
+        args.bias = _vector_address(bias, "bias", channels, dtype)
         args.bias_count = channels
     if running_mean is not None and running_var is not None:
-        args.running_mean = _vector_address(running_mean, "running_mean", form)
-        args.running_var = _vector_address(running_var, "running_var", form)
+        args.running_mean = _vector_address(running_mean, "running_mean", channels, dtype)
+        args.running_var = _vector_address(running_var, "running_var", channels, dtype)
         args.running_mean_count = args.running_var_count = channels
         if num_batches_tracked is not None:
             if num_batches_tracked.dtype is not torch.int64 or not num_batches_tracked.is_cpu:
@@ -205,19 +207,21 @@ def forward_inference(
 ) -> Tensor:
     """Normalized by the running statistics."""
     form = form_of(input)
-    channels = form.channels
+    channels, dtype = form.channels, form.vector_dtype
+    if not form.elements or eps < 0.0:
+        raise Unfit("there is nothing to normalize, or eps is negative")
     args = c.bn_forward_inference_args(_INFERENCE_SIZE)
     args.epsilon = eps
     args.input = input.data_ptr()
     args.input_count = args.output_count = form.elements
     if weight is not None:
-        args.weight = _vector_address(weight, "weight", form)
+        args.weight = _vector_address(weight, "weight", channels, dtype)
         args.weight_count = channels
     if bias is not None:
-        args.bias = _vector_address(bias, "bias", form)
+        args.bias = _vector_address(bias, "bias", channels, dtype)
         args.bias_count = channels
-    args.running_mean = _vector_address(running_mean, "running_mean", form)
-    args.running_var = _vector_address(running_var, "running_var", form)
+    args.running_mean = _vector_address(running_mean, "running_mean", channels, dtype)
+    args.running_var = _vector_address(running_var, "running_var", channels, dtype)
     args.running_mean_count = args.running_var_count = channels
     if residual is not None:
         args.residual = _address(residual, "residual", form)
@@ -275,7 +279,7 @@ def backward(
     args.input = input.data_ptr()
     args.grad_output = _address(grad_output, "grad_output", form)
     if weight is not None:
-        args.weight = _vector_address(weight, "weight", form)
+        args.weight = _vector_address(weight, "weight", channels, dtype)
         args.weight_count = channels
     if saved is not None:
         args.saved_mean = address = saved.data_ptr()
@@ -284,8 +288,8 @@ def backward(
     else:
         assert running_mean is not None and running_var is not None
         args.statistics = c.Statistics.RUNNING
-        args.running_mean = _vector_address(running_mean, "running_mean", form)
-        args.running_var = _vector_address(running_var, "running_var", form)
+        args.running_mean = _vector_address(running_mean, "running_mean", channels, dtype)
+        args.running_var = _vector_address(running_var, "running_var", channels, dtype)
         args.running_mean_count = args.running_var_count = channels
     grad_input = grad_weight = grad_bias = grad_residual = None
     if activation is not None:

@@ -198,14 +198,6 @@ def forward_training(
     Updates running_mean, running_var and num_batches_tracked in place. `momentum` None is
     cumulative averaging.
     """
-    if is_plain(input, residual):
-        try:
-            return _forward_training_in_place(
-                *(input, weight, bias, running_mean, running_var, num_batches_tracked),
-                *(momentum, eps, residual, activation, negative_slope),
-            )
-        except Unfit:
-            pass
     output: Tensor
     output, _, new_mean, new_var = torch.ops.batchnorm.forward_training(
         *(input, weight, bias, running_mean, running_var, num_batches_tracked),
@@ -219,7 +211,7 @@ def forward_training(
     return output
 
 
-def _forward_training_in_place(
+def forward_training_directly(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -232,6 +224,15 @@ def _forward_training_in_place(
     activation: str | None,
     negative_slope: float,
 ) -> Tensor:
+    """`forward_training` past the dispatcher, for tensors that `is_plain`. Raises `Unfit`."""
+    updated = [
+        buffer
+        for buffer in (running_mean, running_var, num_batches_tracked)
+        if buffer is not None and not buffer.is_inference()
+    ]
+    for buffer in updated:
+        if buffer.requires_grad:
+            raise Unfit("a running statistic requires grad")
     if torch.is_grad_enabled():
         output: Tensor = _ForwardTraining.apply(
             *(_kernels.forward_training, input, weight, bias, residual),
@@ -243,9 +244,8 @@ def _forward_training_in_place(
             *(input, weight, bias, running_mean, running_var, num_batches_tracked),
             *(momentum, eps, residual, activation, negative_slope),
         )
-    for buffer in (running_mean, running_var, num_batches_tracked):
-        if buffer is not None and not buffer.is_inference():
-            torch.autograd.graph.increment_version(buffer)  # as every in-place operator does
+    if updated:
+        torch.autograd.graph.increment_version(updated)  # as every in-place operator does
     return output
 
 
@@ -356,24 +356,35 @@ def forward_inference(
     negative_slope: float = 0.01,
 ) -> Tensor:
     """activation(batch_norm(input) + residual), by the running statistics."""
-    output: Tensor
-    if is_plain(input, residual):
-        try:
-            if not torch.is_grad_enabled():
-                return _kernels.forward_inference(
-                    *(input, weight, bias, running_mean, running_var),
-                    *(eps, residual, activation, negative_slope),
-                )
-            output = _ForwardInference.apply(
-                *(_kernels.forward_inference, input, weight, bias, residual),
-                (running_mean, running_var, eps, activation, negative_slope),
-            )
-            return output
-        except Unfit:
-            pass
-    output = torch.ops.batchnorm.forward_inference(
+    output: Tensor = torch.ops.batchnorm.forward_inference(
         *(input, weight, bias, running_mean, running_var),
         *(eps, residual, activation, negative_slope),
+    )
+    return output
+
+
+def forward_inference_directly(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    residual: Tensor | None,
+    activation: str | None,
+    negative_slope: float,
+) -> Tensor:
+    """`forward_inference` past the dispatcher, for tensors that `is_plain`. Raises `Unfit`."""
+    if not torch.is_grad_enabled():
+        return _kernels.forward_inference(
+            *(input, weight, bias, running_mean, running_var),
+            *(eps, residual, activation, negative_slope),
+        )
+    if running_mean.requires_grad or running_var.requires_grad:
+        raise Unfit("a running statistic requires grad")
+    output: Tensor = _ForwardInference.apply(
+        *(_kernels.forward_inference, input, weight, bias, residual),
+        (running_mean, running_var, eps, activation, negative_slope),
     )
     return output
 

@@ -11,15 +11,22 @@ Calls: _operators.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 from torch.nn import functional
 
-from . import _operators
-from ._kernels import DTYPES, HALVES
+from ._kernels import DTYPES, HALVES, Unfit
+from ._operators import (
+    forward_inference,
+    forward_inference_directly,
+    forward_training,
+    forward_training_directly,
+    is_plain,
+)
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -57,23 +64,44 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
             For another number of dimensions, one value per channel in training, an unknown
             activation; RuntimeError where PyTorch raises it. Nothing is written then.
         """
-        if isinstance(input, Proxy):
+        if is_plain(input, residual):
+            self._check_input_dim(input)
+            try:
+                return self._run(
+                    forward_training_directly,
+                    forward_inference_directly,
+                    *(input, residual, activation, negative_slope),
+                )
+            except Unfit:
+                pass
+        elif isinstance(input, Proxy):
             return _leaf(self, input, residual, activation, negative_slope)
-        if not (self._is_ours(input) and (residual is None or _fits(residual, input))):
-            return _compose(super().forward(input), residual, activation, negative_slope)
-        self._check_input_dim(input)
-        mean, var = self.running_mean, self.running_var
-        if not self.training and mean is not None and var is not None:
-            return _operators.forward_inference(
-                *(input, self.weight, self.bias, mean, var),
-                *(self.eps, residual, activation, negative_slope),
+        if self._is_ours(input) and (residual is None or _fits(residual, input)):
+            return self._run(
+                forward_training,
+                forward_inference,
+                *(input, residual, activation, negative_slope),
             )
-        tracked = self.num_batches_tracked
-        if not (self.training and self.track_running_stats) or _is_recomputation():
-            mean = var = tracked = None
-        return _operators.forward_training(
-            *(input, self.weight, self.bias, mean, var, tracked),
-            *(self.momentum, self.eps, residual, activation, negative_slope),
+        return _compose(super().forward(input), residual, activation, negative_slope)
+
+    def _run(
+        self,
+        train: Callable[..., Tensor],
+        infer: Callable[..., Tensor],
+        input: Tensor,
+        *extras: Any,
+    ) -> Tensor:
+        """Calls the operator that this module's mode and buffers ask for."""
+        mean, var, tracked = self.running_mean, self.running_var, None
+        if self.training:
+            if self.track_running_stats and not _is_recomputation():
+                tracked = self.num_batches_tracked
+            else:
+                mean = var = None
+        elif mean is not None and var is not None:
+            return infer(input, self.weight, self.bias, mean, var, self.eps, *extras)
+        return train(
+            input, self.weight, self.bias, mean, var, tracked, self.momentum, self.eps, *extras
         )
 
     def _is_ours(self, input: Tensor) -> bool:
