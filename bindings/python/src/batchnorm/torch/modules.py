@@ -64,6 +64,8 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
             For another number of dimensions, one value per channel in training, an unknown
             activation; RuntimeError where PyTorch raises it. Nothing is written then.
         """
+        if isinstance(input, Proxy):
+            return _leaf(self, input, residual, activation, negative_slope)
         if is_plain(input, residual):
             self._check_input_dim(input)
             try:
@@ -74,8 +76,6 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
                 )
             except Unfit:
                 pass
-        elif isinstance(input, Proxy):
-            return _leaf(self, input, residual, activation, negative_slope)
         if self._is_ours(input) and (residual is None or _fits(residual, input)):
             return self._run(
                 forward_training,
