@@ -17,6 +17,7 @@ interpreter lock.
 from __future__ import annotations
 
 from . import functional
+from .config import show_config
 from .errors import (
     BatchNormError,
     BatchNormMemoryError,
@@ -78,6 +79,7 @@ __all__ = [
     "set_max_isa",
     "set_num_threads",
     "set_threading",
+    "show_config",
     "version",
 ]
 
