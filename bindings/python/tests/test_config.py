@@ -22,6 +22,7 @@ def test_says_what_the_single_questions_say() -> None:
     assert found["versions"]["batchnorm"] == batchnorm.__version__
     assert found["versions"]["python"] == platform.python_version()
     assert found["versions"]["numpy"] == np.__version__
+    assert found["package"] == str(Path(batchnorm.__file__).parent)
     assert Path(found["library"]).samefile(_lowlevel._library._name)
     assert found["isa"] == batchnorm.get_isa()
     assert found["num_threads"] == batchnorm.get_num_threads()
@@ -47,6 +48,7 @@ def test_prints_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     batchnorm.show_config()
     printed = capsys.readouterr().out
     expected = [*found["versions"].values(), found["library"], found["isa"], found["threading"]]
+    expected += [found["package"], found["thread_runtime"]]
     expected += [runtime["path"] for runtime in found["openmp"]]
     assert [word for word in expected if word not in printed] == []
 

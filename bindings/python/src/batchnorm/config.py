@@ -34,6 +34,7 @@ class Config(TypedDict):
     """What `show_config(mode="dicts")` returns."""
 
     versions: dict[str, str]  #: of batchnorm, python, numpy, and torch if it is imported
+    package: str  #: the folder that was imported
     library: str  #: the file that was loaded
     isa: str  #: the instruction set in use
     num_threads: int  #: the most threads that a call may use
@@ -78,7 +79,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> Config | None:
     True
     >>> batchnorm.show_config()  # doctest: +ELLIPSIS
     batchnorm        ...
-    library          ...
+    package          ...
     """
     if mode not in ("stdout", "dicts"):
         raise ValueError(f"mode is {mode!r}, expected 'stdout' or 'dicts'")
@@ -99,11 +100,12 @@ def _config() -> Config:
         versions["torch"] = str(getattr(torch, "__version__", "unknown"))
     mappings = _mappings()
     runtime = get_thread_runtime()
-    # No runtime is asked anything here: LLVM's starts when it is asked, and ends the process if
-    # another of its family runs already.
+    # Others' runtimes are not asked anything: LLVM's starts when it is asked, and ends the process
+    # if another of its family runs.
     runtimes = dict.fromkeys(m.path for m in mappings if _RUNTIME.match(Path(m.path).name))
     return {
         "versions": versions,
+        "package": str(Path(__file__).parent),
         "library": _library_path(mappings),
         "isa": get_isa(),
         "num_threads": get_num_threads(),
@@ -128,7 +130,7 @@ class _Mapping(NamedTuple):
 def _mappings() -> list[_Mapping]:
     """All of them (proc_pid_maps(5)); none where the kernel does not tell."""
     try:
-        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+        lines = Path("/proc/self/maps").read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return []
     found = []
@@ -162,6 +164,7 @@ def _text(config: Config) -> str:
     versions = [f"{names.get(name, name)} {number}" for name, number in config["versions"].items()]
     rows = {
         "batchnorm": [", ".join(versions).removeprefix("batchnorm ")],
+        "package": [config["package"]],
         "library": [config["library"]],
         "instruction set": [config["isa"]],
         "threads": [
