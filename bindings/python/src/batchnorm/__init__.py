@@ -2,7 +2,8 @@
 
 `batchnorm.functional` has the stateless functions, `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`
 are layers that keep parameters and running statistics, `fold_into` puts normalization into the
-convolution before it, `explain` tells what a call would do. Names and conventions are PyTorch's.
+convolution before it, `explain` tells what a call would do. Names and conventions are PyTorch's;
+`batchnorm.presets` has those of other frameworks.
 The work is done by libbatchnorm, a C library, without copying arrays and without holding the
 interpreter lock.
 
@@ -16,7 +17,7 @@ interpreter lock.
 
 from __future__ import annotations
 
-from . import functional
+from . import functional, presets
 from .config import show_config
 from .errors import (
     BatchNormError,
@@ -75,6 +76,7 @@ __all__ = [
     "get_threading",
     "normalize",
     "normalize_saved",
+    "presets",
     "recalibrate",
     "set_max_isa",
     "set_num_threads",
