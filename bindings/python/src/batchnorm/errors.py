@@ -19,7 +19,15 @@ __all__ = [
 
 
 class Status(enum.IntEnum):
-    """The C library's `bn_status`: why a call failed. Values are pinned; there may be more."""
+    """The C library's `bn_status`: why a call failed. Values are pinned; there may be more.
+
+    batchnorm.h says what each means.
+
+    Examples
+    --------
+    >>> Status.NO_FORWARD == 502, Status(100).name
+    (True, 'NULL_POINTER')
+    """
 
     OK = 0
 
@@ -75,6 +83,15 @@ class BatchNormError(Exception):
         package does not.
 
     The message is the library's own sentence; it quotes the actual and the expected value.
+
+    Examples
+    --------
+    >>> from batchnorm import BatchNorm2d
+    >>> try:
+    ...     BatchNorm2d(3, eps=-1.0)
+    ... except BatchNormError as error:
+    ...     error.status.name, isinstance(error, ValueError)
+    ('EPSILON', True)
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -86,15 +103,42 @@ class BatchNormError(Exception):
 
 
 class BatchNormValueError(BatchNormError, ValueError):
-    """An argument or a saved state has a value that the call cannot accept."""
+    """An argument or a saved state has a value that the call cannot accept.
+
+    Examples
+    --------
+    >>> from batchnorm import BatchNorm2d
+    >>> try:
+    ...     BatchNorm2d.from_bytes(b"no state of a layer")
+    ... except BatchNormValueError as error:
+    ...     error.status.name
+    'STATE_FOREIGN'
+    """
 
 
 class BatchNormRuntimeError(BatchNormError, RuntimeError):
-    """Layer or process are not in a condition for this call, or the library has a defect."""
+    """Layer or process are not in a condition for this call, or the library has a defect.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from batchnorm import BatchNorm1d
+    >>> try:
+    ...     BatchNorm1d(2).backward(np.ones((4, 2), np.float32))
+    ... except BatchNormRuntimeError as error:
+    ...     error.status.name
+    'NO_FORWARD'
+    """
 
 
 class BatchNormMemoryError(BatchNormError, MemoryError):
-    """The library could not allocate its small workspace."""
+    """The library could not allocate its small workspace.
+
+    Examples
+    --------
+    >>> issubclass(BatchNormMemoryError, MemoryError)
+    True
+    """
 
 
 _CLASSES: dict[Status | int, type[BatchNormError]] = {

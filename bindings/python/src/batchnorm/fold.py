@@ -33,7 +33,7 @@ _OUTPUT_AXES: dict[str, slice] = {
 
 
 class Folded(NamedTuple):
-    """What folding returns."""
+    """What `fold_affine` and `fold_into` return."""
 
     weight: Array
     """The new weight, like the given one; of an affine pair the scale, (C,)."""

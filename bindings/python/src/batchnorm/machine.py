@@ -39,17 +39,30 @@ def set_num_threads(threads: int) -> None:
     `torch.set_num_threads`, else the cores.
 
     Raises `BatchNormError` if `threads` is negative.
+
+    Examples
+    --------
+    >>> set_num_threads(1)
+    >>> get_num_threads()
+    1
+    >>> set_num_threads(0)
     """
     c.bn_set_num_threads(integer("threads", threads, bits=32))
 
 
 def get_num_threads() -> int:
-    """The largest number of threads that a call may use."""
+    """The largest number of threads that a call may use.
+
+    Examples
+    --------
+    >>> get_num_threads() >= 1
+    True
+    """
     return int(c.bn_get_num_threads())
 
 
 def set_threading(threading: Threading) -> None:
-    """Choose whose threads calls run on: "auto" (the default), "own" or "shared".
+    """Choose whose threads calls run on: `threading` is "auto" (the default), "own" or "shared".
 
     A process should have one set of threads that compute: those of two OpenMP runtimes take the
     cores from each other, for they go on spinning after a parallel region. "own" is this library's
@@ -58,35 +71,74 @@ def set_threading(threading: Threading) -> None:
 
     Raises `ValueError` for any other word, and `BatchNormRuntimeError` (NO_SHARED_RUNTIME) if there
     is no runtime to share; then nothing changes.
+
+    Examples
+    --------
+    >>> set_threading("own")
+    >>> get_thread_runtime().startswith("libomp")
+    True
+    >>> set_threading("auto")
     """
     c.bn_set_threading(parse(_THREADINGS, "threading", threading))
 
 
 def get_threading() -> Literal[Threading, "pool"]:
-    """What `set_threading` has chosen; "pool" if C code in this process has given a pool."""
+    """What `set_threading` has chosen; "pool" if C code in this process has given a pool.
+
+    Examples
+    --------
+    >>> get_threading()
+    'auto'
+    """
     word = c.Threading(c.bn_get_threading()).name.lower()
     return cast(Literal[Threading, "pool"], word)
 
 
 def get_thread_runtime() -> str:
-    """Whose threads a call made now would run on: "libomp.so.5", "libgomp.so.1", ... or "pool"."""
+    """Whose threads a call made now would run on: "libomp.so.5", "libgomp.so.1", ... or "pool".
+
+    Examples
+    --------
+    >>> "omp" in get_thread_runtime()
+    True
+    """
     return cast(str, c.bn_get_thread_runtime().decode())
 
 
 def set_max_isa(isa: InstructionSet) -> None:
-    """Cap the instruction set, for tests: "generic", "avx2" or "avx512".
+    """Cap the instruction set, for tests: `isa` is "generic", "avx2" or "avx512".
 
     A cap above what the CPU has is allowed and changes nothing. The environment variable
     BATCHNORM_MAX_ISA does the same from outside. Raises `ValueError` for any other word.
+
+    Examples
+    --------
+    >>> before = get_isa()
+    >>> set_max_isa("generic")
+    >>> get_isa()
+    'generic'
+    >>> set_max_isa(before)
     """
     c.bn_set_max_isa(parse(_ISAS, "isa", isa))
 
 
 def get_isa() -> InstructionSet:
-    """The instruction set in use: "generic", "avx2" or "avx512"."""
+    """The instruction set in use: "generic", "avx2" or "avx512".
+
+    Examples
+    --------
+    >>> get_isa() in ("generic", "avx2", "avx512")
+    True
+    """
     return cast(InstructionSet, c.bn_isa_name(c.bn_get_isa()).decode())
 
 
 def version() -> str:
-    """The version of the loaded library, "MAJOR.MINOR.PATCH"."""
+    """The version of the loaded library, "MAJOR.MINOR.PATCH".
+
+    Examples
+    --------
+    >>> len(version().split("."))
+    3
+    """
     return cast(str, c.bn_version().decode())

@@ -243,7 +243,10 @@ class _BatchNorm:
         return bool(mode.value)
 
     def train(self: _Self, mode: bool = True) -> _Self:
-        """Normalize by the batch and update the running statistics from now on. Returns self."""
+        """Normalize by the batch and update the running statistics from now on. Returns self.
+
+        With ``mode=False`` it is `eval`.
+        """
         with self._handle.lock:
             c.bn_layer_set_training(self._handle.pointer, bool(mode))
         return self
@@ -766,6 +769,11 @@ class _BatchNorm:
 
         Everything is checked before anything is changed.
 
+        Parameters
+        ----------
+        state : mapping from names to arrays
+            All that `state_dict` returns, and nothing else.
+
         Raises
         ------
         ValueError
@@ -816,8 +824,8 @@ class _BatchNorm:
     def load_bytes(self, state: bytes | bytearray | memoryview) -> None:
         """Take over mode, parameters, statistics and counter from `to_bytes` of a layer like this.
 
-        Raises `BatchNormError` if the block is damaged, foreign, or from a layer with other
-        options; nothing has been changed then.
+        Raises `BatchNormError` if `state` is damaged, foreign, or from a layer with another dtype,
+        number of channels, or other parameters or statistics; nothing has been changed then.
         """
         block = np.frombuffer(state, np.uint8)
         with self._handle.lock:
@@ -829,7 +837,7 @@ class _BatchNorm:
     ) -> _Self:
         """Make a layer, options and all, from `to_bytes`.
 
-        Raises `BatchNormError` if the block is damaged or foreign.
+        Raises `BatchNormError` if `state` is damaged or foreign. `channel_axis` is not part of it.
         """
         block = np.frombuffer(state, np.uint8)
         pointer = c_void_p()
@@ -909,8 +917,7 @@ class BatchNorm2d(_BatchNorm):
     track_running_stats : bool
         Whether to keep running statistics. If not, evaluation uses the batch's statistics too.
     dtype : float32, float64, bfloat16 (of ml_dtypes) or float16, keyword only from here
-        Of tensors; parameters and running statistics of half types are float32
-        Of tensors, parameters and running statistics.
+        Of tensors, parameters and running statistics; those of half types are float32.
     has_weight, has_bias : bool or None
         One of the two without the other; None means as `affine` says.
     running_variance : "unbiased" or "biased"

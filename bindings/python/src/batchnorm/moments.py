@@ -128,7 +128,7 @@ class Moments:
 
     @classmethod
     def none(cls, num_features: int) -> Moments:
-        """Moments of no values, to which others are merged."""
+        """Moments of no values and `num_features` channels, to which others are merged."""
         return cls(0, np.zeros(num_features), np.zeros(num_features), np.zeros(num_features))
 
     @classmethod
@@ -182,7 +182,10 @@ class Moments:
         return Moments(self.count, self.mean.copy(), self.m2.copy(), self.mean_rest.copy())
 
     def variance(self, kind: RunningVariance = "biased") -> Float64Array:
-        """m2 / count, or m2 / (count - 1) if "unbiased"; NaN in channels with NaN or infinity."""
+        """m2 / count, or m2 / (count - 1) if `kind` is "unbiased".
+
+        NaN in channels with NaN or infinity.
+        """
         out = np.empty(self.num_features)
         code = parse(VARIANCES, "kind", kind)
         c.bn_moments_statistics(self._c(), 0.0, code, address(out), out.size, None, 0)
@@ -252,6 +255,12 @@ class GradSums:
         Values per channel.
     sum_dy, sum_dy_xmu : float64 (C,) array
         sum(grad_output) and sum(grad_output * (input - mean)).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> GradSums.none(1) + GradSums(2, np.array([3.0]), np.array([0.5]))
+    GradSums(count=2, sum_dy=[3.], sum_dy_xmu=[0.5])
     """
 
     __slots__ = ("count", "sum_dy", "sum_dy_xmu")
@@ -265,7 +274,7 @@ class GradSums:
 
     @classmethod
     def none(cls, num_features: int) -> GradSums:
-        """Sums over no values, where a sum of others begins."""
+        """Sums over no values in `num_features` channels, where a sum of others begins."""
         return cls(0, np.zeros(num_features), np.zeros(num_features))
 
     def __add__(self, other: GradSums) -> GradSums:
@@ -381,7 +390,14 @@ def normalize_saved(
     """The forward once more from what `functional.forward_training` saved.
 
     ``(input - saved_mean) * saved_invstd * weight + bias``. By how much it may differ from the
-    first forward's output stands in batchnorm.h; `normalize` gives the same bits.
+    first forward's output stands in batchnorm.h; `normalize` gives the same bits. Arguments and
+    errors are those of `functional.forward_training`; returns a new array like `input`, or `out`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> normalize_saved(np.array([[1.0], [5.0]]), np.array([3.0]), np.array([0.5])).ravel()
+    array([-1.,  1.])
     """
     form = form_of(input, "input", channel_axis)
     args = c.bn_forward_inference_args(sizeof(c.bn_forward_inference_args))
@@ -412,7 +428,15 @@ def backward_reduce(
 ) -> GradSums:
     """The first half of `functional.backward`: the sums of one part of the batch.
 
-    saved_mean is the whole batch's; running_mean is for ``statistics="running"``.
+    Arguments and errors are those of `functional.backward`. `saved_mean` is the whole batch's;
+    `running_mean` is for ``statistics="running"``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, dy = np.array([[1.0], [5.0]]), np.array([[1.0], [0.5]])
+    >>> backward_reduce(dy, x, saved_mean=np.array([3.0]))
+    GradSums(count=2, sum_dy=[1.5], sum_dy_xmu=[-1.])
     """
     form = form_of(input, "input", channel_axis)
     args = c.bn_backward_args(
@@ -454,8 +478,17 @@ def backward_apply(
 ) -> Gradients:
     """The second half of `functional.backward`: gradients of one part from the whole batch's sums.
 
-    Arguments are those of `functional.backward`. grad_weight and grad_bias are those that `sums`
-    say; from a part's own sums they are that part's.
+    Arguments and errors are those of `functional.backward`. grad_weight and grad_bias are those
+    that `sums` say; from a part's own sums they are that part's.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, dy = np.array([[1.0], [5.0]]), np.array([[1.0], [0.5]])
+    >>> saved = {"saved_mean": np.array([3.0]), "saved_invstd": np.array([0.5])}
+    >>> sums = backward_reduce(dy, x, saved_mean=saved["saved_mean"])
+    >>> backward_apply(dy, x, sums, **saved).grad_weight
+    array([-0.5])
     """
     form = form_of(input, "input", channel_axis)
     dtype = form.parameter
@@ -552,6 +585,8 @@ class StatisticsAccumulator:
 
     def add(self, batch: Array | Moments, *, channel_axis: ChannelAxis = 1) -> None:
         """Takes a batch in, or the moments of one. An empty one changes nothing.
+
+        `channel_axis` says which axis of a batch is the channel, 1 or -1.
 
         Raises `BatchNormError` with `Status.NONFINITE`, before anything changes, if a channel holds
         NaN or infinity: it would spoil all that was collected.

@@ -27,7 +27,9 @@ MemoryLayout = Literal["nchw", "nhwc"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How an operation would be done; `str(plan)` tells it in words. Sizes are in bytes.
+    """How an operation would be done, from `explain`; `str(plan)` tells it in words.
+
+    Sizes are in bytes.
 
     The tensor is seen as rows x channels x inner values: N x C x S in NCHW, (N * S) x C x 1 in
     NHWC. It is cut into pieces, each of which one thread reduces; those at the ends of the tensor
@@ -35,10 +37,13 @@ class Plan:
     """
 
     operation: Operation
+    """What was asked about."""
     shape: tuple[int, ...]
     """Sizes (N, C, ...) whatever the layout."""
     dtype: np.dtype[Any]
+    """Of the tensors."""
     layout: MemoryLayout
+    """Their order in memory."""
     isa: InstructionSet
     """The instruction set."""
     threads: int
@@ -57,6 +62,7 @@ class Plan:
     piece_rows: int
     """A piece is piece_rows x run_channels x piece_values."""
     piece_values: int
+    """Of one channel in one row of a piece."""
     pieces: int
     """Of the whole tensor."""
     workspace_bytes: int
@@ -67,6 +73,7 @@ class Plan:
     """What is read of the tensors, from memory or from a cache that the caller left them in. A
     second read counts only if what the first one brought is not expected to stay in cache."""
     bytes_written: int
+    """What is written of the tensors."""
     limit_bytes_read: int
     """What any implementation must read: each input once."""
     limit_bytes_written: int
