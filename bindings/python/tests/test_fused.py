@@ -6,6 +6,7 @@ the reference gets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import reference
+from batchnorm import BatchNorm1d, Moments
 from batchnorm import functional as F
 from layouts import LAYOUTS, in_layout
 
@@ -336,6 +338,43 @@ def test_destinations_are_returned(rng: np.random.Generator) -> None:
     assert bits.any()
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        list,
+        tuple,
+        lambda lengths: range(6, 0, -2),
+        lambda lengths: lengths.astype(np.int32),
+        lambda lengths: lengths.astype(np.uint8),
+        lambda lengths: lengths.astype(np.uint64),
+        lambda lengths: lengths.astype(">i8"),
+        lambda lengths: np.repeat(lengths, 2)[::2],
+        lambda lengths: [np.int16(each) for each in lengths],
+    ],
+    ids=["list", "tuple", "range", "int32", "uint8", "uint64", ">i8", "strided", "scalars"],
+)
+def test_lengths_are_integers_of_any_kind(convert: Callable[[Any], Any]) -> None:
+    lengths = np.array([6, 4, 2])
+    x = np.random.default_rng(0).normal(3, 2, (3, 2, 6))
+
+    def everything(lengths: Any) -> bytes:
+        layer = BatchNorm1d(2, dtype=np.float64)
+        output, grad_input = layer(x, lengths=lengths), layer.backward(x)
+        again = layer.recompute(x, lengths=lengths)
+        mean, invstd = layer.saved_mean, layer.saved_invstd
+        grads = F.backward(x, x, saved_mean=mean, saved_invstd=invstd, lengths=lengths)
+        result = F.forward_training(x, lengths=lengths)
+        moments = Moments.of(x, lengths=lengths)
+        outputs = (output, grad_input, again, grads.grad_input, result.output, moments.m2)
+        return b"".join(each.tobytes() for each in outputs)
+
+    assert everything(convert(lengths)) == everything(lengths)
+
+
+def test_an_empty_batch_has_an_empty_list_of_lengths() -> None:
+    assert F.forward_training(np.ones((0, 2, 6)), lengths=[]).values_per_channel == 0
+
+
 # Errors: what only Python can see. The library's own are in test_errors.
 
 
@@ -353,8 +392,14 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mask": [[True] * 5] * 4}, TypeError, "mask is of type list"),
     ({"lengths": np.ones(3, np.int64)}, ValueError, r"lengths has shape \(3,\), expected \(4,\)"),
     ({"lengths": np.ones((4, 1), np.int64)}, ValueError, r"lengths has shape \(4, 1\), expected"),
-    ({"lengths": np.ones(4, np.int32)}, TypeError, "lengths has dtype int32, expected int64"),
-    ({"lengths": np.ones(4)}, TypeError, "lengths has dtype float64, expected int64"),
+    ({"lengths": [1, 2, 3]}, ValueError, r"lengths has shape \(3,\), expected \(4,\)"),
+    ({"lengths": 5}, ValueError, r"lengths has shape \(\), expected \(4,\)"),
+    ({"lengths": np.ones(4)}, TypeError, "lengths has dtype float64, expected integers"),
+    ({"lengths": [1, 2, 3, 4.0]}, TypeError, "lengths has dtype float64, expected integers"),
+    ({"lengths": np.ones(4, bool)}, TypeError, "lengths has dtype bool, expected integers"),
+    ({"lengths": [1, 2, 3, None]}, TypeError, "lengths has dtype object, expected integers"),
+    ({"lengths": [2**63] * 4}, ValueError, "lengths has 9223372036854775808, expected no"),
+    ({"lengths": np.ma.ones(4, np.int64)}, TypeError, "lengths is a masked array"),
     ({"activation": "gelu"}, ValueError, "'gelu', expected None or 'relu' or 'leaky_relu'"),
     ({"masked": "one"}, ValueError, "masked is 'one', expected 'zero' or 'pass'"),
     ({"negative_slope": "flat", "activation": "leaky_relu"}, TypeError, "str"),

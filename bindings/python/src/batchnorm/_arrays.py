@@ -31,7 +31,8 @@ Float64Array = NDArray[np.float64]
 Bits = NDArray[np.uint8]
 #: One truth value a position: `mask`.
 Mask = NDArray[np.bool_] | NDArray[np.uint8]
-Lengths = NDArray[np.int64]
+#: One number of steps a sample: `lengths`.
+Lengths = NDArray[np.integer[Any]] | Sequence[int]
 ChannelAxis = Literal[1, -1]
 
 FLOAT32 = np.dtype(np.float32)
@@ -241,9 +242,21 @@ def mask_address(mask: Mask, form: Form, channel_axis: ChannelAxis) -> tuple[int
     return _dense_address(mask, "mask", positions, _BOOL, _UINT8)
 
 
-def lengths_address(lengths: Lengths, form: Form) -> tuple[int, int]:
-    """Address and number of a batch's lengths, (N,)."""
-    return _dense_address(lengths, "lengths", form.shape[:1], _INT64)
+def lengths_array(lengths: Lengths, form: Form) -> NDArray[np.int64]:
+    """A batch's lengths, (N,), as C wants them; a new array if they are not so already.
+
+    They are few, so that any integers will do. The caller keeps the array until C has read it.
+    """
+    if isinstance(lengths, ndarray):
+        _check_array(lengths, "lengths")
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu" and (array.size or isinstance(lengths, ndarray)):
+        raise TypeError(f"lengths has dtype {_name(array.dtype)}, expected integers")
+    if array.shape != form.shape[:1]:
+        raise ValueError(f"lengths has shape {array.shape}, expected {form.shape[:1]}")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"lengths has {array.max()}, expected no more than the number of steps")
+    return np.ascontiguousarray(array, _INT64)
 
 
 def _dense_address(

@@ -76,7 +76,7 @@ from ._arrays import (
     counter_address,
     destination,
     form_of,
-    lengths_address,
+    lengths_array,
     mask_address,
     tensor_address,
     vector_address,
@@ -280,7 +280,7 @@ def forward_training(
         Added to what normalization gives, before the activation. `out` may be the residual itself.
     mask : bool or uint8 array of the input's shape without its channels, or None
         C-contiguous; (N, H, W) for images. False or 0: the position takes no part.
-    lengths : int64 (N,) array or None
+    lengths : (N,) array or sequence of integers, or None
         Of sequences, instead of `mask`: how many steps of each take part.
     masked : "zero" or "pass"
         The output at masked positions: 0, or the input.
@@ -405,7 +405,8 @@ def _extend(
     if mask is not None:
         args.mask, args.mask_count = mask_address(mask, form, channel_axis)
     if lengths is not None:
-        args.lengths, args.lengths_count = lengths_address(lengths, form)
+        args.kept = numbers = lengths_array(lengths, form)  # C sees no more than its address
+        args.lengths, args.lengths_count = address(numbers), numbers.size
 
 
 def forward_inference(

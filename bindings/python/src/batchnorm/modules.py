@@ -31,7 +31,7 @@ from ._arrays import (
     destination,
     dtype_code,
     form_of,
-    lengths_address,
+    lengths_array,
     mask_address,
     tensor_address,
 )
@@ -293,7 +293,7 @@ class _BatchNorm:
             `backward` sets `grad_residual`.
         mask : bool or uint8 array of the input's shape without its channels, optional
             True where a position takes part; the others enter neither statistics nor gradients.
-        lengths : int64 (N,) array, optional
+        lengths : (N,) array or sequence of integers, optional
             Of sequences, instead of `mask`: how many steps of each take part.
         masked : "zero" or "pass"
             The output at masked positions: 0, or the input.
@@ -389,7 +389,8 @@ class _BatchNorm:
         if mask is not None:
             args.mask, args.mask_count = mask_address(mask, form, axis)
         if lengths is not None:
-            args.lengths, args.lengths_count = lengths_address(lengths, form)
+            args.kept = numbers = lengths_array(lengths, form)  # C sees no more than its address
+            args.lengths, args.lengths_count = address(numbers), numbers.size
         return args
 
     def _normalize(

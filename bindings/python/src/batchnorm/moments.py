@@ -51,7 +51,7 @@ from ._arrays import (
     counter_address,
     destination,
     form_of,
-    lengths_address,
+    lengths_array,
     mask_address,
     tensor_address,
     vector_address,
@@ -150,7 +150,8 @@ class Moments:
         result = cls.none(form.channels)
         raw = result._c()
         mask_at, positions = (0, 0) if mask is None else mask_address(mask, form, channel_axis)
-        lengths_at, samples = (0, 0) if lengths is None else lengths_address(lengths, form)
+        numbers = None if lengths is None else lengths_array(lengths, form)
+        lengths_at, samples = (0, 0) if numbers is None else (address(numbers), numbers.size)
         c.bn_moments_compute(
             form.problem,
             *(address(input), form.elements),
