@@ -1,16 +1,16 @@
 """Batch normalization as functions: your arrays in, your arrays or new ones out, nothing kept.
 
-Tensors have the shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), float32 or float64, and
-are never copied. Two memory orders are known, as in PyTorch: C-contiguous (NCHW), and
-channels-last (NHWC), which is a view such as ``np.moveaxis(nhwc, -1, 1)`` whose strides say that
-the channel is innermost. Results have the input's memory order. Where both orders are the same
-memory (one channel, or one spatial value) the array counts as C-contiguous. Arrays whose *last
-axis* is the channel, (N, H, W, C), are taken with ``channel_axis=-1``; results then have that axis
-order too. Any other strides raise `ValueError`.
+Tensors have the shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), float32, float64,
+bfloat16 (of the package ml_dtypes) or float16, and are never copied. Two memory orders are known,
+as in PyTorch: C-contiguous (NCHW), and channels-last (NHWC), which is a view such as
+``np.moveaxis(nhwc, -1, 1)`` whose strides say that the channel is innermost. Results have the
+input's memory order. Where both orders are the same memory (one channel, or one spatial value) the
+array counts as C-contiguous. Arrays whose *last axis* is the channel, (N, H, W, C), are taken with
+``channel_axis=-1``; results then have that axis order too. Any other strides raise `ValueError`.
 
 Parameters and running statistics are one-dimensional contiguous arrays of C elements and the
-input's dtype; `saved_mean` and `saved_invstd` are float64 always, because a float32 mean can be
-off by more than the standard deviation.
+input's dtype, float32 for the half types; `saved_mean` and `saved_invstd` are float64 always,
+because a float32 mean can be off by more than the standard deviation.
 
 Destination arguments (`out`, `grad_input`, ...) must have the shape, dtype and memory order of the
 array that would be made without them. `out` may be the input or the residual itself, `grad_input`
@@ -189,6 +189,11 @@ def batch_norm(
     array
         A new array like `input`, or `out`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `forward_training`. Nothing has been written.
+
     See Also
     --------
     forward_training : the same in training, and what `backward` needs.
@@ -293,6 +298,16 @@ def forward_training(
     Returns
     -------
     TrainingResult
+
+    Raises
+    ------
+    TypeError
+        Something is no array, or of the wrong dtype.
+    ValueError
+        Wrong shape, strides or option; a `BatchNormError` too if the library found it, as for one
+        value per channel (`Status.ONE_VALUE`). Nothing has been written.
+    BatchNormError
+        With `Status.NONFINITE`, if `nonfinite="error"`: everything has been written nevertheless.
 
     Examples
     --------
@@ -451,6 +466,11 @@ def forward_inference(
     array
         A new array like `input`, or `out`.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `forward_training`; also if a running statistic is missing. Nothing has been written.
+
     Examples
     --------
     >>> import numpy as np
@@ -557,6 +577,12 @@ def backward(
     Returns
     -------
     Gradients
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `forward_training`; also if what `statistics` or `activation` requires is missing, or a
+        destination was given that `output_mask` skips. Nothing has been written.
 
     Examples
     --------
