@@ -368,4 +368,4 @@ def test_layers_that_cannot_fold() -> None:
             layer.fold_into(weight)
         assert error.value.status == Status.LAYER_MISMATCH
     with pytest.raises(TypeError, match="running_mean is of type"):
-        batchnorm.fold_affine(1.0, 1.0)  # type: ignore[arg-type]
+        batchnorm.fold_affine(1.0, 1.0)

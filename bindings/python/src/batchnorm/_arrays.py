@@ -1,8 +1,9 @@
 """What the C library has to know about a NumPy array: checked, without copying.
 
-Called by: functional, modules, fold. Invariant: an address leaves this file only for an array whose
-dtype, shape, memory order and writability have been checked, because C cannot see any of them.
-An array that is as it should be costs five comparisons; only others are looked at more closely.
+Called by: functional, modules, moments, fold. Invariant: an address leaves this file only for an
+array whose dtype, shape, memory order and writability have been checked, because C cannot see any
+of them. An array that is as it should be costs five comparisons; only others are looked at more
+closely.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import sys
 from collections.abc import Sequence
 from ctypes import POINTER, c_int64, c_uint64, sizeof
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,18 +22,20 @@ from numpy.typing import NDArray
 
 from ._lowlevel import Dtype, Layout, bn_problem
 
-#: An array of float32, float64, bfloat16 (the package ml_dtypes) or float16.
-Array = NDArray[np.floating[Any]]
+#: An array of float32, float64, bfloat16 or float16. `Any`: a parameter takes arrays of other kinds
+#: too, see _foreign, and results are of the kind of the first.
+Array = NDArray[np.floating[Any]] | Any
 #: As a result: an array, or None where the caller asked for none. `Any` is typeshed's way to spare
 #: callers who know which of the two the proof of it.
 MaybeArray = Array | Any
-Float64Array = NDArray[np.float64]
+Float64Array = NDArray[np.float64] | Any
 #: One bit or byte a value: `activation_mask`.
-Bits = NDArray[np.uint8]
+Bits = NDArray[np.uint8] | Any
 #: One truth value a position: `mask`.
-Mask = NDArray[np.bool_] | NDArray[np.uint8]
+Mask = NDArray[np.bool_] | NDArray[np.uint8] | Any
 #: One number of steps a sample: `lengths`.
-Lengths = NDArray[np.integer[Any]] | Sequence[int]
+Lengths = NDArray[np.integer[Any]] | Sequence[int] | Any
+Counter = NDArray[np.int64] | Any
 ChannelAxis = Literal[1, -1]
 
 FLOAT32 = np.dtype(np.float32)
@@ -52,7 +55,25 @@ def dtype_code(dtype: np.dtype[Any]) -> Dtype | None:
     it. It is known by its name, so that this package need not import that one.
     """
     code = _DTYPES.get(dtype)
-    return Dtype.BFLOAT16 if code is None and dtype.name == "bfloat16" else code
+    return Dtype.BFLOAT16 if code is None and _is_bfloat16(dtype) else code
+
+
+@cache
+def bfloat16() -> np.dtype[Any]:
+    """The dtype of tensors of bfloat16 that other packages bring: ml_dtypes', if it is installed.
+
+    Without it, an opaque one: NumPy cannot compute with it, but the tensors pass through.
+    """
+    try:
+        import ml_dtypes
+    except ImportError:
+        return np.dtype([("bfloat16", np.uint16)])
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    return dtype.name == "bfloat16" or dtype.names == ("bfloat16",)
 
 
 def parameter_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -76,6 +97,23 @@ class Form(NamedTuple):
     elements: int
     channels: int
     problem: bn_problem  # constant, so that threads may share it
+
+
+class LayoutError(ValueError):
+    """An array whose memory does not lie as it must, where a copy of it would do."""
+
+    def __init__(self, text: str, name: str, order: tuple[int, ...] | None = None) -> None:
+        super().__init__(text)
+        self.name = name
+        self._order = order
+
+    def copy(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array in the order that was missed."""
+        if self._order is None:
+            return np.ascontiguousarray(array)
+        dense: NDArray[Any] = np.ascontiguousarray(array.transpose(self._order))
+        back: NDArray[Any] = dense.transpose(np.argsort(self._order))
+        return back
 
 
 def form_of(array: Array, name: str, channel_axis: ChannelAxis) -> Form:
@@ -118,9 +156,10 @@ def _form(
     ):
         layout = other
     else:
-        raise ValueError(
+        raise LayoutError(
             f"{name} with shape {shape} and strides {strides} is dense neither in NCHW "
-            f"nor in NHWC order; pass np.ascontiguousarray({name})"
+            f"nor in NHWC order; pass np.ascontiguousarray({name}), or allow_copy=True",
+            name,
         )
     sizes = (c_int64 * 5)(*logical[:5])
     problem = bn_problem(sizeof(bn_problem), code, layout, ndim, sizes)
@@ -160,7 +199,7 @@ def tensor_address(array: Array, name: str, form: Form, *, written: bool = False
     _check_array(array, name)
     if array.dtype != form.dtype:
         raise TypeError(
-            f"{name} has dtype {_name(array.dtype)}, expected {form.dtype} as the input has"
+            f"{name} has dtype {_name(array.dtype)}, expected {_name(form.dtype)} as the input has"
         )
     if array.shape != form.shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {form.shape} as the input has")
@@ -169,10 +208,14 @@ def tensor_address(array: Array, name: str, form: Form, *, written: bool = False
         expected = (
             "C-contiguous" if form.order is None else f"C-contiguous in axis order {form.order}"
         )
-        fix = "np.empty_like(input)" if written else "np.copyto(np.empty_like(input), ...)"
-        raise ValueError(
-            f"{name} has strides {array.strides}, expected the input's memory order ({expected}); "
-            f"{fix} makes an array of that order"
+        text = f"{name} has strides {array.strides}, expected the input's memory order ({expected})"
+        if written:
+            raise ValueError(f"{text}; np.empty_like(input) makes an array of that order")
+        raise LayoutError(
+            f"{text}; np.copyto(np.empty_like(input), {name}) makes an array of that order, "
+            "or pass allow_copy=True",
+            name,
+            form.order,
         )
     if written:
         _check_writeable(array, name)
@@ -193,10 +236,10 @@ def vector_address(
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}, expected one dimension, (C,)")
     if not array.flags.c_contiguous:
-        raise ValueError(
-            f"{name} has strides {array.strides}, expected a contiguous array; "
-            f"pass np.ascontiguousarray({name})"
-        )
+        text = f"{name} has strides {array.strides}, expected a contiguous array"
+        if written:
+            raise ValueError(text)
+        raise LayoutError(f"{text}; pass np.ascontiguousarray({name})", name)
     if written:
         _check_writeable(array, name)
     return address(array), array.size
@@ -205,29 +248,24 @@ def vector_address(
 def folded_dtype(array: Array, name: str) -> np.dtype[Any]:
     """The dtype of a weight to be folded into. Raises TypeError if there is no folding in it."""
     _check_array(array, name)
-    if array.dtype not in (FLOAT32, FLOAT64):
+    dtype: np.dtype[Any] = array.dtype
+    if dtype not in (FLOAT32, FLOAT64):
         raise TypeError(
-            f"{name} has dtype {_name(array.dtype)}, expected float32 or float64 in native byte "
-            "order"
+            f"{name} has dtype {_name(dtype)}, expected float32 or float64 in native byte order"
         )
-    return array.dtype
+    return dtype
 
 
 def written_address(
     array: NDArray[Any], name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> tuple[int, int]:
     """Address and number of elements of a C-contiguous destination of this shape."""
-    found = _dense_address(array, name, shape, dtype)
-    _check_writeable(array, name)
-    return found
+    return _dense_address(array, name, shape, dtype, written=True)
 
 
 def bits_address(bits: Bits, name: str, form: Form, *, written: bool = False) -> tuple[int, int]:
     """Address and bytes of an activation mask for a tensor of this form: a bit a value."""
-    found = _dense_address(bits, name, bits_shape(form), _UINT8)
-    if written:
-        _check_writeable(bits, name)
-    return found
+    return _dense_address(bits, name, bits_shape(form), _UINT8, written=written)
 
 
 def bits_shape(form: Form) -> tuple[int]:
@@ -260,7 +298,11 @@ def lengths_array(lengths: Lengths, form: Form) -> NDArray[np.int64]:
 
 
 def _dense_address(
-    array: NDArray[Any], name: str, shape: tuple[int, ...], *dtypes: np.dtype[Any]
+    array: NDArray[Any],
+    name: str,
+    shape: tuple[int, ...],
+    *dtypes: np.dtype[Any],
+    written: bool = False,
 ) -> tuple[int, int]:
     """Address and count of a C-contiguous array of this shape and any of the dtypes."""
     _check_array(array, name)
@@ -270,7 +312,10 @@ def _dense_address(
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
     if not array.flags.c_contiguous:
-        raise ValueError(f"{name} has strides {array.strides}, expected a C-contiguous array")
+        text = f"{name} has strides {array.strides}, expected a C-contiguous array"
+        raise ValueError(text) if written else LayoutError(text, name)
+    if written:
+        _check_writeable(array, name)
     return address(array), array.size
 
 
@@ -305,7 +350,10 @@ else:
 
 def _check_array(array: Any, name: str) -> None:
     if not isinstance(array, ndarray):
-        raise TypeError(f"{name} is of type {type(array).__name__}, expected numpy.ndarray")
+        raise TypeError(
+            f"{name} is of type {type(array).__name__}, expected numpy.ndarray; "
+            f"np.asarray({name}) or np.from_dlpack({name}) may make it one"
+        )
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.data")
 
@@ -317,4 +365,6 @@ def _check_writeable(array: NDArray[Any], name: str) -> None:
 
 def _name(dtype: np.dtype[Any]) -> str:
     """'float32', or '>f4' where the name would hide the byte order."""
+    if _is_bfloat16(dtype):
+        return "bfloat16"
     return str(dtype.name if dtype.isnative else dtype.str)

@@ -12,7 +12,9 @@ from ctypes import sizeof
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy import ndarray
 
+from . import _foreign as foreign
 from . import _lowlevel as c
 from ._arrays import Array, address, dtype_code, folded_dtype, vector_address, written_address
 from ._options import integer
@@ -83,6 +85,8 @@ def fold_affine(
     >>> pair.weight, pair.bias
     (array([0.5]), array([-1.5]))
     """
+    if type(running_mean) is not ndarray:
+        return foreign.call(fold_affine, locals(), "running_mean")
     args = _statistics(running_mean, running_var, weight, bias, eps)
     shape = affine_shape(running_mean.size, running_mean.dtype)
     return fold(c.bn_fold, args, shape, None, None, None, None)
@@ -154,6 +158,8 @@ def fold_into(
     (array([[1., 2.],
            [1., 0.]]), array([-0.5,  0. ]))
     """
+    if type(conv_weight) is not ndarray:
+        return foreign.call(fold_into, locals(), "conv_weight")
     shape = weight_shape(conv_weight, layout, groups)
     args = _statistics(running_mean, running_var, weight, bias, eps, conv_weight.dtype)
     return fold(c.bn_fold, args, shape, conv_weight, conv_bias, folded_weight, folded_bias)

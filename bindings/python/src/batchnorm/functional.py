@@ -44,8 +44,24 @@ all positions are masked, statistics and counter stay as they are.
 >>> same.output.tobytes() == result.output.tobytes()
 True
 
+Arrays of other packages are taken where they lie, without a copy and without importing these: what
+has ``__dlpack__`` on the CPU (PyTorch, JAX), ``__array_interface__`` or the buffer protocol
+(`memoryview`, `array.array`, `mmap`). The first array decides: if `input` is a `numpy.ndarray`, all
+arrays are; otherwise each may be of any kind, and results are of `input`'s kind, made by its
+package's ``from_dlpack``: tensors for tensors. Where there is none, as for buffers, they are
+ndarrays. Memory that its owner calls read-only is read, and refused as a destination; DLPack before
+version 1.0 (as of JAX) counts as read-only. With ``allow_copy=True`` arrays that lie in another
+order than they must are copied, instead of being refused; destinations never are.
+
+>>> from array import array
+>>> pixels = memoryview(array("f", range(12))).cast("B").cast("f", (2, 3, 2))
+>>> print(batch_norm(pixels, None, None, training=True).mean(axis=(0, 2)).round(3) + 0.0)
+[0. 0. 0.]
+
 Errors: `TypeError` for wrong types and dtypes, `ValueError` for wrong shapes, strides and options,
-`BatchNormError` with a `status` for what the library finds. In every case nothing has been written.
+`BufferError` for arrays whose memory cannot be had (on another device, sparse, part of autograd's
+graph), `BatchNormError` with a `status` for what the library finds. In every case nothing has been
+written.
 
 Threads: all functions may be called from any thread on arrays that do not overlap; the interpreter
 lock is released while the library works. After `os.fork` the child can go on using them.
@@ -57,14 +73,16 @@ from ctypes import sizeof
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy import ndarray
 
+from . import _foreign as foreign
 from . import _lowlevel as c
 from ._arrays import (
     FLOAT64,
     Array,
     Bits,
     ChannelAxis,
+    Counter,
     Float64Array,
     Form,
     Lengths,
@@ -159,6 +177,7 @@ def batch_norm(
     *,
     channel_axis: ChannelAxis = 1,
     out: Array | None = None,
+    allow_copy: bool = False,
 ) -> Array:
     """Normalize a batch per channel; the counterpart of `torch.nn.functional.batch_norm`.
 
@@ -183,6 +202,8 @@ def batch_norm(
         Which axis of `input` is the channel.
     out : array or None
         Where the result goes; may be `input`.
+    allow_copy : bool
+        True: copy arrays whose memory does not lie as it must, instead of refusing them.
 
     Returns
     -------
@@ -206,6 +227,8 @@ def batch_norm(
     >>> print(y.mean(axis=(0, 2)).round(3) + 0.0, y.std(axis=(0, 2)).round(3))
     [0. 0. 0.] [1. 1. 1.]
     """
+    if type(input) is not ndarray or allow_copy:
+        return foreign.call(batch_norm, locals())
     if training:
         form = form_of(input, "input", channel_axis)
         args = c.bn_forward_training_args(_TRAINING_SIZE)
@@ -223,7 +246,7 @@ def forward_training(
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    num_batches_tracked: NDArray[np.int64] | None = None,
+    num_batches_tracked: Counter | None = None,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     running_variance: RunningVariance = "unbiased",
@@ -240,6 +263,7 @@ def forward_training(
     lengths: Lengths | None = None,
     masked: MaskedPolicy = "zero",
     activation_mask: Bits | bool | None = None,
+    allow_copy: bool = False,
 ) -> TrainingResult:
     """Normalize by the batch's own statistics, and keep what `backward` needs.
 
@@ -294,6 +318,8 @@ def forward_training(
         it. Its bits are those of
         ``np.unpackbits(activation_mask, count=input.size, bitorder="little")``, in the order of
         `input` in memory: 1 where the output is not <= 0.
+    allow_copy : bool
+        True: copy arrays whose memory does not lie as it must, instead of refusing them.
 
     Returns
     -------
@@ -320,6 +346,8 @@ def forward_training(
     >>> result.output.round(3).tolist(), result.activation_mask.tolist()
     ([[0.0, 0.0], [1.0, 1.0]], [12])
     """
+    if type(input) is not ndarray or allow_copy:
+        return foreign.call(forward_training, locals())
     form = form_of(input, "input", channel_axis)
     # Of a batch without values, and one that is masked as a whole, the library writes neither.
     written = form.elements and mask is None and lengths is None
@@ -441,6 +469,7 @@ def forward_inference(
     lengths: Lengths | None = None,
     masked: MaskedPolicy = "zero",
     activation_mask: Bits | None = None,
+    allow_copy: bool = False,
 ) -> Array:
     """Normalize by running statistics, which are constants here.
 
@@ -460,6 +489,8 @@ def forward_inference(
         As in `forward_training`.
     activation_mask : uint8 array of (input.size + 7) // 8 bytes, or None
         Destination for what `forward_training` returns under this name.
+    allow_copy : bool
+        True: copy arrays whose memory does not lie as it must, instead of refusing them.
 
     Returns
     -------
@@ -478,6 +509,8 @@ def forward_inference(
     >>> forward_inference(x, np.array([3.0]), np.array([4.0]), eps=0.0).ravel()
     array([-1.,  1.])
     """
+    if type(input) is not ndarray or allow_copy:
+        return foreign.call(forward_inference, locals())
     form = form_of(input, "input", channel_axis)
     dtype = form.parameter
     args = c.bn_forward_inference_args(_INFERENCE_SIZE)
@@ -533,6 +566,7 @@ def backward(
     lengths: Lengths | None = None,
     masked: MaskedPolicy = "zero",
     grad_residual: Array | bool | None = None,
+    allow_copy: bool = False,
 ) -> Gradients:
     """Gradients of a loss with respect to input, weight, bias and residual.
 
@@ -573,6 +607,8 @@ def backward(
         True: compute the gradient with respect to the residual; or the destination for it, which
         may be `grad_output`. It is `grad_output` where the activation let pass, and 0 or
         `negative_slope` times it elsewhere; 0 at masked positions.
+    allow_copy : bool
+        True: copy arrays whose memory does not lie as it must, instead of refusing them.
 
     Returns
     -------
@@ -615,6 +651,8 @@ def backward(
     >>> g.grad_residual.ravel()
     array([1., 1., 1.])
     """
+    if type(input) is not ndarray or allow_copy:
+        return foreign.call(backward, locals())
     form = form_of(input, "input", channel_axis)
     dtype = form.parameter
     want_input, want_weight, want_bias = output_mask

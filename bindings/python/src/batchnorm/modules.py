@@ -13,8 +13,10 @@ from ctypes import byref, c_int32, c_int64, c_void_p, sizeof
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import DTypeLike, NDArray
 
+from . import _foreign as foreign
 from . import _lowlevel as c
 from ._arrays import (
     FLOAT32,
@@ -79,6 +81,7 @@ class _Extras(TypedDict, total=False):
 
 class _ForwardOptions(_Extras, total=False):
     update_running: bool
+    allow_copy: bool
 
 
 class _Handle:
@@ -275,14 +278,16 @@ class _BatchNorm:
         lengths: Lengths | None = None,
         masked: MaskedPolicy = "zero",
         update_running: bool = True,
+        allow_copy: bool = False,
     ) -> Array:
         """Normalize, in the layer's mode: ``activation(batch normalization of input + residual)``.
 
         Parameters
         ----------
         input : array of the layer's dtype and rank
-            C-contiguous or channels-last, see `batchnorm.functional`. The layer keeps a reference
-            to it for `backward`, until the next forward; do not write to it in between.
+            C-contiguous or channels-last, see `batchnorm.functional`; of NumPy's kind or another.
+            The layer keeps a reference to it for `backward`, until the next forward; do not write
+            to it in between (nor resize a bytearray, or close an mmap, that it lies in).
         out : array like `input`, optional
             Where the result goes. It may be `input` itself; `backward` then needs a copy of the
             input.
@@ -299,6 +304,8 @@ class _BatchNorm:
             The output at masked positions: 0, or the input.
         update_running : bool
             False: in training, leave running statistics and their counter as they are.
+        allow_copy : bool
+            True: copy arrays whose memory does not lie as it must, instead of refusing them.
 
         Returns
         -------
@@ -313,6 +320,8 @@ class _BatchNorm:
         BatchNormError
             With `Status.NONFINITE`, if `nonfinite="error"`: everything has been done nevertheless.
         """
+        if type(input) is not ndarray or allow_copy:
+            return foreign.call(_BatchNorm.forward, locals())
         args = None
         if (
             activation is not None
@@ -335,7 +344,12 @@ class _BatchNorm:
         return self._normalize(input, out, args)
 
     def recompute(
-        self, input: Array, out: Array | None = None, **options: Unpack[_Extras]
+        self,
+        input: Array,
+        out: Array | None = None,
+        *,
+        allow_copy: bool = False,
+        **options: Unpack[_Extras],
     ) -> Array:
         """Compute the last forward once more, for activation checkpointing.
 
@@ -346,7 +360,7 @@ class _BatchNorm:
         Parameters
         ----------
         input : array of the last forward's shape and memory order
-        out, **options
+        out, allow_copy, **options
             As in `forward`, without `update_running`.
 
         Returns
@@ -361,6 +375,9 @@ class _BatchNorm:
         BatchNormRuntimeError
             With `Status.NO_FORWARD`, before the first forward.
         """
+        if type(input) is not ndarray or allow_copy:
+            given = {"self": self, "input": input, "out": out, "allow_copy": allow_copy}
+            return foreign.call(_BatchNorm.recompute, {**given, **options})
         return self._normalize(input, out, self._extend(_RECOMPUTE, input, **options))
 
     def _extend(
@@ -441,6 +458,7 @@ class _BatchNorm:
         input: Array | None = None,
         output_mask: tuple[bool, bool, bool] = (True, True, True),
         grad_residual: Array | bool | None = None,
+        allow_copy: bool = False,
     ) -> MaybeArray:
         """Gradients of a loss, for the last forward and the statistics which that one used.
 
@@ -448,6 +466,9 @@ class _BatchNorm:
         layer has no such parameter or `output_mask` skips it), and `grad_residual` if the forward
         had a residual (None otherwise). The forward's activation and mask need not be given again:
         the layer keeps what it needs of them. May be called more than once per forward.
+
+        The result and `grad_residual` are of `grad_output`'s kind of array. `grad_weight` and
+        `grad_bias` are ndarrays, as `weight` and `bias` are.
 
         Parameters
         ----------
@@ -462,6 +483,8 @@ class _BatchNorm:
         grad_residual : bool or array like the forward's input, optional
             False: skip the residual's gradient. An array: the destination for it; may be
             `grad_output`.
+        allow_copy : bool
+            As in `forward`.
 
         Returns
         -------
@@ -475,6 +498,8 @@ class _BatchNorm:
         BatchNormRuntimeError
             With `Status.NO_FORWARD`, before the first forward.
         """
+        if type(grad_output) is not ndarray or allow_copy:
+            return foreign.call(_BatchNorm.backward, locals(), "grad_output", also="grad_residual")
         form = self._form
         if input is None:
             input = self._input
@@ -603,6 +628,8 @@ class _BatchNorm:
         of `batchnorm.fold_into`; the arrays have the layer's `parameter_dtype`. Raises
         `BatchNormRuntimeError` if the layer keeps no running statistics.
         """
+        if type(conv_weight) is not ndarray:
+            return foreign.call(_BatchNorm.fold_into, locals(), "conv_weight")
         shape = weight_shape(conv_weight, layout, groups)
         args = c.bn_fold_args(sizeof(c.bn_fold_args))
         return self._fold(args, shape, conv_weight, conv_bias, folded_weight, folded_bias)
@@ -643,14 +670,13 @@ class _BatchNorm:
             return
         if view is None:
             raise BatchNormRuntimeError(f"the layer has no {name} to assign", Status.NO_PARAMETER)
+        value = foreign.as_ndarray(value, name)
         self._check(name, value)
         with self._handle.lock:
             view[...] = value
 
     def _check(self, name: str, value: Array) -> None:
         shape = (self.num_features,)
-        if not isinstance(value, np.ndarray):
-            raise TypeError(f"{name} is of type {type(value).__name__}, expected numpy.ndarray")
         if value.dtype != self.parameter_dtype:
             raise TypeError(
                 f"{name} has dtype {value.dtype}, expected {self.parameter_dtype}; "
@@ -707,6 +733,7 @@ class _BatchNorm:
         return self._copy(getter, self.parameter_dtype) if self.track_running_stats else None
 
     def _set_running(self, setter: Any, name: str, value: Array) -> None:
+        value = foreign.as_ndarray(value, name)
         if self.track_running_stats:
             self._check(name, value)
         value = np.ascontiguousarray(value)

@@ -37,13 +37,15 @@ from ctypes import POINTER, byref, c_int64, c_uint8, cast, sizeof
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy import ndarray
 
+from . import _foreign as foreign
 from . import _lowlevel as c
 from ._arrays import (
     FLOAT64,
     Array,
     ChannelAxis,
+    Counter,
     Float64Array,
     Lengths,
     Mask,
@@ -121,9 +123,10 @@ class Moments:
     ) -> None:
         """Moments from elsewhere. The arrays are kept, not copied; `mean_rest` is 0 by default."""
         self.count = integer("count", count)
-        self.mean = mean
-        self.mean_rest = np.zeros_like(mean) if mean_rest is None else mean_rest
-        self.m2 = m2
+        self.mean = foreign.as_ndarray(mean, "mean")
+        rest = np.zeros_like(self.mean) if mean_rest is None else mean_rest
+        self.mean_rest = foreign.as_ndarray(rest, "mean_rest")
+        self.m2 = foreign.as_ndarray(m2, "m2")
         self._c()
 
     @classmethod
@@ -139,13 +142,17 @@ class Moments:
         mask: Mask | None = None,
         lengths: Lengths | None = None,
         channel_axis: ChannelAxis = 1,
+        allow_copy: bool = False,
     ) -> Moments:
         """The moments of a tensor: (N, C, ...), or (N, ..., C) with ``channel_axis=-1``.
 
-        `mask` and `lengths` as in `functional.forward_training`. Of an empty batch, or one that is
-        masked as a whole, they are those of `none`. NaN or infinity is no error here; it is what
-        `normalize`'s `nonfinite` is about.
+        `mask`, `lengths` and `allow_copy` as in `functional.forward_training`. Of an empty batch,
+        or one that is masked as a whole, they are those of `none`. NaN or infinity is no error
+        here; it is what `normalize`'s `nonfinite` is about.
         """
+        if type(input) is not ndarray or allow_copy:
+            moments: Moments = foreign.call(Moments.of.__func__, locals())  # type: ignore[attr-defined]
+            return moments
         form = form_of(input, "input", channel_axis)
         result = cls.none(form.channels)
         raw = result._c()
@@ -203,7 +210,7 @@ class Moments:
         running_mean: Array,
         running_var: Array,
         *,
-        num_batches_tracked: NDArray[np.int64] | None = None,
+        num_batches_tracked: Counter | None = None,
         momentum: float | None = 0.1,
         running_variance: RunningVariance = "unbiased",
         one_value: OneValuePolicy = "error",
@@ -214,10 +221,8 @@ class Moments:
         Arguments are those of `functional.forward_training`. With moments of no values nothing
         changes. Returns how many channels held NaN or infinity; theirs stay as they are.
         """
-        if not isinstance(running_mean, np.ndarray):
-            raise TypeError(
-                f"running_mean is of type {type(running_mean).__name__}, expected numpy.ndarray"
-            )
+        if type(running_mean) is not ndarray:
+            return foreign.call(Moments.update_running, locals(), "running_mean")
         nothing = np.empty((0, self.num_features), running_mean.dtype)
         return normalize(
             nothing,
@@ -269,8 +274,8 @@ class GradSums:
     def __init__(self, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array) -> None:
         """Sums from elsewhere, an all-reduce for example. The arrays are kept, not copied."""
         self.count = integer("count", count)
-        self.sum_dy = sum_dy
-        self.sum_dy_xmu = sum_dy_xmu
+        self.sum_dy = foreign.as_ndarray(sum_dy, "sum_dy")
+        self.sum_dy_xmu = foreign.as_ndarray(sum_dy_xmu, "sum_dy_xmu")
         self._c()
 
     @classmethod
@@ -311,7 +316,7 @@ def normalize(
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    num_batches_tracked: NDArray[np.int64] | None = None,
+    num_batches_tracked: Counter | None = None,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     running_variance: RunningVariance = "unbiased",
@@ -322,6 +327,7 @@ def normalize(
     mask: Mask | None = None,
     lengths: Lengths | None = None,
     masked: MaskedPolicy = "zero",
+    allow_copy: bool = False,
 ) -> TrainingResult:
     """`functional.forward_training` with given moments: the input is not reduced.
 
@@ -339,6 +345,8 @@ def normalize(
     >>> normalize(x, Moments.of(np.array([[0.0], [0.0], [8.0], [8.0]])), eps=0.0).output.ravel()
     array([-0.75, -0.25])
     """
+    if type(input) is not ndarray or allow_copy:
+        return foreign.call(normalize, locals())
     form = form_of(input, "input", channel_axis)
     dtype = form.parameter
     saved_mean, saved_invstd = np.zeros(form.channels), np.ones(form.channels)
@@ -387,6 +395,7 @@ def normalize_saved(
     *,
     channel_axis: ChannelAxis = 1,
     out: Array | None = None,
+    allow_copy: bool = False,
 ) -> Array:
     """The forward once more from what `functional.forward_training` saved.
 
@@ -400,6 +409,8 @@ def normalize_saved(
     >>> normalize_saved(np.array([[1.0], [5.0]]), np.array([3.0]), np.array([0.5])).ravel()
     array([-1.,  1.])
     """
+    if type(input) is not ndarray or allow_copy:
+        return foreign.call(normalize_saved, locals())
     form = form_of(input, "input", channel_axis)
     args = c.bn_forward_inference_args(sizeof(c.bn_forward_inference_args))
     args.input = address(input)
@@ -426,6 +437,7 @@ def backward_reduce(
     channel_axis: ChannelAxis = 1,
     mask: Mask | None = None,
     lengths: Lengths | None = None,
+    allow_copy: bool = False,
 ) -> GradSums:
     """The first half of `functional.backward`: the sums of one part of the batch.
 
@@ -439,6 +451,8 @@ def backward_reduce(
     >>> backward_reduce(dy, x, saved_mean=np.array([3.0]))
     GradSums(count=2, sum_dy=[1.5], sum_dy_xmu=[-1.])
     """
+    if type(input) is not ndarray or allow_copy:
+        return foreign.call(backward_reduce, locals())
     form = form_of(input, "input", channel_axis)
     args = c.bn_backward_args(
         sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics)
@@ -476,6 +490,7 @@ def backward_apply(
     mask: Mask | None = None,
     lengths: Lengths | None = None,
     masked: MaskedPolicy = "zero",
+    allow_copy: bool = False,
 ) -> Gradients:
     """The second half of `functional.backward`: gradients of one part from the whole batch's sums.
 
@@ -491,6 +506,8 @@ def backward_apply(
     >>> backward_apply(dy, x, sums, **saved).grad_weight
     array([-0.5])
     """
+    if type(input) is not ndarray or allow_copy:
+        return foreign.call(backward_apply, locals())
     form = form_of(input, "input", channel_axis)
     dtype = form.parameter
     want_input, want_weight, want_bias = output_mask
