@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy import ndarray
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ._lowlevel import Dtype, Layout, bn_problem
 
@@ -70,6 +70,11 @@ def bfloat16() -> np.dtype[Any]:
         return np.dtype([("bfloat16", np.uint16)])
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
+
+
+def named_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """numpy.dtype, which knows the name "bfloat16" only where ml_dtypes has been imported."""
+    return bfloat16() if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
 
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -134,7 +139,7 @@ def _form(
     code = dtype_code(dtype)
     if code is None:
         raise TypeError(
-            f"{name} has dtype {_name(dtype)}, expected {KNOWN_DTYPES} in native byte order"
+            f"{name} has dtype {dtype_name(dtype)}, expected {KNOWN_DTYPES} in native byte order"
         )
     ndim = len(shape)
     order: tuple[int, ...] | None
@@ -158,7 +163,8 @@ def _form(
     else:
         raise LayoutError(
             f"{name} with shape {shape} and strides {strides} is dense neither in NCHW "
-            f"nor in NHWC order; pass np.ascontiguousarray({name}), or allow_copy=True",
+            f"nor in NHWC order; pass np.ascontiguousarray({name}), "
+            f"{name}.contiguous() of a tensor, or allow_copy=True",
             name,
         )
     sizes = (c_int64 * 5)(*logical[:5])
@@ -199,7 +205,8 @@ def tensor_address(array: Array, name: str, form: Form, *, written: bool = False
     _check_array(array, name)
     if array.dtype != form.dtype:
         raise TypeError(
-            f"{name} has dtype {_name(array.dtype)}, expected {_name(form.dtype)} as the input has"
+            f"{name} has dtype {dtype_name(array.dtype)}, "
+            f"expected {dtype_name(form.dtype)} as the input has"
         )
     if array.shape != form.shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {form.shape} as the input has")
@@ -232,7 +239,7 @@ def vector_address(
         return None, 0
     _check_array(array, name)
     if array.dtype != dtype:
-        raise TypeError(f"{name} has dtype {_name(array.dtype)}, expected {dtype}")
+        raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected {dtype}")
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}, expected one dimension, (C,)")
     if not array.flags.c_contiguous:
@@ -251,7 +258,8 @@ def folded_dtype(array: Array, name: str) -> np.dtype[Any]:
     dtype: np.dtype[Any] = array.dtype
     if dtype not in (FLOAT32, FLOAT64):
         raise TypeError(
-            f"{name} has dtype {_name(dtype)}, expected float32 or float64 in native byte order"
+            f"{name} has dtype {dtype_name(dtype)}, expected float32 or float64 in native byte "
+            "order"
         )
     return dtype
 
@@ -308,7 +316,7 @@ def _dense_address(
     _check_array(array, name)
     if array.dtype not in dtypes:
         expected = " or ".join(str(dtype) for dtype in dtypes)
-        raise TypeError(f"{name} has dtype {_name(array.dtype)}, expected {expected}")
+        raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected {expected}")
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
     if not array.flags.c_contiguous:
@@ -323,7 +331,7 @@ def counter_address(array: NDArray[np.int64], name: str) -> int:
     """The address of a counter: an int64 array of one element, written by the call."""
     _check_array(array, name)
     if array.dtype != _INT64:
-        raise TypeError(f"{name} has dtype {_name(array.dtype)}, expected int64")
+        raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected int64")
     if array.size != 1:
         raise ValueError(f"{name} has shape {array.shape}, expected one element")
     _check_writeable(array, name)
@@ -363,7 +371,7 @@ def _check_writeable(array: NDArray[Any], name: str) -> None:
         raise ValueError(f"{name} is read-only, expected a writeable array")
 
 
-def _name(dtype: np.dtype[Any]) -> str:
+def dtype_name(dtype: np.dtype[Any]) -> str:
     """'float32', or '>f4' where the name would hide the byte order."""
     if _is_bfloat16(dtype):
         return "bfloat16"

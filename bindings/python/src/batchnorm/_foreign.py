@@ -36,7 +36,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from ._arrays import LayoutError, _check_array, bfloat16
+from ._arrays import LayoutError, _check_array, bfloat16, dtype_name
 
 _Result = TypeVar("_Result")
 
@@ -245,7 +245,9 @@ def call(
             return own[id(value)]
         if importer is None:
             return value
-        return importer(_Words(value) if value.dtype == bfloat16() else value)
+        made = importer(_Words(value) if value.dtype == bfloat16() else value)
+        # JAX makes float32 of float64 unless it was told otherwise; saved_mean would not be itself.
+        return made if str(made.dtype).endswith(dtype_name(value.dtype)) else value
 
     copies = dict(taken)  # `taken` keeps what `own` knows by its id
     while True:

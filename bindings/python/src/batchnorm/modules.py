@@ -32,9 +32,11 @@ from ._arrays import (
     address,
     destination,
     dtype_code,
+    dtype_name,
     form_of,
     lengths_array,
     mask_address,
+    named_dtype,
     tensor_address,
 )
 from ._options import (
@@ -151,7 +153,7 @@ class _BatchNorm:
         nonfinite: NonfinitePolicy = "report",
         channel_axis: ChannelAxis = 1,
     ) -> None:
-        kind = np.dtype(dtype)
+        kind = named_dtype(dtype)
         code = dtype_code(kind)
         if code is None:
             raise TypeError(f"dtype is {kind}, expected {KNOWN_DTYPES}")
@@ -228,7 +230,7 @@ class _BatchNorm:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of tensors. Parameters and running statistics have `parameter_dtype`."""
-        return np.dtype(c.Dtype(self._options.dtype).name.lower())
+        return named_dtype(c.Dtype(self._options.dtype).name.lower())
 
     @property
     def parameter_dtype(self) -> np.dtype[Any]:
@@ -891,7 +893,7 @@ class _BatchNorm:
         if self.affine and not options.has_bias:
             text += ", has_bias=False"
         if self.dtype != np.float32:
-            text += f", dtype={self.dtype}"
+            text += f", dtype={dtype_name(self.dtype)}"
         for name, word, default in (
             ("running_variance", c.Variance(options.running_variance).name.lower(), "unbiased"),
             ("one_value", c.OneValue(options.one_value).name.lower(), "error"),

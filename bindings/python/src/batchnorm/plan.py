@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _lowlevel as c
-from ._arrays import KNOWN_DTYPES, dtype_code
+from ._arrays import KNOWN_DTYPES, dtype_code, named_dtype
 from ._options import LAYOUTS, OPERATIONS, integer, parse
 from .machine import InstructionSet
 
@@ -133,7 +133,7 @@ def explain(
     backward, batch statistics: float32 (32, 64, 56, 56) NCHW, 25.7 MB a tensor
     ...
     """
-    kind = np.dtype(dtype)
+    kind = named_dtype(dtype)
     code = dtype_code(kind)
     if code is None:
         raise TypeError(f"dtype is {kind}, expected {KNOWN_DTYPES}")
