@@ -17,7 +17,7 @@ interpreter lock.
 
 from __future__ import annotations
 
-from . import functional, presets
+from . import functional, memory, presets
 from .config import show_config
 from .errors import (
     BatchNormError,
@@ -74,6 +74,7 @@ __all__ = [
     "get_num_threads",
     "get_thread_runtime",
     "get_threading",
+    "memory",
     "normalize",
     "normalize_saved",
     "presets",

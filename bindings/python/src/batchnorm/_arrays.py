@@ -21,6 +21,7 @@ from numpy import ndarray
 from numpy.typing import DTypeLike, NDArray
 
 from ._lowlevel import Dtype, Layout, bn_problem
+from .memory import empty_like
 
 #: An array of float32, float64, bfloat16 or float16. `Any`: a parameter takes arrays of other kinds
 #: too, see _foreign, and results are of the kind of the first.
@@ -187,7 +188,7 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bo
 def destination(array: Array | None, name: str, form: Form, like: Array) -> tuple[Array, int]:
     """The caller's destination for a tensor of this form, or a new one like `like`; its address."""
     if array is None:
-        array = np.empty_like(like, subok=False)
+        array = empty_like(like)
         return array, address(array)
     return array, tensor_address(array, name, form, written=True)
 

@@ -115,6 +115,7 @@ from ._options import (
     StatisticsUsed,
     parse,
 )
+from .memory import empty, empty_like
 
 __all__ = [
     "Gradients",
@@ -385,7 +386,7 @@ def forward_training(
             args.residual = tensor_address(residual, "residual", form)
             args.residual_count = form.elements
         if isinstance(activation_mask, bool):
-            activation_mask = np.empty(bits_shape(form), np.uint8) if activation_mask else None
+            activation_mask = empty(bits_shape(form), np.uint8) if activation_mask else None
         if activation_mask is not None:
             args.activation_mask, args.activation_mask_count = bits_address(
                 activation_mask, "activation_mask", form, written=True
@@ -709,7 +710,7 @@ def backward(
             args.output = tensor_address(output, "output", form)
             args.output_count = form.elements
         if isinstance(grad_residual, bool):
-            grad_residual = np.empty_like(input, subok=False) if grad_residual else None
+            grad_residual = empty_like(input) if grad_residual else None
         if grad_residual is not None:
             args.grad_residual = tensor_address(grad_residual, "grad_residual", form, written=True)
             args.grad_residual_count = form.elements

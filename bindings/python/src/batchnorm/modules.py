@@ -57,6 +57,7 @@ from ._options import (
 )
 from .errors import BatchNormError, BatchNormRuntimeError, Status
 from .fold import Folded, WeightLayout, affine_shape, fold, weight_shape
+from .memory import empty_like
 from .plan import MemoryLayout, Operation, Plan, explain
 
 if TYPE_CHECKING:
@@ -531,7 +532,7 @@ class _BatchNorm:
         if grad_residual is None:
             grad_residual = self._residual
         if isinstance(grad_residual, bool):
-            grad_residual = np.empty_like(input, subok=False) if grad_residual else None
+            grad_residual = empty_like(input) if grad_residual else None
         numbers = (
             source,
             count,
