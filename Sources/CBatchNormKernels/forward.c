@@ -36,14 +36,56 @@ typedef struct training {
 /*
  * Whether sums without a pivot are good enough. With a mean of at most 256 deviations the subtraction costs
  * 16 of float64's 53 bits, beside what adding up has cost; float32 results need 29. Sums of halves are
- * good to 22 bits, of which a mean of 4 deviations leaves 18, and squares below 2^-100 may be gone. Not where a
- * value is NaN or infinite. A channel of zeros has a mean of none.
+ * good to 22 bits, of which a mean of 4 deviations leaves 18; squares below 2^-100 may be gone, and those of
+ * bfloat16 be infinite, for they are added up in float. Not where a value is NaN or infinite. A channel of zeros
+ * has a mean of none.
  */
 static bool holds(const bnk_grid *grid, double count, double sum, double squares)
 {
     const double mean = sum / count, m2 = squares - sum * mean;
-    if (grid->half != BNK_HALF_NONE) return sum * mean <= 0x1p4 * m2 && squares >= count * 0x1p-100;
-    return sum * mean <= 0x1p16 * m2;
+    if (grid->half == BNK_HALF_NONE) return sum * mean <= 0x1p16 * m2;
+    return sum * mean <= 0x1p4 * m2 && squares >= count * 0x1p-100 && isfinite(squares);
+}
+
+/*
+ * Whether a pivot is near enough to the mean for a float64 result, which has no bits to spare: one that is far
+ * from it costs up to log2(n) of them, one within two deviations 2. The mean that its sums give is nearer.
+ */
+static bool is_near(double count, double sum, double squares)
+{
+    const double shift = sum / count, m2 = squares - sum * shift;
+    return sum * shift <= 0x1p2 * m2;
+}
+
+/*
+ * A pivot for `kept` values of a channel in rows up to `end`, of which `length` from `offset` on are looked at. In
+ * float64 the mean of the first few, for the first alone is as far from the mean as it happens to be. Where
+ * computing in float a value of that type, with which masked values are filled up.
+ */
+static double pivot_of(const training *t, int64_t channel, bnk_kept kept, int64_t end,
+                       int64_t offset, int64_t length)
+{
+    enum { LOOKED_AT = 16 };
+    const bnk_grid *grid = t->cut.grid;
+    const uint8_t *positions = t->operands.extras ? t->operands.extras->positions : NULL;
+    int64_t row = kept.row, at = kept.offset;
+    const double first =
+        bnk_element(grid, t->job->input, row * t->cut.stride + channel * grid->inner + at);
+    if (!grid->is_double) return first;
+    double sum = 0; /* of distances, so that the mean of equal values is that value */
+    int taken = 0;
+    for (int i = 0; i < LOOKED_AT && row < end; i++) {
+        if (!positions || positions[row * grid->inner + at]) {
+            const int64_t place = row * t->cut.stride + channel * grid->inner + at;
+            sum += bnk_element(grid, t->job->input, place) - first;
+            taken++;
+        }
+        if (++at == offset + length) {
+            at = offset;
+            row++;
+        }
+    }
+    return first + sum / taken;
 }
 
 /* Some rows x some inner values of a piece. */
@@ -104,6 +146,15 @@ static void add_masked_rows(const training *t, const row_tile *tile, const doubl
     }
 }
 
+static void tile_sums(const training *t, const row_tile *tile, bool masked, const double *pivot,
+                      double *sum, double *squares, bnk_application *other)
+{
+    bnk_lane_sums lanes = { { 0 }, { 0 } };
+    (masked ? add_masked_rows : add_rows)(t, tile, pivot, &lanes, other);
+    *sum = bnk_sum_of_lanes(lanes.first);
+    *squares = bnk_sum_of_lanes(lanes.second);
+}
+
 /* Of the tile's values that take part, and how many these are. */
 static bnk_moments row_tile_moments(const training *t, const row_tile *tile, double *count,
                                     bnk_application *other)
@@ -115,21 +166,21 @@ static bnk_moments row_tile_moments(const training *t, const row_tile *tile, dou
                                       piece->offset + tile->offset, tile->length);
     const double n = *count = (double)kept.count;
     if (n == 0) return (bnk_moments){ 0, 0, 0 };
-    const int masked = kept.count < tile->rows * tile->length;
-    const int64_t first = kept.row * cut->stride + piece->channel * cut->grid->inner + kept.offset;
-    const double pivot = bnk_element(cut->grid, t->job->input, first);
+    const bool masked = kept.count < tile->rows * tile->length;
+    double sum, squares;
     if (!is_double) {
-        bnk_lane_sums lanes = { { 0 }, { 0 } };
-        (masked ? add_masked_rows : add_rows)(t, tile, NULL, &lanes, other);
-        const double sum = bnk_sum_of_lanes(lanes.first);
-        const double squares = bnk_sum_of_lanes(lanes.second);
+        tile_sums(t, tile, masked, NULL, &sum, &squares, other);
         if (holds(cut->grid, n, sum, squares)) return bnk_moments_of_sums(n, 0, sum, squares);
         other = NULL; /* it has gone on as far as it should */
     }
-    bnk_lane_sums lanes = { { 0 }, { 0 } };
-    (masked ? add_masked_rows : add_rows)(t, tile, &pivot, &lanes, other);
-    return bnk_moments_of_sums(n, pivot, bnk_sum_of_lanes(lanes.first),
-                               bnk_sum_of_lanes(lanes.second));
+    double pivot = pivot_of(t, piece->channel, kept, piece->row + tile->row + tile->rows,
+                            piece->offset + tile->offset, tile->length);
+    tile_sums(t, tile, masked, &pivot, &sum, &squares, other);
+    if (is_double && !is_near(n, sum, squares)) {
+        pivot += sum / n;
+        tile_sums(t, tile, masked, &pivot, &sum, &squares, NULL);
+    }
+    return bnk_moments_of_sums(n, pivot, sum, squares);
 }
 
 static double row_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
@@ -242,9 +293,19 @@ static double column_tile_moments(const training *t, const tile *tile, bnk_momen
         }
         if (all_done) return n;
     }
-    const int64_t first = kept.row * t->cut.stride + tile->channel * grid->inner + kept.offset;
+    const int64_t end = tile->row + tile->lines * tile->fold;
     for (int64_t c = 0; c < tile->channels; c++)
-        pivot[c] = bnk_element(grid, t->job->input, first + c * grid->inner);
+        pivot[c] = pivot_of(t, tile->channel + c, kept, end, 0, grid->inner);
+    channel_sums(t, tile, masked, pivot, sum, squares);
+    bool all_near = true;
+    for (int64_t c = 0; c < tile->channels; c++) {
+        if (done[c]) continue;
+        moments[c] = bnk_moments_of_sums(n, pivot[c], sum[c], squares[c]);
+        done[c] = !grid->is_double || is_near(n, sum[c], squares[c]);
+        all_near = all_near && done[c];
+        if (!done[c]) pivot[c] += sum[c] / n;
+    }
+    if (all_near) return n;
     channel_sums(t, tile, masked, pivot, sum, squares);
     for (int64_t c = 0; c < tile->channels; c++)
         if (!done[c]) moments[c] = bnk_moments_of_sums(n, pivot[c], sum[c], squares[c]);
