@@ -53,7 +53,7 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case epsilon(actual: Double)
     /// Momentum is infinite or NaN.
     case momentum(actual: Double)
-    /// A leaky ReLU's slope is negative, infinite or NaN.
+    /// A leaky ReLU's slope is negative, infinite or NaN, or beyond the range of the type that is computed with.
     case negativeSlope(actual: Double)
     /// Training on one value per channel, whose variance says nothing; see `OneValuePolicy`.
     case oneValue(Sizes)
@@ -92,6 +92,10 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case channelsMismatch(actual: Int, expected: Int)
     /// The shape is not that of the layer's last forward.
     case shapeMismatch(actual: Shape, expected: Shape)
+    /// A recomputation's activation, residual or masked output is not the last forward's.
+    case recomputeMismatch(Argument, actual: Value, expected: Value)
+    /// A recomputation masks other positions than the last forward.
+    case recomputeMask(position: Int, takesPart: Bool)
     /// The state's option has another value than the layer's.
     case optionMismatch(Argument, actual: Int, expected: Int)
 
@@ -120,7 +124,7 @@ public enum BatchNormError: Error, Equatable, Sendable {
     public enum Value: Equatable, Sendable {
         /// A count or an option.
         case integer(Int)
-        /// Epsilon or momentum.
+        /// Epsilon, momentum or a slope.
         case real(Double)
     }
 

@@ -50,7 +50,8 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ///   - residual: Added before the activation; of the input's shape.
     ///   - mask: Which positions take part; nil means all.
     ///   - pass: Other than by the mode. `.recompute` gives the last forward's output to the bit, if all else is as it was.
-    /// - Throws: For `.recompute` also `.noForward`, or `.shapeMismatch` for another shape than the last forward's.
+    /// - Throws: For `.recompute` also `.noForward`; `.shapeMismatch`, `.recomputeMismatch` or `.recomputeMask` for another
+    ///   shape, activation or mask than the last forward's, or a residual where that had none.
     public func forward(
         _ input: Tensor<Scalar>, activation: Activation = .none, residual: Tensor<Scalar>? = nil,
         mask: PositionMask? = nil, pass: ForwardPass = .normal

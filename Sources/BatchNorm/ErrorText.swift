@@ -309,7 +309,7 @@ extension BatchNormError {
         case .negativeSlope(let actual):
             text.append("negative_slope is ")
             text.append(actual)
-            text.append(", expected a finite number of at least 0")
+            text.append(", expected a finite number of at least 0 in the range of what is computed with")
         case .oneValue(let sizes):
             text.append("sizes ")
             text.append(sizes)
@@ -389,6 +389,23 @@ extension BatchNormError {
             text.append(actual)
             text.append(", expected that of the last forward, ")
             text.append(expected)
+        case .recomputeMismatch(let argument, let actual, let expected):
+            switch argument {
+            case .activation: text.append("the activation multiplies values <= 0 by ")
+            case .residual: text.append("residual_count is ")
+            default:
+                text.append(argument.name)
+                text.append(" is ")
+            }
+            text.append(actual)
+            text.append(", expected that of the last forward, ")
+            text.append(expected)
+        case .recomputeMask(let position, let takesPart):
+            text.append("position ")
+            text.append(position)
+            text.append(takesPart ? " takes part" : " is masked")
+            text.append(takesPart ? ", expected it to be masked" : ", expected it to take part")
+            text.append(" as in the last forward")
         case .optionMismatch(let argument, let actual, let expected):
             text.append("the state's ")
             text.append(argument.name)

@@ -222,14 +222,50 @@ package final class LayerCore {
         job.saved = (savedMean.constant, savedInvstd.constant)
         job.savedMeanRest = savedMeanRest.constant
         job.extras = extras
-        try run(&job)
+        try run(&job, repeating: last)
         try remember(shape, last.outcome, extras)
     }
 
-    private func run(_ job: inout ForwardInference) throws(BatchNormError) {
+    /// Throws unless these are the last forward's. If they are not, the caller means another forward than the last one:
+    /// a layer that is used twice, say. Its statistics are gone.
+    private func requireExtras(
+        _ extras: ForwardExtras, of last: LastForward
+    ) throws(BatchNormError) {
+        let slope = extras.activation.negativeSlope
+        guard slope == last.activation.negativeSlope else {
+            throw .recomputeMismatch(
+                .activation, actual: .real(slope), expected: .real(last.activation.negativeSlope))
+        }
+        guard extras.residual.isAbsent != last.hasResidual else {
+            throw .recomputeMismatch(
+                .residual, actual: .integer(extras.residual.count),
+                expected: .integer(last.hasResidual ? last.shape.count : 0))
+        }
+        guard last.isMasked || !extras.positions.isAbsent, !last.shape.isEmpty else { return }
+        let now = try extras.positions.resolve(last.shape, memory: &workspace.mask)
+        let before = last.isMasked ? mask.address?.assumingMemoryBound(to: UInt8.self) : nil
+        var isMasked = false
+        for position in 0..<last.shape.valuesPerChannel {
+            let takesPart = now.map { $0[position] != 0 } ?? true
+            guard takesPart == (before.map { $0[position] != 0 } ?? true) else {
+                throw .recomputeMask(position: position, takesPart: takesPart)
+            }
+            isMasked = isMasked || !takesPart
+        }
+        guard !isMasked || extras.positions.masked == last.masked else {
+            throw .recomputeMismatch(
+                .masked, actual: .integer(Int(extras.positions.masked.rawValue)),
+                expected: .integer(Int(last.masked.rawValue)))
+        }
+    }
+
+    private func run(
+        _ job: inout ForwardInference, repeating last: LastForward? = nil
+    ) throws(BatchNormError) {
         job.weight = weight.constant
         job.bias = bias.constant
         try job.validate()
+        if let last { try requireExtras(job.extras, of: last) }
         try keepBits(of: &job.extras, job.shape)
         try job.runValidated(workspace: &workspace)
     }

@@ -32,7 +32,8 @@ extension BatchNormError {
             case .noRunningStatistics: BN_STATUS_NO_RUNNING_STATISTICS
             case .noParameter: BN_STATUS_NO_PARAMETER
             case .noForward: BN_STATUS_NO_FORWARD
-            case .scalarTypeMismatch, .channelsMismatch, .shapeMismatch, .optionMismatch:
+            case .scalarTypeMismatch, .channelsMismatch, .shapeMismatch, .optionMismatch,
+                .recomputeMismatch, .recomputeMask:
                 BN_STATUS_LAYER_MISMATCH
             case .stateTruncated: BN_STATUS_STATE_TRUNCATED
             case .stateForeign: BN_STATUS_STATE_FOREIGN

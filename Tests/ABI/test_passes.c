@@ -174,6 +174,28 @@ static void plain_calls_forget_extras(void **state)
 
 /* ---- passes ---- */
 
+/* What says the same in other words is the same: lengths and a mask, bytes that are not 0, a slope of 0. */
+static void recomputed_in_other_words(void **state)
+{
+    (void)state;
+    fixture f = fixture_with_extras(problem_of(BN_DTYPE_FLOAT32, BN_LAYOUT_NHWC, 3, sequences[0]));
+    const bn_layer_options options = options_for(&f);
+    bn_layer *layer = layer_with_values(&f, &options);
+    for (int64_t i = 0; i < f.positions; i++)
+        f.mask[i] = i % 41 < f.lengths[i / 41] ? (uint8_t)(1 + i % 255) : 0;
+    extras e = { .activation = BN_ACTIVATION_RELU, .lengths = true };
+    forward(layer, &f, e, BN_PASS_NORMAL);
+    const elements output = guarded_copy(f.output);
+    e = (extras){ .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 0, .mask = true };
+    for (int again = 0; again < 2; again++) {
+        elements_fill_junk(f.output);
+        forward(layer, &f, e, BN_PASS_RECOMPUTE);
+        check_bits(&f, "recomputed", f.output, output);
+        e = (extras){ .activation = BN_ACTIVATION_RELU, .lengths = true };
+    }
+    bn_layer_destroy(layer);
+}
+
 /* Everything that the layer's state holds is as it was. */
 static void check_state(const bn_layer *layer, state_bytes before, const char *what)
 {
@@ -379,6 +401,8 @@ static void bad_forwards_are_refused(void **state)
     const state_bytes before = state_of(layer);
     fixture_remember(&f);
     bn_problem problem = f.problem;
+    uint8_t all[246];
+    memset(all, 1, sizeof all);
 #define REFUSED(change, status, words)                                                    \
     do {                                                                                  \
         args = forward_args(&f, e, BN_PASS_NORMAL);                                       \
@@ -404,6 +428,17 @@ static void bad_forwards_are_refused(void **state)
             "(5, 5, 41)|(6, 5, 41)");
     REFUSED((args.pass = BN_PASS_RECOMPUTE, args.mask_count = 3), BN_STATUS_COUNT_MISMATCH,
             "mask_count");
+#define OTHER(change, words) \
+    REFUSED((args.pass = BN_PASS_RECOMPUTE, change), BN_STATUS_LAYER_MISMATCH, words)
+    OTHER(args.activation = BN_ACTIVATION_NONE, "by 1|last forward, 0.25");
+    OTHER(args.activation = BN_ACTIVATION_RELU, "by 0|last forward, 0.25");
+    OTHER(args.negative_slope = 0.5, "by 0.5|last forward, 0.25");
+    OTHER((args.residual = f.residual.data, args.residual_count = f.residual.count),
+          "residual_count is 1230|last forward, 0");
+    OTHER((args.mask = NULL, args.mask_count = 0), "takes part|masked as in the last forward");
+    OTHER(args.mask = all, "position|takes part");
+    OTHER(args.masked = BN_MASKED_PASS, "masked is 1|last forward, 0");
+#undef OTHER
     REFUSED(problem.sizes[1] = 4, BN_STATUS_LAYER_MISMATCH, "4|5");
     REFUSED(problem.dtype = BN_DTYPE_FLOAT64, BN_STATUS_LAYER_MISMATCH, "float64|float32");
     /* Nothing is allocated for a tensor that is not there. */
@@ -468,6 +503,7 @@ int main(void)
         cmocka_unit_test_teardown(keeping_in_other_cases, fixture_teardown),
         cmocka_unit_test_teardown(the_last_forward_once_more, fixture_teardown),
         cmocka_unit_test_teardown(nan_and_all_masked_recomputed, fixture_teardown),
+        cmocka_unit_test_teardown(recomputed_in_other_words, fixture_teardown),
         cmocka_unit_test_teardown(empty_batches, fixture_teardown),
         cmocka_unit_test_teardown(bad_forwards_are_refused, fixture_teardown),
         cmocka_unit_test_teardown(a_refused_larger_forward_forgets_nothing, fixture_teardown),

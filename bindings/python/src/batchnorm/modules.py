@@ -374,7 +374,8 @@ class _BatchNorm:
         Raises
         ------
         TypeError, ValueError
-            As `forward`, and for another shape than the last forward's.
+            As `forward`, and for another shape, activation or mask than the last forward's, or a
+            residual where that had none.
         BatchNormRuntimeError
             With `Status.NO_FORWARD`, before the first forward.
         """
