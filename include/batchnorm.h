@@ -256,8 +256,8 @@ typedef int32_t bn_statistics;
 enum { BN_STATISTICS_BATCH = 0, BN_STATISTICS_RUNNING = 1 };
 
 /* What is done to a value after batch normalization, and after the residual if there is one.
- * RELU: values <= 0 become 0. LEAKY_RELU: values <= 0 are multiplied by negative_slope, finite and at
- * least 0. NaN stays NaN in both. Their sign can be told from their output, which is all that
+ * RELU: values <= 0 become 0. LEAKY_RELU: values <= 0 are multiplied by negative_slope, at least 0 and
+ * finite, also in float32 unless the dtype is float64. NaN stays NaN in both. Their sign can be told from their output, which is all that
  * backward needs to know of them. */
 typedef int32_t bn_activation;
 enum { BN_ACTIVATION_NONE = 0, BN_ACTIVATION_RELU = 1, BN_ACTIVATION_LEAKY_RELU = 2 };
@@ -589,7 +589,8 @@ typedef struct bn_grad_sums {
 
 /* The first half of bn_backward: writes count and arrays of `sums`, whose channels and pointers are set.
  * Of args it takes input, grad_output, statistics and, as these say, the mean: saved_mean of the whole
- * batch, or running_mean. All else is ignored. Of an empty batch: count 0 and zeros. Errors: 1xx to 3xx. */
+ * batch, or running_mean; and the activation and masks with what belongs to them. All else is ignored. Of an
+ * empty batch: count 0 and zeros. Errors: 1xx to 3xx, BN_STATUS_NEGATIVE_SLOPE. */
 BN_API bn_status bn_backward_reduce(const bn_problem *problem, const bn_backward_args *args,
                                     bn_grad_sums *sums);
 
@@ -701,9 +702,10 @@ typedef struct bn_layer_forward_args {
 
 /* bn_layer_forward with an activation, a residual, masked positions, or another pass.
  *
- * RECOMPUTE writes the last forward's output to the bit if input, weight, bias and all in args but pass and
- * output are that forward's; the problem must be (BN_STATUS_LAYER_MISMATCH otherwise, BN_STATUS_NO_FORWARD
- * before the first). It counts as a forward: backward goes by what it was given. Errors: 1xx to 5xx. */
+ * RECOMPUTE writes the last forward's output to the bit if input, residual, weight and bias have the values
+ * that they had then. Problem, activation, masked positions and whether there is a residual must be that
+ * forward's: BN_STATUS_LAYER_MISMATCH otherwise, for then another forward is meant, as of a layer that is used
+ * twice; BN_STATUS_NO_FORWARD before the first. Errors: 1xx to 5xx. */
 BN_API bn_status bn_layer_forward_with(bn_layer *layer, const bn_problem *problem,
                                        const bn_layer_forward_args *args);
 

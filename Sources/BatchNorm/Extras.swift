@@ -12,7 +12,7 @@ public enum Activation: Equatable, Sendable {
     case none
     /// Values ≤ 0 become 0.
     case relu
-    /// Values ≤ 0 are multiplied by the slope, which is finite and at least 0.
+    /// Values ≤ 0 are multiplied by the slope, which is at least 0, and finite in the type that is computed with.
     case leakyReLU(negativeSlope: Double)
 
     /// What values ≤ 0 are multiplied with.
@@ -27,9 +27,11 @@ public enum Activation: Equatable, Sendable {
     /// The number of bytes that hold one bit for each of so many values.
     package static func maskBytes(_ count: Int) -> Int { count / 8 &+ (count % 8 == 0 ? 0 : 1) }
 
-    func validate() throws(BatchNormError) {
+    /// Throws unless the slope is one in the type that elements of this size are computed with.
+    func validate(elementSize: Int) throws(BatchNormError) {
         guard case .leakyReLU(let slope) = self else { return }
-        guard slope.isFinite, slope >= 0 else { throw .negativeSlope(actual: slope) }
+        let isFinite = elementSize == 8 ? slope.isFinite : Float(slope).isFinite
+        guard isFinite, slope >= 0 else { throw .negativeSlope(actual: slope) }
     }
 }
 
@@ -119,7 +121,7 @@ package struct ForwardExtras {
     func validate(
         _ shape: Shape, elementSize: Int, _ buffers: inout BufferCheck
     ) throws(BatchNormError) {
-        try activation.validate()
+        try activation.validate(elementSize: elementSize)
         try buffers.read(
             optional: residual, .residual, count: shape.count, elementSize: elementSize)
         try buffers.write(
@@ -140,8 +142,6 @@ package struct ForwardExtras {
         extras.negative_slope = activation.negativeSlope
         extras.residual = residual.address
         extras.bits = activationMask.address?.assumingMemoryBound(to: UInt8.self)
-        // The kernels write the bits that stand for values; the last byte may have more.
-        if activationMask.count > 0 { extras.bits?[activationMask.count &- 1] = 0 }
         extras.positions = keep
         extras.pass_masked = positions.masked == .pass ? 1 : 0
         return extras
@@ -163,9 +163,12 @@ package struct BackwardExtras {
     func validate(
         _ shape: Shape, elementSize: Int, _ buffers: inout BufferCheck
     ) throws(BatchNormError) {
-        try activation.validate()
+        try activation.validate(elementSize: elementSize)
         if activation != .none {
-            if activationMask.isAbsent && output.isAbsent { throw .missingBoth(.activationMask, .output) }
+            // Of an empty batch both have no bytes, and may be absent.
+            if activationMask.isAbsent, output.isAbsent, !shape.isEmpty {
+                throw .missingBoth(.activationMask, .output)
+            }
             try buffers.read(
                 optional: activationMask, .activationMask,
                 count: Activation.maskBytes(shape.count), elementSize: 1)

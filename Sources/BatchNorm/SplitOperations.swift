@@ -215,6 +215,8 @@ extension Backward {
     /// The first half: see bn_backward_reduce in batchnorm.h; returns the count. Gradients and weight are not looked
     /// at.
     package func reduce(into sums: GradSumsView) throws(BatchNormError) -> Int {
+        var extras = extras
+        extras.gradResidual = .absent
         try shape.requireAddressable(scalar)
         let size = scalar.size
         var buffers = BufferCheck()

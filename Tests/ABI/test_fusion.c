@@ -346,11 +346,17 @@ static void empty_batches_and_absent_masks(void **state)
     fixture_use(&f, kinds[3]);
     run_training(&f);
     run_inference(&f);
-    run_backward(&f);
-    for (int64_t c = 0; c < 3; c++)
-        check(elements_get(f.grad_weight, c) == 0 && elements_get(f.grad_bias, c) == 0,
-              "gradients of nothing are %g and %g", elements_get(f.grad_weight, c),
-              elements_get(f.grad_bias, c));
+    /* No bytes may be NULL, as those of every other buffer of an empty batch. */
+    for (int absent = 0; absent < 2; absent++) {
+        if (absent) f.backward.activation_mask = NULL;
+        elements_fill_junk(f.grad_weight);
+        elements_fill_junk(f.grad_bias);
+        run_backward(&f);
+        for (int64_t c = 0; c < 3; c++)
+            check(elements_get(f.grad_weight, c) == 0 && elements_get(f.grad_bias, c) == 0,
+                  "gradients of nothing are %g and %g", elements_get(f.grad_weight, c),
+                  elements_get(f.grad_bias, c));
+    }
 
     fixture g = fixture_with_extras(
         (bn_problem)BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NHWC, 2, 3, 4, 4), PLACE_END);
@@ -402,6 +408,7 @@ static void bad_fusion_is_refused(void **state)
     IN_ALL(.negative_slope = -0.01, BN_STATUS_NEGATIVE_SLOPE, "negative_slope is -0.01");
     IN_ALL(.negative_slope = NAN, BN_STATUS_NEGATIVE_SLOPE, "negative_slope is nan");
     IN_ALL(.negative_slope = INFINITY, BN_STATUS_NEGATIVE_SLOPE, "negative_slope is inf");
+    IN_ALL(.negative_slope = 1e39, BN_STATUS_NEGATIVE_SLOPE, "negative_slope is 1e+39|range");
     IN_ALL(.activation_mask_count = 14, BN_STATUS_COUNT_MISMATCH, "activation_mask_count|14|15");
     IN_ALL(.activation_mask_count = 16, BN_STATUS_COUNT_MISMATCH, "activation_mask_count|16|15");
     IN_ALL(.activation_mask_count = -1, BN_STATUS_NEGATIVE_SIZE, "activation_mask_count|-1");
@@ -428,6 +435,19 @@ static void bad_fusion_is_refused(void **state)
     refuses(&f, TRAINING, BN_STATUS_INVALID_OPTION, "reserved|1");
 }
 
+/* A slope beyond float32's range is one in float64, where 0 times it is 0. */
+static void large_slopes_in_float64(void **state)
+{
+    (void)state;
+    fixture f = fixture_with_extras(
+        (bn_problem)BN_PROBLEM_2D(BN_DTYPE_FLOAT64, BN_LAYOUT_NCHW, 2, 3, 4, 5), PLACE_START);
+    const extras e = { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 1e39 };
+    elements_set(f.weight, 1, 0);
+    elements_set(f.bias, 1, 0);
+    fixture_remember(&f);
+    all_is_composed(&f, e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -439,6 +459,7 @@ int main(void)
         cmocka_unit_test_teardown(any_gradients, fixture_teardown),
         cmocka_unit_test_teardown(empty_batches_and_absent_masks, fixture_teardown),
         cmocka_unit_test_teardown(bad_fusion_is_refused, fixture_teardown),
+        cmocka_unit_test_teardown(large_slopes_in_float64, fixture_teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

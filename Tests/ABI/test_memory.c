@@ -186,6 +186,35 @@ static void a_refused_workspace_changes_nothing(void **state)
           (long long)refused);
 }
 
+/* The activation's mask, and memory for the lengths', are no exception; 9 * 3 * 301 values end within a byte. */
+static void a_refused_workspace_changes_no_extras(void **state)
+{
+    (void)state;
+    static const int64_t sizes[] = { 9, 3, 301 };
+    static const extras kinds[] = {
+        { .activation = BN_ACTIVATION_RELU, .residual = true, .mask = true },
+        { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 2, .lengths = true },
+    };
+    bn_set_num_threads(2);
+    for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++)
+        for (size_t k = 0; k < LENGTH(kinds); k++) {
+            fixture f = fixture_make(problem_of(BN_DTYPE_FLOAT32, layout, 3, sizes), PLACE_END);
+            fixture_add_extras(&f);
+            fixture_use(&f, kinds[k]);
+            run_training(&f);
+            memset(f.bits, 0xFF, (size_t)f.bits_count);
+            fixture_remember(&f);
+            const int64_t forwards =
+                refuse_in_turn(&f, training) + refuse_in_turn(&f, training_in_halves);
+            check(forwards >= 2, "only %lld allocations were there to refuse", (long long)forwards);
+            const int64_t backwards = refuse_in_turn(&f, backward);
+            check(!kinds[k].lengths || (forwards >= 4 && backwards >= 1),
+                  "lengths need memory: %lld and %lld allocations", (long long)forwards,
+                  (long long)backwards);
+            guarded_free_all();
+        }
+}
+
 static void a_refused_layer_is_none(void **state)
 {
     (void)state;
@@ -469,6 +498,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(the_allocator_in_between_works, fixture_teardown),
         cmocka_unit_test_teardown(a_refused_workspace_changes_nothing, fixture_teardown),
+        cmocka_unit_test_teardown(a_refused_workspace_changes_no_extras, fixture_teardown),
         cmocka_unit_test_teardown(a_refused_layer_is_none, fixture_teardown),
         cmocka_unit_test_teardown(a_layer_without_memory_stays_as_it_is, fixture_teardown),
         cmocka_unit_test_teardown(a_state_without_memory, fixture_teardown),

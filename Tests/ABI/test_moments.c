@@ -700,6 +700,11 @@ static void bad_sums_are_refused(void **state)
     f.backward.saved_mean_count = 2;
     REFUSED(bn_backward_reduce(&f.problem, &f.backward, &sums), BN_STATUS_COUNT_MISMATCH,
             "saved_mean_count|2|3");
+    /* What the first half does not take may be anything. */
+    f.backward.saved_mean_count = 3;
+    f.backward.saved_invstd_count = f.backward.grad_input_count = -1;
+    f.backward.grad_residual = &sums, f.backward.grad_residual_count = 5;
+    succeeds(&f, "reduce", bn_backward_reduce(&f.problem, &f.backward, &sums));
 }
 
 int main(void)
