@@ -26,6 +26,7 @@ run_examples() { # <folder of the executables>
     expect "channel 0: mean   -0.000, standard deviation   1.000" -- "$1/normalize" ||
         expect "channel 0: mean    0.000, standard deviation   1.000" -- "$1/normalize"
     expect "bit for bit" -- "$1/train_layer"
+    expect "nothing else has seen it: yes" -- "$1/fused_sequences"
 }
 
 case $way in

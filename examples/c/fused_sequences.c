@@ -1,0 +1,97 @@
+/*
+ * fused_sequences.c — relu(batch norm(x) + residual) of padded sequences in bfloat16, forward and backward.
+ *
+ * Activation and residual cost no sweep of their own, and steps beyond a sequence's length take no part:
+ * what stands there, NaN here, is in no statistics and no gradient.
+ */
+#include <batchnorm.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N = 4, C = 3, L = 50, COUNT = N * C * L };
+
+static void check(bn_status status)
+{
+    if (status != BN_STATUS_OK) {
+        fprintf(stderr, "%s: %s\n", bn_status_name(status), bn_last_error_message());
+        exit(EXIT_FAILURE);
+    }
+}
+
+/* bfloat16 is the upper half of a float32. Cutting the lower one off rounds towards zero, which will do here. */
+static uint16_t bfloat16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+static float float32(uint16_t half)
+{
+    const uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+int main(void)
+{
+    static const int64_t lengths[N] = { 50, 31, 12, 44 };
+    static uint16_t input[COUNT], residual[COUNT], output[COUNT];
+    static uint16_t grad_output[COUNT], grad_input[COUNT], grad_residual[COUNT];
+    static uint8_t passed[(COUNT + 7) / 8];
+    for (int i = 0; i < COUNT; i++) { /* [n][c][l] */
+        const int step = i % L, sample = i / (C * L);
+        input[i] = bfloat16(step < lengths[sample] ? 5 + 3 * sinf((float)i) : NAN);
+        residual[i] = bfloat16(cosf((float)i));
+        grad_output[i] = bfloat16(step < lengths[sample] ? 1 : NAN);
+    }
+
+    const bn_problem problem = {
+        sizeof problem, BN_DTYPE_BFLOAT16, BN_LAYOUT_NCHW, 3, { N, C, L }
+    };
+    double mean[C], invstd[C]; /* for backward */
+    bn_forward_training_args forward = BN_FORWARD_TRAINING_ARGS_INIT;
+    forward.input = input, forward.input_count = COUNT;
+    forward.output = output, forward.output_count = COUNT;
+    forward.saved_mean = mean, forward.saved_mean_count = C;
+    forward.saved_invstd = invstd, forward.saved_invstd_count = C;
+    forward.activation = BN_ACTIVATION_RELU;
+    forward.activation_mask = passed, forward.activation_mask_count = sizeof passed;
+    forward.residual = residual, forward.residual_count = COUNT;
+    forward.lengths = lengths, forward.lengths_count = N;
+    check(bn_forward_training(&problem, &forward));
+    printf("%lld of %d values per channel take part\n", (long long)forward.values_per_channel,
+           N * L);
+    for (int c = 0; c < C; c++)
+        printf("channel %d: mean %.3f, deviation %.3f\n", c, mean[c], 1 / invstd[c]);
+
+    float grad_weight[C], grad_bias[C]; /* parameters and their gradients are float32 */
+    bn_backward_args backward = BN_BACKWARD_ARGS_INIT;
+    backward.input = input, backward.input_count = COUNT;
+    backward.grad_output = grad_output, backward.grad_output_count = COUNT;
+    backward.grad_input = grad_input, backward.grad_input_count = COUNT;
+    backward.grad_residual = grad_residual, backward.grad_residual_count = COUNT;
+    backward.grad_weight = grad_weight, backward.grad_weight_count = C;
+    backward.grad_bias = grad_bias, backward.grad_bias_count = C;
+    backward.saved_mean = mean, backward.saved_mean_count = C;
+    backward.saved_invstd = invstd, backward.saved_invstd_count = C;
+    backward.activation = BN_ACTIVATION_RELU; /* these are the forward's */
+    backward.activation_mask = passed, backward.activation_mask_count = sizeof passed;
+    backward.lengths = lengths, backward.lengths_count = N;
+    check(bn_backward(&problem, &backward));
+    for (int c = 0; c < C; c++)
+        printf("channel %d: %g values passed the ReLU\n", c, (double)grad_bias[c]);
+
+    int clean = 1;
+    for (int i = 0; i < COUNT; i++)
+        if (i % L >= lengths[i / (C * L)])
+            clean &= output[i] == 0 && grad_input[i] == 0 && grad_residual[i] == 0;
+        else
+            clean &= !isnan(float32(output[i])) && !isnan(float32(grad_input[i]));
+    printf("padding is 0, and nothing else has seen it: %s\n", clean ? "yes" : "no");
+    return clean ? EXIT_SUCCESS : EXIT_FAILURE;
+}
