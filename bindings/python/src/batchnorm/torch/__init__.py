@@ -1,7 +1,8 @@
 """A drop-in for PyTorch's batch normalization on CPUs.
 
 `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` are PyTorch's modules, run by libbatchnorm: the same
-constructors, attributes, state_dict and errors, other devices left to PyTorch.
+constructors, attributes, state_dict and errors, other devices left to PyTorch. `convert` puts them
+into a model that is there, and `revert` takes them out again.
 
 >>> import torch, batchnorm.torch
 >>> layer = batchnorm.torch.BatchNorm2d(3)
@@ -25,6 +26,7 @@ except ModuleNotFoundError as error:
         name="torch",
     ) from error
 
+from .convert import convert, revert
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert", "revert"]
