@@ -13,10 +13,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+
+import torch
+from torch import Tensor, nn
 
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
@@ -55,7 +56,7 @@ def untouched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
     )
 
 

@@ -1,4 +1,4 @@
-"""Finds, in the source of a module's methods, batch norms that a ReLU follows, and fuses them there.
+"""Finds batch norms that a ReLU follows in the source of a module's methods, and fuses them there.
 
 Called by: convert. A method is taken as it is written, statement by statement, and only the calls
 of a batch norm, an addition and a ReLU that belong together are put into calls of _fusion's
@@ -24,16 +24,16 @@ import builtins
 import copy
 import inspect
 import linecache
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
 import torch.nn.functional as F
+
+import torch
 from torch import Tensor, nn
 
 from ._fusion import ACTIVATIONS, BATCH_NORMS, LEAKY_RELUS, MAKERS, RELUS
@@ -57,7 +57,7 @@ _SCOPES = (
     ast.DictComp,
     ast.GeneratorExp,
 )
-_TRIES = (ast.Try, ast.TryStar) if sys.version_info >= (3, 11) else (ast.Try,)
+_TRIES = (ast.Try, getattr(ast, "TryStar", ast.Try))
 #: Functions that see all local names, also those that hold something pending.
 _NOSY = frozenset({"locals", "vars", "dir", "eval", "exec"})
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -79,19 +79,19 @@ class Rewritten(NamedTuple):
     """A method with its fused places, not yet compiled."""
 
     name: str
-    function: types.FunctionType
+    written: types.FunctionType
     node: ast.FunctionDef
     sites: tuple[Site, ...]
 
-    def compile(self) -> types.FunctionType:
+    def compiled(self) -> types.FunctionType:
         """The function: the given one's globals, closure, defaults and docstring, and new code."""
-        source = _source(self.function)
+        source = _source(self.written)
         assert source is not None
         # The copy takes the rewritten definition where the original one stands.
         tree = copy.deepcopy(source.tree, {id(source.node): self.node})
-        code = _find_code(tree, self.function.__code__)
+        old = self.written
+        code = _find_code(tree, old.__code__)
         assert code is not None
-        old = self.function
         new = types.FunctionType(code, old.__globals__, old.__name__, None, old.__closure__)
         # From Python 3.14 on annotations are computed when asked for, and may not exist yet.
         annotations = "__annotate__" if hasattr(old, "__annotate__") else "__annotations__"
@@ -112,7 +112,11 @@ _sources: WeakKeyDictionary[types.FunctionType, _Source | None] = WeakKeyDiction
 
 def rewrite(module: nn.Module) -> list[Rewritten]:
     """The methods of a module in which something can be fused, rewritten for this module."""
-    names = {name for name, child in module.named_children() if _holds_batch_norm(child)}
+    names = {
+        name
+        for name, child in module._modules.items()
+        if child is not None and _holds_batch_norm(child)
+    }
     found = []
     for name, function in _methods(type(module)):
         code = function.__code__
@@ -206,11 +210,11 @@ class _Place(NamedTuple):
     """A statement in its block, before which names can be followed."""
 
     block: list[ast.stmt]
-    index: int
+    at: int
 
     @property
     def statement(self) -> ast.stmt:
-        return self.block[self.index]
+        return self.block[self.at]
 
 
 class _Sum(NamedTuple):
@@ -281,8 +285,9 @@ class _Method:
             if call.keywords:
                 return None
             known: bool | None = True
-            operand, how, rest = func.value, ast.Constant(func.attr), list[ast.expr]()
-            title = func.attr
+            operand, title = func.value, func.attr
+            how: ast.expr = ast.Constant(func.attr)
+            rest: list[ast.expr] = []
         else:
             if not call.args or any(isinstance(each, ast.Starred) for each in call.args):
                 return None
@@ -291,8 +296,8 @@ class _Method:
             ):
                 return None
             known = self._is_activation(func)
-            operand, how, rest = call.args[0], func, call.args[1:]
-            title = ast.unparse(func)
+            operand, title = call.args[0], ast.unparse(func)
+            how, rest = func, call.args[1:]
         if known is False:
             return None
         match = self._pending(operand, place, sure=True)
@@ -319,15 +324,15 @@ class _Method:
         """An activation's operand: a batch norm, a sum with one, or a name of either."""
         if self._is_batch_norm_call(value, sure):
             assert isinstance(value, ast.Call)
-            return self._later(value, [], [])
+            return self._later(value, [])
         total = self._sum(value)
         if total:
             return self._residual(total, place, sure)
         if not isinstance(value, ast.Name) or place is None or not self._dies(value.id, place):
             return None
-        if place.index == 0:
+        if place.at == 0:
             return None
-        before = _Place(place.block, place.index - 1)
+        before = _Place(place.block, place.at - 1)
         statement = before.statement
         if isinstance(statement, ast.Assign) and _assigns(statement, value.id):
             total = self._sum(statement.value)
@@ -335,14 +340,7 @@ class _Method:
                 match = self._residual(total, before, sure)
             else:
                 match = self._named(value.id, place, [], sure)
-            if match is None:
-                return None
-
-            def assign() -> ast.expr:
-                statement.value = match.make()
-                return value
-
-            return match._replace(make=assign)
+            return match and match._replace(make=partial(_assign, statement, match, value))
         if (
             isinstance(statement, ast.AugAssign)
             and isinstance(statement.op, ast.Add)
@@ -355,12 +353,11 @@ class _Method:
             match = self._residual(total, before, sure)
             if match is None:
                 return None
+            assignment = ast.copy_location(ast.Assign([target], value), statement)
 
             def replace() -> ast.expr:
-                before.block[before.index] = ast.copy_location(
-                    ast.Assign([target], match.make()), statement
-                )
-                return value
+                before.block[before.at] = assignment
+                return _assign(assignment, match, value)
 
             return match._replace(make=replace)
         return None
@@ -374,28 +371,30 @@ class _Method:
             match = None
             if self._is_batch_norm_call(side, sure):
                 assert isinstance(side, ast.Call)
-                match = self._later(side, [other] if side is total.left else [], [])
-            elif isinstance(side, ast.Name) and place and not _mentions(other, side.id):
-                if self._dies(side.id, place):
-                    match = self._named(side.id, place, [other], sure)
+                match = self._later(side, [other] if side is total.left else [])
+            elif (
+                isinstance(side, ast.Name)
+                and place
+                and not _mentions(other, side.id)
+                and self._dies(side.id, place)
+            ):
+                match = self._named(side.id, place, [other], sure)
             if match:
                 found.append(match)
         if not found:
             return None
-        match = min(found, key=lambda each: each.waits)
+        best = min(found, key=lambda each: each.waits)
 
         def make() -> ast.expr:
             # Names stay as they are, and a batch norm's call is edited where it stands.
-            match.make()
+            best.make()
             return self._call(ADD, [total.how, total.left, total.right], total.left)
 
-        return match._replace(make=make, residual=True)
+        return best._replace(make=make, residual=True)
 
-    def _named(
-        self, name: str, place: _Place, after: list[ast.expr], sure: bool
-    ) -> _Match | None:
+    def _named(self, name: str, place: _Place, after: list[ast.expr], sure: bool) -> _Match | None:
         """The batch norm whose result a name holds at a statement."""
-        for index in range(place.index - 1, -1, -1):
+        for index in range(place.at - 1, -1, -1):
             statement = place.block[index]
             if not _mentions(statement, name):
                 continue
@@ -405,14 +404,15 @@ class _Method:
                 and self._is_batch_norm_call(statement.value, sure)
             ):
                 assert isinstance(statement.value, ast.Call)
-                between = [*place.block[index + 1 : place.index], *after]
-                before = place.block[index - 1] if index else None
-                return self._later(statement.value, between, [before] if before else [])
+                between = [*place.block[index + 1 : place.at], *after]
+                return self._later(
+                    statement.value, between, place.block[index - 1] if index else None
+                )
             return None
         return None
 
     def _later(
-        self, call: ast.Call, between: Sequence[ast.AST], before: Sequence[ast.stmt]
+        self, call: ast.Call, between: Sequence[ast.AST], before: ast.stmt | None = None
     ) -> _Match | None:
         """A batch norm's call made pending while `between` runs, if that can be done."""
         waits = bool(_calls(*between)) or any(isinstance(each, ast.stmt) for each in between)
@@ -433,14 +433,17 @@ class _Method:
         return _Match(call, make, waits=waits)
 
     def _maker(
-        self, input: ast.expr, between: Sequence[ast.AST], before: Sequence[ast.stmt]
+        self, input: ast.expr, between: Sequence[ast.AST], before: ast.stmt | None
     ) -> ast.expr | None:
         """The module that made a batch norm's input, if nothing else can reach that memory."""
         made = input
-        if isinstance(input, ast.Name) and not any(_mentions(each, input.id) for each in between):
-            for statement in before:
-                if isinstance(statement, ast.Assign) and _assigns(statement, input.id):
-                    made = statement.value
+        if (
+            isinstance(input, ast.Name)
+            and isinstance(before, ast.Assign)
+            and _assigns(before, input.id)
+            and not any(_mentions(each, input.id) for each in between)
+        ):
+            made = before.value
         if isinstance(made, ast.Call) and type(self._resolve(made.func)) in MAKERS:
             return None if _calls(made.func) else made.func
         return None
@@ -528,9 +531,7 @@ class _Method:
         called = self._resolve(func)
         if called is _UNKNOWN:
             return None if isinstance(func, ast.Name | ast.Subscript) else False
-        return type(called) in ACTIVATIONS or any(
-            called is each for each in (*RELUS, *LEAKY_RELUS)
-        )
+        return type(called) in ACTIVATIONS or any(called is each for each in (*RELUS, *LEAKY_RELUS))
 
     def _resolve(self, value: ast.expr) -> object:
         """What an expression stands for in this module, without running any of its code."""
@@ -545,14 +546,6 @@ class _Method:
             return _member(self._resolve(value.value), value.attr)
         if isinstance(value, ast.Subscript) and isinstance(value.slice, ast.Constant):
             return _item(self._resolve(value.value), value.slice.value)
-        if (
-            # As torch.fx writes the name of a Sequential's child.
-            isinstance(value, ast.Call)
-            and self._resolve(value.func) is getattr
-            and len(value.args) == 2
-            and isinstance(value.args[1], ast.Constant)
-        ):
-            return _member(self._resolve(value.args[0]), str(value.args[1].value))
         return _UNKNOWN
 
     def _helper(self, name: str) -> ast.expr:
@@ -560,6 +553,12 @@ class _Method:
 
     def _call(self, name: str, arguments: list[ast.expr], at: ast.expr) -> ast.expr:
         return ast.copy_location(ast.Call(self._helper(name), arguments, []), at)
+
+
+def _assign(statement: ast.Assign, match: _Match, name: ast.expr) -> ast.expr:
+    """Let a statement give a name the pending value; what reads it goes on reading the name."""
+    statement.value = match.make()
+    return name
 
 
 def _member(owner: object, name: str) -> object:
@@ -576,7 +575,7 @@ def _member(owner: object, name: str) -> object:
 def _item(owner: object, index: object) -> object:
     if isinstance(owner, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         try:
-            return owner[index]  # type: ignore[index]
+            return owner[index]  # type: ignore[index, call-overload]
         except (IndexError, KeyError, TypeError):
             pass
     return _UNKNOWN

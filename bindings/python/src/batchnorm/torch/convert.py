@@ -11,8 +11,12 @@ from __future__ import annotations
 import copyreg
 import logging
 from abc import ABCMeta
+from collections.abc import Callable
+from itertools import pairwise
 from types import FunctionType
 from typing import Any, ClassVar, Generic, TypeVar
+
+from torch.fx import GraphModule
 
 from torch import nn
 
@@ -68,7 +72,8 @@ def convert(model: _M, fuse_relu: bool = True) -> _M:
     ReLU are still plain modules without hooks, and the residual has the batch norm's shape and
     dtype; in others the same modules run one by one. Methods are taken from their source, which
     must be there (`inspect.getsource`): without it, as for what was typed into `python` itself,
-    batch norms are converted and nothing is fused. The logger "batchnorm.torch.convert" tells at
+    batch norms are converted and nothing is fused, as in the graphs of torch.fx; torch.compile and
+    torch.export take the fused calls as they are. The logger "batchnorm.torch.convert" tells at
     level INFO how much was converted, at level DEBUG what was fused where.
 
     A model that is saved whole (`torch.save(model)`, pickle) needs this package where it is loaded;
@@ -155,7 +160,7 @@ class _Fused(nn.Module):
 
     def __setstate__(self, state: Any) -> None:
         """What `_new` made has its modules now, and can be fused as the original was."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         _fuse(self)
 
 
@@ -184,7 +189,7 @@ def _fuse(module: nn.Module, name: str = "") -> int:
         return 0
     fused = _subclass(kind, key)
     if fused is None:
-        methods = {each.name: each.compile() for each in rewritten}
+        methods = {each.name: each.compiled() for each in rewritten}
         fused = _make_subclass(kind, key, methods or {"forward": _fusion.sequential_forward})
     _set_class(module, fused)
     for site in sites:
@@ -198,10 +203,9 @@ def _check(model: object) -> None:
 
 
 def _neighbours(modules: nn.Sequential) -> list[object]:
-    children = list(modules)
     return [
         f"{type(first).__name__}, {type(second).__name__}"
-        for first, second in zip(children, children[1:], strict=False)
+        for first, second in pairwise(modules)
         if type(first) in _STOCK and type(second) in _fusion.ACTIVATIONS
     ]
 
@@ -240,12 +244,14 @@ def _make_subclass(
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
     }
-    return type(kind)(kind.__name__, (_Fused, kind), namespace)
+    make: Callable[..., type[nn.Module]] = type(kind)
+    return make(kind.__name__, (_Fused, kind), namespace)
 
 
 def _may_have_subclass(kind: type[nn.Module]) -> bool:
     """Whether a subclass stays without consequences in the user's code."""
-    if type(kind) not in (type, ABCMeta):
+    # A GraphModule's class is its own, and written anew by each recompile.
+    if type(kind) not in (type, ABCMeta) or issubclass(kind, GraphModule):
         return False
     for each in kind.__mro__:
         if each is nn.Module:
