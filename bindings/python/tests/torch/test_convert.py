@@ -2,7 +2,8 @@
 
 # Networks are written as people write them, mostly without types: what a child of a module is, and
 # what it returns, mypy does not know.
-# mypy: disable-error-code="assignment, no-any-return, union-attr, operator, no-untyped-call, unused-ignore"
+# mypy: disable-error-code="assignment, no-any-return, union-attr, operator"
+# mypy: disable-error-code="no-untyped-call, unused-ignore"
 
 from __future__ import annotations
 

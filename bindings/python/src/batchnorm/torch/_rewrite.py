@@ -28,7 +28,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class Rewritten(NamedTuple):
     """A method with its fused places, not yet compiled."""
 
     name: str
-    written: types.FunctionType
+    written: Any  # a function, which mypy would take for a method of this class
     node: ast.FunctionDef
     sites: tuple[Site, ...]
 
@@ -89,7 +89,7 @@ class Rewritten(NamedTuple):
         assert source is not None
         # The copy takes the rewritten definition where the original one stands.
         tree = copy.deepcopy(source.tree, {id(source.node): self.node})
-        old = self.written
+        old: types.FunctionType = self.written
         code = _find_code(tree, old.__code__)
         assert code is not None
         new = types.FunctionType(code, old.__globals__, old.__name__, None, old.__closure__)
@@ -136,8 +136,8 @@ def rewrite(module: nn.Module) -> list[Rewritten]:
     return found
 
 
-def _holds_batch_norm(module: nn.Module) -> bool:
-    return any(type(each) in BATCH_NORMS for each in module.modules())
+def _holds_batch_norm(module: nn.Module | None) -> bool:
+    return module is not None and any(type(each) in BATCH_NORMS for each in module.modules())
 
 
 def _methods(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
