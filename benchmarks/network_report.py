@@ -34,9 +34,9 @@ median / minimum.
 SHARES = """
 ## Where the time goes
 
-Of one profiled pass, in milliseconds, stock → converted. `Could gain` is the ratio that would be
-left if what a conversion changes (batch norm, activations, additions) cost nothing: no batch norm,
-however fast, gets below it.
+Of a profiled pass, the fastest of three, in milliseconds, stock → converted. `Could gain` is the
+ratio that would be left if what a conversion changes (batch norm, activations, additions) cost
+nothing: what goes below it is noise, or memory that convolutions got back warm.
 """
 
 MEMORY = """
@@ -157,7 +157,7 @@ def picture(header: dict[str, str], rows: list[Row], path: Path) -> None:
     figure, grid = plt.subplots(
         len(passes),
         len(threads),
-        figsize=(1.5 + len(threads) * max(4.0, 1.05 * wide), 1.2 + 3.6 * len(passes)),
+        figsize=(max(9.5, 1.5 + len(threads) * 1.05 * wide), 1.2 + 3.6 * len(passes)),
         squeeze=False,
         sharey=True,
     )
