@@ -12,20 +12,24 @@ typedef struct row {
     const char *name;
     double mean, deviation;
     double constant; /* of channel 1, unless NAN */
+    double first;    /* value of each channel, unless NAN */
 } row;
 
 static const row rows[] = {
-    { "N(0,1)", 0, 1, NAN },
-    { "mean 1e2, std 1", 1e2, 1, NAN },
-    { "mean 1e4, std 1e-2", 1e4, 1e-2, NAN },
-    { "one channel constant 1e4", 0, 1, 1e4 },
-    { "one channel constant 3.7", 0, 1, 3.7 },
-    { "values of 3e19", 0, 3e19, NAN },
+    { "N(0,1)", 0, 1, NAN, NAN },
+    { "mean 1e2, std 1", 1e2, 1, NAN, NAN },
+    { "mean 1e4, std 1e-2", 1e4, 1e-2, NAN, NAN },
+    { "one channel constant 1e4", 0, 1, 1e4, NAN },
+    { "one channel constant 3.7", 0, 1, 3.7, NAN },
+    { "values of 3e19", 0, 3e19, NAN, NAN },
+    { "a first value of 50", 0, 1, NAN, 50 },
 };
 
 static void fill(const fixture *f, const row *r)
 {
     elements_fill_normal(f->input, 31, r->mean, r->deviation);
+    for (int64_t c = 0; !isnan(r->first) && c < f->grid.channels; c++)
+        elements_set(f->input, ref_index(f->grid, c, 0), r->first);
     if (isnan(r->constant)) return;
     for (int64_t i = 0; i < f->grid.rows * f->grid.inner; i++)
         elements_set(f->input, ref_index(f->grid, 1, i), r->constant);
@@ -123,7 +127,7 @@ static void a_matrix(void **state)
 static void many_near_constant_values(void **state)
 {
     (void)state;
-    static const row near_constant = { "1.76e7 near-constant", 1000, 1e-3, NAN };
+    static const row near_constant = { "1.76e7 near-constant", 1000, 1e-3, NAN, NAN };
     for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++) {
         const bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, layout, 22, 2, 800, 1000);
         check_row(problem, &near_constant);
