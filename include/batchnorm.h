@@ -149,7 +149,8 @@ enum {
     BN_STATUS_NO_RUNNING_STATISTICS = 500, /* the layer keeps none */
     BN_STATUS_NO_PARAMETER = 501,          /* the layer has no weight, or no bias */
     BN_STATUS_NO_FORWARD = 502,            /* backward, or a saved value, before any forward */
-    BN_STATUS_LAYER_MISMATCH = 503,        /* channels, dtype or shape differ from the layer's */
+    BN_STATUS_LAYER_MISMATCH = 503,        /* channels, dtype or shape differ from the layer's; or what a
+                                              recomputation is given from what the last forward was */
 
     /* 6xx: a layer's state as bytes */
     BN_STATUS_STATE_TRUNCATED = 600,       /* fewer bytes than the state says it has, or more */
@@ -392,7 +393,8 @@ typedef struct bn_forward_inference_args {
       BN_ACTIVATION_NONE, BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 
 /* Forward in inference: y = (x - running_mean) / sqrt(running_var + epsilon) * weight + bias.
- * Errors: 1xx to 3xx, BN_STATUS_EPSILON. Follows torch.nn.functional.batch_norm(training=False). */
+ * Errors: 1xx to 3xx, BN_STATUS_EPSILON, BN_STATUS_NEGATIVE_SLOPE.
+ * Follows torch.nn.functional.batch_norm(training=False). */
 BN_API bn_status bn_forward_inference(const bn_problem *problem,
                                       const bn_forward_inference_args *args);
 
@@ -462,7 +464,7 @@ typedef struct bn_backward_args {
  * there and grad_input as bn_masked says.
  *
  * Gradients are written, not added. An empty batch gives grad_weight = grad_bias = 0. Members that the
- * chosen statistics do not need are ignored. Errors: 1xx to 3xx, BN_STATUS_EPSILON.
+ * chosen statistics do not need are ignored. Errors: 1xx to 3xx, BN_STATUS_EPSILON, BN_STATUS_NEGATIVE_SLOPE.
  * Follows torch.ops.aten.native_batch_norm_backward. */
 BN_API bn_status bn_backward(const bn_problem *problem, const bn_backward_args *args);
 
@@ -568,7 +570,7 @@ BN_API bn_status bn_normalize(const bn_problem *problem, const bn_moments *momen
  * rounding in each of the two: d + 2u * (|y| + |bias| + d + u * 2^53 * d), with u = 2^-24 in float32 and
  * 2^-53 in float64. In float32 d is less than one rounding of weight as long as |mean| is below 2^29
  * deviations. Use bn_normalize for the same bits.
- * saved_mean, saved_invstd: C, in. Errors: 1xx to 3xx. */
+ * saved_mean, saved_invstd: C, in. Errors: 1xx to 3xx, BN_STATUS_NEGATIVE_SLOPE. */
 BN_API bn_status bn_normalize_saved(const bn_problem *problem, const double *saved_mean,
                                     int64_t saved_mean_count, const double *saved_invstd,
                                     int64_t saved_invstd_count,
