@@ -280,6 +280,13 @@ import Testing
         #expect(throws: BatchNormError.shapeMismatch(actual: other.shape, expected: shape)) {
             try layer.forward(other, pass: .recompute)
         }
+        #expect(
+            throws: BatchNormError.recomputeMismatch(.activation, actual: .real(1), expected: .real(0))
+        ) { try layer.forward(x, pass: .recompute) }
+        let mask = PositionMask.positions((0..<shape.valuesPerChannel).map { $0 != 7 })
+        #expect(throws: BatchNormError.recomputeMask(position: 7, takesPart: false)) {
+            try layer.forward(x, activation: .relu, mask: mask, pass: .recompute)
+        }
     }
 
     // MARK: Refusals

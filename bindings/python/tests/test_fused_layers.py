@@ -212,6 +212,8 @@ def test_wrong_recomputations(rng: np.random.Generator) -> None:
     with pytest.raises(BatchNormError) as raised:
         layer.recompute(x[:2].copy())
     assert raised.value.status is Status.LAYER_MISMATCH
+    with pytest.raises(BatchNormError, match=r"by 0\.0, expected that of the last forward, 1\.0"):
+        layer.recompute(x, activation="relu")
     call: Any = layer.recompute
     with pytest.raises(TypeError, match="update_running"):
         call(x, update_running=False)
