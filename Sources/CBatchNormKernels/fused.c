@@ -7,7 +7,7 @@ bnk_operands bnk_operands_of(const bnk_cut *cut, const void *x, const void *dy, 
                              int32_t frozen, const bnk_extras *extras)
 {
     /* Stretches write the bits of their values; the last byte may have more. */
-    if (extras && extras->bits) extras->bits[(cut->grid->rows * cut->stride - 1) / 8] = 0;
+    if (!dy && extras && extras->bits) extras->bits[(cut->grid->rows * cut->stride - 1) / 8] = 0;
     const bnk_operands operands = {
         .cut = cut,
         .leaves = bnk_leaves_for(cut->plan->isa, cut->grid),
