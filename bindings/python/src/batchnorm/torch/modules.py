@@ -66,8 +66,8 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
         """
         if isinstance(input, Proxy):
             return _leaf(self, input, residual, activation, negative_slope)
+        self._check_input_dim(input)
         if is_plain(input, residual):
-            self._check_input_dim(input)
             try:
                 return self._run(
                     forward_training_directly,
@@ -124,7 +124,11 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
         if expected is not dtype and expected is not torch.float32:
             return False
         for vector in vectors:
-            if vector.dtype is not expected or not vector.is_cpu:
+            if (
+                vector.dtype is not expected
+                or vector.numel() != self.num_features
+                or not vector.is_cpu
+            ):
                 return False
         if mean is None or var is None:
             return mean is var

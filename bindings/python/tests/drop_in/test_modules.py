@@ -1,0 +1,452 @@
+"""The drop-in modules beside PyTorch's own: numbers, state, memory formats, refusals."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import batchnorm
+from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+PAIRS = [
+    (BatchNorm1d, nn.BatchNorm1d, (6, 5)),
+    (BatchNorm1d, nn.BatchNorm1d, (4, 5, 7)),
+    (BatchNorm2d, nn.BatchNorm2d, (3, 5, 4, 6)),
+    (BatchNorm3d, nn.BatchNorm3d, (2, 5, 3, 4, 2)),
+]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"eps": 1e-3, "momentum": 0.3},
+    {"momentum": None},
+    {"affine": False},
+    {"bias": False},
+    {"track_running_stats": False},
+    {"affine": False, "track_running_stats": False},
+]
+HALVES = (torch.bfloat16, torch.float16)
+# PyTorch's own error, in units of the dtype; ours is below one rounding.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(20261121)
+
+
+def twins(
+    ours: type[nn.Module], theirs: type[nn.Module], channels: int, **options: Any
+) -> tuple[Any, Any]:
+    """Two modules with the same random parameters and buffers."""
+    a, b = ours(channels, **options), theirs(channels, **options)
+    with torch.no_grad():
+        for parameter in b.parameters():
+            parameter.uniform_(0.5, 1.5)
+    if b.running_mean is not None:
+        b.running_mean.normal_()
+        b.running_var.uniform_(0.5, 2.0)
+    a.load_state_dict(b.state_dict())
+    return a, b
+
+
+def close(actual: Tensor | None, expected: Tensor | None, scale: float = 1.0) -> None:
+    if actual is None or expected is None:
+        assert actual is expected
+        return
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    tolerance = TOLERANCE[actual.dtype] * scale
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
+def test_the_same_numbers_as_pytorch(
+    ours: type[nn.Module],
+    theirs: type[nn.Module],
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    a, b = twins(ours, theirs, shape[1], **options)
+    if dtype is torch.float64:
+        a, b = a.double(), b.double()
+    for training in (True, True, False):
+        a.train(training)
+        b.train(training)
+        x = (torch.randn(shape) * 2 + 1).to(dtype)
+        x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y1, y2 = a(x1), b(x2)
+        close(y1, y2)
+        g = torch.randn(shape).to(dtype)
+        y1.backward(g)
+        y2.backward(g)
+        close(x1.grad, x2.grad, 4)
+        for p1, p2 in zip(a.parameters(), b.parameters(), strict=True):
+            if dtype not in HALVES:  # PyTorch adds halves in float
+                close(p1.grad, p2.grad, 20)
+        for name, value in b.state_dict().items():
+            if value.is_floating_point():
+                close(a.state_dict()[name], value)
+            else:
+                assert torch.equal(a.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_parameters_may_be_half_as_well(dtype: torch.dtype) -> None:
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    a, b = a.to(dtype), b.to(dtype)
+    x1 = torch.randn(4, 5, 6, 6).to(dtype).requires_grad_()
+    x2 = x1.detach().clone().requires_grad_()
+    y1, y2 = a(x1), b(x2)
+    close(y1, y2)
+    y1.sum().backward()
+    y2.sum().backward()
+    assert a.weight.grad.dtype == dtype
+    close(a.bias.grad, b.bias.grad)
+    close(a.running_mean, b.running_mean)
+    close(a.running_var, b.running_var)
+
+
+def fused(module: nn.Module, x: Tensor, r: Tensor | None, activation: str | None) -> Tensor:
+    y: Tensor = module(x)
+    if r is not None:
+        y = y + r
+    if activation == "relu":
+        return torch.relu(y)
+    return y if activation is None else nn.functional.leaky_relu(y, 0.1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_activation_and_residual(
+    activation: Any, with_residual: bool, training: bool, memory_format: torch.memory_format
+) -> None:
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5, dtype=torch.float64)
+    a.train(training)
+    b.train(training)
+
+    def tensor() -> Tensor:
+        return torch.randn(3, 5, 4, 4, dtype=torch.float64).to(memory_format=memory_format)
+
+    x, r, g = tensor(), tensor(), tensor()
+    results = []
+    for run in (
+        lambda x, r: a(x, r, activation, 0.1),
+        lambda x, r: fused(b, x, r, activation),
+    ):
+        xs = x.clone().requires_grad_()
+        rs = r.clone().requires_grad_() if with_residual else None
+        y = run(xs, rs)
+        assert y.is_contiguous(memory_format=memory_format)
+        y.backward(g)
+        results.append((y.detach(), xs.grad, None if rs is None else rs.grad))
+    for ours, theirs in zip(*results, strict=True):
+        close(ours, theirs)
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize(
+    "residual",
+    [
+        torch.ones(5, 1, 1),
+        torch.ones(3, 5, 4, 4, dtype=torch.float64),
+        torch.randn(3, 5, 4, 4).to(memory_format=torch.channels_last),
+    ],
+    ids=["broadcast", "float64", "channels_last"],
+)
+def test_other_residuals_are_added_as_pytorch_does(residual: Tensor) -> None:
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    x = torch.randn(3, 5, 4, 4)
+    close(a(x, residual, "relu"), fused(b, x, residual, "relu"))
+
+
+def test_unknown_activation_is_refused_and_nothing_is_written() -> None:
+    layer = BatchNorm2d(5)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match="activation is 'gelu', expected None or 'relu'"):
+        layer(torch.randn(3, 5, 4, 4), None, "gelu")
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def strided(shape: tuple[int, ...]) -> dict[str, Tensor]:
+    wide = torch.randn(*shape[:-1], 2 * shape[-1])
+    return {
+        "every second": wide[..., ::2],
+        "transposed": torch.randn(shape[0], shape[1], shape[3], shape[2]).transpose(2, 3),
+        "expanded": torch.randn(1, shape[1], 1, shape[3]).expand(shape),
+        "permuted": torch.randn(shape[1], shape[0], *shape[2:]).transpose(0, 1),
+    }
+
+
+@pytest.mark.parametrize("kind", ["every second", "transposed", "expanded", "permuted"])
+def test_any_strides_for_input_and_gradient(kind: str) -> None:
+    shape = (4, 5, 6, 3)
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    x, g = strided(shape)[kind], strided(shape)[kind]
+    x1, x2 = (x.detach().requires_grad_() for _ in range(2))
+    y1, y2 = a(x1), b(x2)
+    close(y1, y2)
+    y1.backward(g)
+    y2.backward(g)
+    close(x1.grad, x2.grad, 4)
+
+
+def test_memory_formats_are_kept() -> None:
+    cases = [
+        (BatchNorm2d(5), torch.randn(2, 5, 3, 4).to(memory_format=torch.channels_last)),
+        (BatchNorm3d(5), torch.randn(2, 5, 3, 4, 2).to(memory_format=torch.channels_last_3d)),
+        (BatchNorm2d(5), torch.randn(2, 5, 3, 4)),
+    ]
+    for layer, x in cases:
+        x.requires_grad_()
+        y = layer(x)
+        assert y.stride() == x.stride()
+        (grad,) = torch.autograd.grad(y.square().sum(), x)
+        assert grad.stride() == x.stride()
+
+
+def test_results_may_be_changed_in_place() -> None:
+    for side in (4, 128):  # the larger one lies in recycled memory
+        layer = BatchNorm2d(16)
+        x = torch.randn(4, 16, side, side, requires_grad=True)
+        y = layer(x)
+        y.relu_()
+        y.sum().backward()
+        assert x.grad is not None
+
+
+def test_the_same_bits_on_any_number_of_threads() -> None:
+    layer = BatchNorm2d(16)
+    x = torch.randn(8, 16, 28, 28)
+    outputs = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            outputs.append(copy.deepcopy(layer)(x))
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_a_mean_of_a_million_does_not_matter() -> None:
+    """Where PyTorch's own sums lose digits, these do not."""
+    x = torch.randn(64, 3, 8, 8, dtype=torch.float64) + 1e6
+    single = x.float()
+    reference = nn.BatchNorm2d(3).double()(single.double())
+    torch.testing.assert_close(
+        BatchNorm2d(3)(single).double(), reference.detach(), rtol=1e-6, atol=1e-6
+    )
+
+
+# What a module is.
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_it_is_the_module_that_pytorch_has(
+    ours: type[nn.Module], theirs: type[nn.Module], shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    a, b = ours(5, **options), theirs(5, **options)
+    assert isinstance(a, theirs)
+    assert repr(a) == repr(b)
+    assert a.extra_repr() == b.extra_repr()
+    assert list(a.state_dict()) == list(b.state_dict())
+    assert vars(a).keys() == vars(b).keys()
+    for copied in (copy.deepcopy(a), pickle.loads(pickle.dumps(a))):
+        assert type(copied) is ours
+        assert list(copied.state_dict()) == list(a.state_dict())
+
+
+def test_state_of_each_loads_into_the_other() -> None:
+    a, b = BatchNorm2d(5), nn.BatchNorm2d(5)
+    a(torch.randn(4, 5, 3, 3))
+    b.load_state_dict(a.state_dict())
+    assert b.num_batches_tracked == 1
+    old = {k: v for k, v in a.state_dict().items() if k != "num_batches_tracked"}
+    fresh = BatchNorm2d(5)
+    fresh.load_state_dict(old, strict=False)
+    assert torch.equal(fresh.running_var, a.running_var)
+
+
+def test_frozen_in_eval_and_after_requires_grad() -> None:
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    for module in (a, b):
+        module.eval()
+        module.weight.requires_grad_(False)
+        module.bias.requires_grad_(False)
+    x1 = torch.randn(2, 5, 4, 4, requires_grad=True)
+    x2 = x1.detach().clone().requires_grad_()
+    a(x1).sum().backward()
+    b(x2).sum().backward()
+    close(x1.grad, x2.grad)
+    assert a.weight.grad is None
+
+
+def test_inference_mode_and_no_grad() -> None:
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    x = torch.randn(2, 5, 4, 4)
+    for training in (True, False):
+        a.train(training)
+        b.train(training)
+        with torch.inference_mode():
+            close(a(x), b(x))
+        with torch.no_grad():
+            close(a(x), b(x))
+    close(a.running_var, b.running_var)
+    assert not a(x.clone().requires_grad_().detach()).isnan().any()
+
+
+def test_buffers_count_as_changed() -> None:
+    """What autograd kept of a frozen forward must not be used after an update."""
+    layer = BatchNorm2d(5).eval()
+    x = torch.randn(2, 5, 4, 4, requires_grad=True)
+    y = layer(x)
+    layer.train()
+    layer(x.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_autocast() -> None:
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    x = torch.randn(2, 3, 6, 6)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y1, y2 = a(conv(x)), b(conv(x))
+    assert y1.dtype == y2.dtype == torch.bfloat16
+    close(y1, y2)
+
+
+def test_tensor_subclasses_stay_themselves() -> None:
+    class Named(Tensor):
+        pass
+
+    x = torch.randn(2, 5, 4, 4).as_subclass(Named)
+    y = BatchNorm2d(5)(x)
+    assert type(y) is type(nn.BatchNorm2d(5)(x))
+
+
+def test_lazily_negated_tensors() -> None:
+    z = torch.randn(4, 5, 3, 3, dtype=torch.complex64).conj()
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    close(a(z.imag), b(z.imag))
+
+
+def test_parametrized_weights() -> None:
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * 2
+
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    for module in (a, b):
+        nn.utils.parametrize.register_parametrization(module, "weight", Twice())
+    x = torch.randn(2, 5, 4, 4)
+    close(a(x), b(x))
+
+
+def test_large_results_come_from_recycled_memory() -> None:
+    layer = BatchNorm2d(16)
+    x = torch.randn(4, 16, 128, 128, requires_grad=True)  # 4 MiB
+    batchnorm.memory.clear()
+    for _ in range(2):
+        layer(x).sum().backward()
+    before = batchnorm.memory.stats()
+    layer(x).sum().backward()
+    after = batchnorm.memory.stats()
+    assert after.hits - before.hits == 2  # output and gradient
+    assert after.misses == before.misses
+
+
+# What is refused, in PyTorch's words.
+
+
+def refusals() -> dict[str, tuple[Callable[[Any], Any], type[Exception]]]:
+    x = torch.randn(2, 5, 4, 4)
+
+    def with_buffer(layer: Any) -> Any:
+        layer.running_mean.requires_grad_()
+        return layer(x)
+
+    def with_weight(layer: Any) -> Any:
+        layer.weight = nn.Parameter(torch.ones(4))
+        return layer(x)
+
+    return {
+        "dimensions": (lambda layer: layer(x[0]), ValueError),
+        "channels": (lambda layer: layer(x[:, :4]), RuntimeError),
+        "one value": (lambda layer: layer(x[:1, :, :1, :1]), ValueError),
+        "integers": (lambda layer: layer(x.long()), RuntimeError),
+        "complex": (lambda layer: layer(x.to(torch.complex64)), RuntimeError),
+        "double input": (lambda layer: layer(x.double()), RuntimeError),
+        "half weight": (lambda layer: layer.half()(x), RuntimeError),
+        "one vector of other dtype": (
+            lambda layer: (setattr(layer, "running_var", layer.running_var.double()), layer(x)),
+            RuntimeError,
+        ),
+        "weight's size": (with_weight, RuntimeError),
+        "sparse": (lambda layer: layer(x.to_sparse()), RuntimeError),
+        "quantized": (
+            lambda layer: layer(torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)),
+            RuntimeError,
+        ),
+        "weight elsewhere": (lambda layer: layer.to("meta")(x), RuntimeError),
+        "eps": (lambda layer: (setattr(layer, "eps", -1.0), layer(x)), ValueError),
+        "eps of 0": (lambda layer: (setattr(layer, "eps", 0.0), layer(x)), ValueError),
+        "no tensor": (lambda layer: layer([1.0]), Exception),
+        "buffer that requires grad": (with_buffer, RuntimeError),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about sparse and quantized tensors
+@pytest.mark.parametrize("kind", refusals())
+def test_refused_in_pytorchs_words(kind: str) -> None:
+    call, expected = refusals()[kind]
+    messages = []
+    for kind_of_module in (BatchNorm2d, nn.BatchNorm2d):
+        layer: Any = kind_of_module(5)
+        before = layer.running_var.clone()
+        try:
+            call(layer)
+        except Exception as error:
+            assert isinstance(error, expected), error
+            messages.append(f"{type(error).__name__}: {error}")
+        else:
+            messages.append("accepted")
+        if kind_of_module is BatchNorm2d and messages[0] != "accepted":
+            now = layer.running_var
+            assert now.is_meta or torch.equal(now.to(before.dtype), before)
+    ours, theirs = messages
+    assert ours == theirs
+
+
+def test_empty_batches() -> None:
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    for training in (True, False):
+        a.train(training)
+        b.train(training)
+        x = torch.randn(0, 5, 4, 4, requires_grad=True)
+        assert a(x).shape == b(x).shape == x.shape
+        a(x).sum().backward()
+        assert x.grad is not None
+
+
+def test_meta_tensors_and_other_devices_are_pytorchs() -> None:
+    layer = BatchNorm2d(5, device="meta")
+    x = torch.randn(2, 5, 4, 4, device="meta")
+    y = layer(x, x, "relu")
+    assert y.is_meta
+    assert y.shape == x.shape
