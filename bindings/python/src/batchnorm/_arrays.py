@@ -298,7 +298,7 @@ def lengths_array(lengths: Lengths, form: Form) -> NDArray[np.int64]:
         _check_array(lengths, "lengths")
     array = np.asarray(lengths)
     if array.dtype.kind not in "iu" and (array.size or isinstance(lengths, ndarray)):
-        raise TypeError(f"lengths has dtype {_name(array.dtype)}, expected integers")
+        raise TypeError(f"lengths has dtype {dtype_name(array.dtype)}, expected integers")
     if array.shape != form.shape[:1]:
         raise ValueError(f"lengths has shape {array.shape}, expected {form.shape[:1]}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:

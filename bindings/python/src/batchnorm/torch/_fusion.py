@@ -13,11 +13,10 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import torch.nn.functional as F
-from torch.nn.modules.module import _has_any_global_hook
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
@@ -56,7 +55,7 @@ def untouched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+        or _has_any_global_hook()
     )
 
 

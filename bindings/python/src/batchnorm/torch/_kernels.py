@@ -1,7 +1,7 @@
 """The C library's three operations on plain PyTorch tensors: no autograd, no dispatcher, no copies.
 
 Called by: _operators. Invariant: an address leaves this file only for strided CPU memory whose
-dtype, sizes and memory order have been checked. Whatever does not fit is refused as `Unfit` before
+dtype, sizes and memory order have been checked. Whatever does not fit is refused as `UnfitError` before
 anything is written; _operators then makes it fit.
 """
 
@@ -36,7 +36,7 @@ _BACKWARD_SIZE = sizeof(c.bn_backward_args)
 _VECTORS = frozenset((Parameter, Tensor))
 
 
-class Unfit(RuntimeError):
+class UnfitError(RuntimeError):
     """A tensor is not as the C library takes it."""
 
 
@@ -58,14 +58,14 @@ def vector_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def form_of(input: Tensor) -> Form:
-    """The form of a call's first tensor. Raises `Unfit` or ValueError."""
+    """The form of a call's first tensor. Raises `UnfitError` or ValueError."""
     return _form(input.shape, input.stride(), input.dtype)
 
 
 @lru_cache(1024)
 def _form(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> Form:
     if dtype not in DTYPES:
-        raise Unfit(
+        raise UnfitError(
             f"batch_norm not implemented for {str(dtype).removeprefix('torch.')!r}, "
             "expected float32, float64, bfloat16 or float16"
         )
@@ -77,7 +77,7 @@ def _form(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> Fo
     elif _is_dense((shape[0], *shape[2:], channels), (strides[0], *strides[2:], strides[1])):
         layout = c.Layout.NHWC
     else:
-        raise Unfit(f"input has strides {strides}, dense neither in NCHW nor in NHWC order")
+        raise UnfitError(f"input has strides {strides}, dense neither in NCHW nor in NHWC order")
     return Form(
         c.bn_problem(
             sizeof(c.bn_problem), _CODES[dtype], layout, len(shape), (c_int64 * 5)(*shape)
@@ -105,7 +105,7 @@ def _address(tensor: Tensor, name: str, form: Form) -> int:
         and tensor.is_cpu
     ):
         return tensor.data_ptr()
-    raise Unfit(
+    raise UnfitError(
         f"{name} has shape {list(tensor.shape)}, strides {tensor.stride()} and dtype "
         f"{tensor.dtype} on {tensor.device}, expected {list(form.shape)}, {form.strides} and "
         f"{form.dtype} on cpu as the input has"
@@ -124,8 +124,8 @@ def _vector_address(vector: Tensor, name: str, channels: int, dtype: torch.dtype
     ):
         return vector.data_ptr()
     if vector.numel() != channels:
-        raise Unfit(f"{name} should contain {channels} elements not {vector.numel()}")
-    raise Unfit(
+        raise UnfitError(f"{name} should contain {channels} elements not {vector.numel()}")
+    raise UnfitError(
         f"{name} is a {type(vector).__name__} with dtype {vector.dtype} and strides "
         f"{vector.stride()} on {vector.device}, expected a contiguous Tensor with {dtype} on cpu"
     )
@@ -152,7 +152,7 @@ def forward_training(
     form = form_of(input)
     channels, dtype = form.channels, form.vector_dtype
     if form.elements <= channels or eps <= 0.0:
-        raise Unfit("training needs two values per channel and a positive eps")
+        raise UnfitError("training needs two values per channel and a positive eps")
     args = c.bn_forward_training_args(_TRAINING_SIZE)
     args.epsilon = eps
     if momentum is None:
@@ -173,7 +173,7 @@ def forward_training(
         args.running_mean_count = args.running_var_count = channels
         if num_batches_tracked is not None:
             if num_batches_tracked.dtype is not torch.int64 or not num_batches_tracked.is_cpu:
-                raise Unfit(
+                raise UnfitError(
                     f"num_batches_tracked has dtype {num_batches_tracked.dtype} on "
                     f"{num_batches_tracked.device}, expected torch.int64 on cpu"
                 )
@@ -209,7 +209,7 @@ def forward_inference(
     form = form_of(input)
     channels, dtype = form.channels, form.vector_dtype
     if not form.elements or eps < 0.0:
-        raise Unfit("there is nothing to normalize, or eps is negative")
+        raise UnfitError("there is nothing to normalize, or eps is negative")
     args = c.bn_forward_inference_args(_INFERENCE_SIZE)
     args.epsilon = eps
     args.input = input.data_ptr()
@@ -286,7 +286,8 @@ def backward(
         args.saved_invstd = address + 8 * channels
         args.saved_mean_count = args.saved_invstd_count = channels
     else:
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         args.statistics = c.Statistics.RUNNING
         args.running_mean = _vector_address(running_mean, "running_mean", channels, dtype)
         args.running_var = _vector_address(running_var, "running_var", channels, dtype)

@@ -22,4 +22,4 @@ def empty_like(tensor: Tensor) -> Tensor:
     flat = torch.frombuffer(block, dtype=tensor.dtype, count=tensor.numel())
     # Not flat.view(): what is a view cannot be modified in place once autograd knows it.
     result = torch.empty(0, dtype=tensor.dtype, device="cpu")
-    return result.set_(flat.untyped_storage(), 0, tensor.shape, tensor.stride())  # type: ignore[call-overload,no-any-return]
+    return result.set_(flat.untyped_storage(), 0, tensor.shape, tensor.stride())

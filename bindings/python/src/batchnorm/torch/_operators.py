@@ -7,7 +7,7 @@ differentiate them, twice and more.
 
 Through the dispatcher, a call of kernels that are in Python costs some 25 us. So plain CPU tensors
 take a shorter way to the same autograd functions, on which running statistics are updated in place.
-`is_plain` and `Unfit` say when not; whatever they do not know goes through the dispatcher.
+`is_plain` and `UnfitError` say when not; whatever they do not know goes through the dispatcher.
 
 Called by: modules. Calls: _kernels.
 """
@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from . import _kernels
-from ._kernels import Gradients, Unfit, Wanted
+from ._kernels import Gradients, UnfitError, Wanted
 
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
@@ -57,6 +57,14 @@ with torch.inference_mode():
     _plain_inference = _keys(torch.empty(1, device="cpu"))
 
 
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work.
+
+    Operators whose kernels are in Python have no part in these; PyTorch's own batch_norm has.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether these are ordinary CPU tensors that nobody wants to look at on their way.
 
@@ -67,7 +75,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
+        or is_transformed()
         or torch._C._is_tracing()
     ):
         return False
@@ -132,11 +140,9 @@ def _forward_training(
         *(input, _vector(weight, input), _vector(bias, input), new_mean, new_var, None),
         *(momentum, eps, _like(residual, input), activation, negative_slope),
     )
-    return output, saved, _new_like(running_mean, new_mean), _new_like(running_var, new_var)
-
-
-def _new_like(old: Tensor | None, new: Tensor | None) -> Tensor:
-    return torch.empty(0) if old is None or new is None else new.to(old.dtype)
+    if running_mean is None or new_mean is None or running_var is None or new_var is None:
+        return output, saved, input.new_empty(0), input.new_empty(0)
+    return output, saved, new_mean.to(running_mean.dtype), new_var.to(running_var.dtype)
 
 
 def _forward_training_dispatched(*args: Any) -> tuple[Tensor, ...]:
@@ -149,7 +155,7 @@ class _ForwardTraining(Function):
     """`constants` are the operator's arguments that have no gradient, in its order."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         kernel: Callable[..., tuple[Tensor, ...]],
         input: Tensor,
@@ -174,9 +180,7 @@ class _ForwardTraining(Function):
         return results
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad_output: Tensor | None, *_: None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         return _gradients(ctx, grad_output)
 
 
@@ -224,7 +228,7 @@ def forward_training_directly(
     activation: str | None,
     negative_slope: float,
 ) -> Tensor:
-    """`forward_training` past the dispatcher, for tensors that `is_plain`. Raises `Unfit`."""
+    """`forward_training` past the dispatcher, for tensors that `is_plain`. Raises `UnfitError`."""
     updated = [
         buffer
         for buffer in (running_mean, running_var, num_batches_tracked)
@@ -232,12 +236,14 @@ def forward_training_directly(
     ]
     for buffer in updated:
         if buffer.requires_grad:
-            raise Unfit("a running statistic requires grad")
+            raise UnfitError("a running statistic requires grad")
     if torch.is_grad_enabled():
         output: Tensor = _ForwardTraining.apply(
             *(_kernels.forward_training, input, weight, bias, residual),
-            (running_mean, running_var, num_batches_tracked, momentum, eps)
-            + (activation, negative_slope),
+            (
+                *(running_mean, running_var, num_batches_tracked),
+                *(momentum, eps, activation, negative_slope),
+            ),
         )
     else:
         output, _ = _kernels.forward_training(
@@ -304,7 +310,8 @@ def _forward_inference(
 ) -> Tensor:
     input = _in_memory_order(input)
     mean, var = _vector(running_mean, input), _vector(running_var, input)
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     return _kernels.forward_inference(
         *(input, _vector(weight, input), _vector(bias, input), mean, var),
         *(eps, _like(residual, input), activation, negative_slope),
@@ -321,7 +328,7 @@ class _ForwardInference(Function):
     """`constants` are the operator's arguments that have no gradient, in its order."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         kernel: Callable[..., Tensor],
         input: Tensor,
@@ -338,9 +345,7 @@ class _ForwardInference(Function):
         return output
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad_output: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         return _gradients(ctx, grad_output)
 
 
@@ -374,14 +379,14 @@ def forward_inference_directly(
     activation: str | None,
     negative_slope: float,
 ) -> Tensor:
-    """`forward_inference` past the dispatcher, for tensors that `is_plain`. Raises `Unfit`."""
+    """`forward_inference` past the dispatcher, for tensors that `is_plain`. Raises `UnfitError`."""
     if not torch.is_grad_enabled():
         return _kernels.forward_inference(
             *(input, weight, bias, running_mean, running_var),
             *(eps, residual, activation, negative_slope),
         )
     if running_mean.requires_grad or running_var.requires_grad:
-        raise Unfit("a running statistic requires grad")
+        raise UnfitError("a running statistic requires grad")
     output: Tensor = _ForwardInference.apply(
         *(_kernels.forward_inference, input, weight, bias, residual),
         (running_mean, running_var, eps, activation, negative_slope),
@@ -430,8 +435,7 @@ def _gradients(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...
     if not any(wanted):
         return None, None, None, None, grad_residual, None
     *kept, output = ctx.saved_tensors
-    args = (grad_output, *kept, eps, output, activation, slope)
-    gradients = _backward_now(args, wanted)
+    gradients = _backward_now((grad_output, *kept, eps, output, activation, slope, wanted), wanted)
     return (
         *(None, gradients.input, gradients.weight, gradients.bias),
         *(gradients.residual if residual else grad_residual, None),
@@ -442,10 +446,10 @@ def _backward_now(args: tuple[Any, ...], wanted: Wanted) -> Gradients:
     # What nobody will differentiate again, and nobody looks at, needs no operator.
     if not torch.is_grad_enabled() and is_plain(*args[:2]):
         try:
-            return _kernels.backward(*args, wanted)
-        except Unfit:
+            return _kernels.backward(*args)
+        except UnfitError:
             pass
-    results = torch.ops.batchnorm.backward(*args, wanted)
+    results = torch.ops.batchnorm.backward(*args)
     return Gradients(
         *(result if want else None for result, want in zip(results, wanted, strict=True))
     )
@@ -468,9 +472,17 @@ def _backward(
     fit_grad = _like(grad_output, input)
     assert fit_grad is not None
     gradients = _kernels.backward(
-        *(fit_grad, input, _vector(weight, input), None if saved is None else saved.contiguous()),
-        *(_vector(running_mean, input), _vector(running_var, input), eps),
-        *(_like(output, input), activation, negative_slope, Wanted(*wanted)),
+        fit_grad,
+        input,
+        _vector(weight, input),
+        None if saved is None else saved.contiguous(),
+        _vector(running_mean, input),
+        _vector(running_var, input),
+        eps,
+        _like(output, input),
+        activation,
+        negative_slope,
+        Wanted(*wanted),
     )
     if wanted[3] and activation is None:
         gradients = gradients._replace(residual=fit_grad.clone())
@@ -479,7 +491,15 @@ def _backward(
             weight=None if gradients.weight is None else gradients.weight.to(weight.dtype),
             bias=None if gradients.bias is None else gradients.bias.to(weight.dtype),
         )
-    return tuple(torch.empty(0) if each is None else each for each in gradients)
+    dtypes = (input.dtype, *(_weight_dtype(input, weight),) * 2, input.dtype)
+    return tuple(
+        input.new_empty(0, dtype=dtype) if gradient is None else gradient
+        for gradient, dtype in zip(gradients, dtypes, strict=True)
+    )
+
+
+def _weight_dtype(input: Tensor, weight: Tensor | None) -> torch.dtype:
+    return _kernels.vector_dtype(input.dtype) if weight is None else weight.dtype
 
 
 @torch.library.register_fake("batchnorm::backward", lib=_library)
@@ -487,7 +507,7 @@ def _fake_backward(
     grad_output: Tensor, input: Tensor, weight: Tensor | None, *args: Any
 ) -> tuple[Tensor, ...]:
     want_input, want_weight, want_bias, want_residual = args[-1]
-    dtype = _kernels.vector_dtype(input.dtype) if weight is None else weight.dtype
+    dtype = _weight_dtype(input, weight)
 
     def tensor(want: bool) -> Tensor:
         return torch.empty_like(_in_memory_order(input)) if want else input.new_empty(0)
@@ -500,7 +520,7 @@ def _fake_backward(
 
 class _Backward(Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         grad_output: Tensor,
         input: Tensor,
@@ -521,9 +541,7 @@ class _Backward(Function):
         return results
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, *gradients: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return (*_double_backward(ctx, Gradients(*gradients)), None)
 
 

@@ -31,9 +31,8 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch.nn.functional as F
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._fusion import ACTIVATIONS, BATCH_NORMS, LEAKY_RELUS, MAKERS, RELUS

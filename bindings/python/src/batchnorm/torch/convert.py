@@ -16,9 +16,8 @@ from itertools import pairwise
 from types import FunctionType
 from typing import Any, ClassVar, Generic, TypeVar
 
-from torch.fx import GraphModule
-
 from torch import nn
+from torch.fx import GraphModule
 
 from . import _fusion, _rewrite
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -160,7 +159,7 @@ class _Fused(nn.Module):
 
     def __setstate__(self, state: Any) -> None:
         """What `_new` made has its modules now, and can be fused as the original was."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         _fuse(self)
 
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 from torch.nn import functional
 
-from ._kernels import DTYPES, HALVES, Unfit
+from ._kernels import DTYPES, HALVES, UnfitError
 from ._operators import (
     forward_inference,
     forward_inference_directly,
     forward_training,
     forward_training_directly,
     is_plain,
+    is_transformed,
 )
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
@@ -74,7 +75,7 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
                     forward_inference_directly,
                     *(input, residual, activation, negative_slope),
                 )
-            except Unfit:
+            except UnfitError:
                 pass
         if self._is_ours(input) and (residual is None or _fits(residual, input)):
             return self._run(
@@ -108,7 +109,8 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
         """Whether the library does this call. If not, PyTorch does it, or says what is wrong."""
         dtype = input.dtype
         if not (
-            input.is_cpu
+            not is_transformed()
+            and input.is_cpu
             and dtype in DTYPES
             and input.layout is torch.strided
             and 2 <= input.dim() <= 5
@@ -138,7 +140,8 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
 def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
     """Under torch.fx: a node that calls the module, as for PyTorch's own modules."""
     tracer = cast(Tracer, input.tracer)
-    args = (input,) if extras == (None, None, 0.01) else (input, *extras)
+    plain = extras[0] is None and extras[1] is None
+    args = (input,) if plain else (input, *extras)
     return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(module), args, {}))
 
 

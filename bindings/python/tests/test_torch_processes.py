@@ -1,4 +1,4 @@
-"""Processes as PyTorch starts them: DataLoader workers, DistributedDataParallel; and many threads."""
+"""Processes as PyTorch starts them: DataLoader workers, DistributedDataParallel; and threads."""
 
 from __future__ import annotations
 

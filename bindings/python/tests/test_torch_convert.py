@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch.nn.functional as F
-
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert, revert
 from batchnorm.torch.modules import _Forward
-from torch import Tensor, nn
 
 TWINS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
