@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import typing
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -64,7 +65,11 @@ CALLABLES = {
 
 
 def is_result(symbol: Any) -> bool:
-    return dataclasses.is_dataclass(symbol) or hasattr(symbol, "_fields")
+    return (
+        dataclasses.is_dataclass(symbol)
+        or hasattr(symbol, "_fields")
+        or typing.is_typeddict(symbol)
+    )
 
 
 def parameters(symbol: Any) -> set[str]:

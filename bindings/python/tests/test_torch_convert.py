@@ -13,6 +13,7 @@ import logging
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -908,7 +909,7 @@ def test_the_method_is_the_one_that_was_written(calls: Calls) -> None:
     assert new.__code__.co_firstlineno == old.__code__.co_firstlineno
     with pytest.raises(RuntimeError) as raised:
         model(torch.randn(2, 4, 4, 4, dtype=torch.float64))
-    lines = [entry.lineno for entry in raised.traceback if entry.path.name == "test_convert.py"]
+    lines = [entry.lineno for entry in raised.traceback if entry.path == Path(__file__)]
     assert any(line == old.__code__.co_firstlineno + 1 for line in lines)
 
 

@@ -285,6 +285,11 @@ def allocate(nbytes: int) -> Array[c_ubyte] | None:
 def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     """`numpy.empty`, in recycled memory if the array is large enough.
 
+    Parameters
+    ----------
+    shape : sequence of int
+    dtype : dtype or what NumPy makes one of
+
     Examples
     --------
     >>> empty((1024, 1024), "float32").flags.c_contiguous

@@ -180,12 +180,92 @@ def _is_recomputation() -> bool:
 
 
 class BatchNorm1d(_Forward, nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` for (N, C) and (N, C, L) tensors, run by libbatchnorm."""
+    """`torch.nn.BatchNorm1d` for (N, C) and (N, C, L) tensors, run by libbatchnorm.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels.
+    eps : float
+        Added to the variance; greater than 0 in training.
+    momentum : float or None
+        Weight of the newest batch in the running statistics; None averages all batches alike.
+    affine, bias : bool
+        Whether there are `weight` and `bias`; a bias needs a weight.
+    track_running_stats : bool
+        Whether there are running statistics. Without them, batches are normalized by their own
+        statistics in evaluation too.
+    device, dtype
+        Of parameters and buffers.
+
+    All of it is PyTorch's, and documented in full there; `forward` has arguments that PyTorch's
+    has not, for what may follow batch normalization in the same sweep over memory.
+
+    Examples
+    --------
+    >>> layer = BatchNorm1d(100)
+    >>> layer(torch.randn(20, 100)).shape
+    torch.Size([20, 100])
+    """
 
 
 class BatchNorm2d(_Forward, nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` for (N, C, H, W) tensors, run by libbatchnorm."""
+    """`torch.nn.BatchNorm2d` for (N, C, H, W) tensors, run by libbatchnorm.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels.
+    eps : float
+        Added to the variance; greater than 0 in training.
+    momentum : float or None
+        Weight of the newest batch in the running statistics; None averages all batches alike.
+    affine, bias : bool
+        Whether there are `weight` and `bias`; a bias needs a weight.
+    track_running_stats : bool
+        Whether there are running statistics. Without them, batches are normalized by their own
+        statistics in evaluation too.
+    device, dtype
+        Of parameters and buffers.
+
+    All of it is PyTorch's, and documented in full there; `forward` has arguments that PyTorch's
+    has not, for what may follow batch normalization in the same sweep over memory.
+
+    Examples
+    --------
+    >>> layer = BatchNorm2d(16)
+    >>> x = torch.randn(4, 16, 8, 8)
+    >>> y = layer(x, residual=x, activation="relu")  # relu(batch_norm(x) + x)
+    >>> bool((y >= 0).all()), layer.num_batches_tracked.item()
+    (True, 1)
+    """
 
 
 class BatchNorm3d(_Forward, nn.BatchNorm3d):
-    """`torch.nn.BatchNorm3d` for (N, C, D, H, W) tensors, run by libbatchnorm."""
+    """`torch.nn.BatchNorm3d` for (N, C, D, H, W) tensors, run by libbatchnorm.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels.
+    eps : float
+        Added to the variance; greater than 0 in training.
+    momentum : float or None
+        Weight of the newest batch in the running statistics; None averages all batches alike.
+    affine, bias : bool
+        Whether there are `weight` and `bias`; a bias needs a weight.
+    track_running_stats : bool
+        Whether there are running statistics. Without them, batches are normalized by their own
+        statistics in evaluation too.
+    device, dtype
+        Of parameters and buffers.
+
+    All of it is PyTorch's, and documented in full there; `forward` has arguments that PyTorch's
+    has not, for what may follow batch normalization in the same sweep over memory.
+
+    Examples
+    --------
+    >>> layer = BatchNorm3d(5, affine=False).eval()
+    >>> layer(torch.zeros(2, 5, 4, 4, 4)).abs().max().item()
+    0.0
+    """
