@@ -47,14 +47,11 @@ _library.define(
 # ---- Which way ----------------------------------------------------------------------------------
 
 
-def _keys(tensor: Tensor) -> int:
-    return int(torch._C._dispatch_keys(tensor).raw_repr())
-
-
-with torch.inference_mode(False):
-    _plain = _keys(torch.empty(1, device="cpu"))
-with torch.inference_mode():
-    _plain_inference = _keys(torch.empty(1, device="cpu"))
+_keys = torch._C._dispatch_keys
+_plain = set()
+for _inference in (False, True):
+    with torch.inference_mode(_inference):
+        _plain.add(_keys(torch.empty(1, device="cpu")).raw_repr())
 
 
 def is_transformed() -> bool:
@@ -80,7 +77,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     ):
         return False
     for tensor in tensors:
-        if tensor is not None and _keys(tensor) not in (_plain, _plain_inference):
+        if tensor is not None and _keys(tensor).raw_repr() not in _plain:
             return False
     return True
 
@@ -229,14 +226,11 @@ def forward_training_directly(
     negative_slope: float,
 ) -> Tensor:
     """`forward_training` past the dispatcher, for tensors that `is_plain`. Raises `UnfitError`."""
-    updated = [
-        buffer
-        for buffer in (running_mean, running_var, num_batches_tracked)
-        if buffer is not None and not buffer.is_inference()
-    ]
-    for buffer in updated:
-        if buffer.requires_grad:
+    if running_mean is not None and running_var is not None:
+        if running_mean.requires_grad or running_var.requires_grad:
             raise UnfitError("a running statistic requires grad")
+        if running_mean.is_inference() or running_var.is_inference():
+            raise UnfitError("a running statistic is an inference tensor")
     if torch.is_grad_enabled():
         output: Tensor = _ForwardTraining.apply(
             *(_kernels.forward_training, input, weight, bias, residual),
@@ -250,8 +244,9 @@ def forward_training_directly(
             *(input, weight, bias, running_mean, running_var, num_batches_tracked),
             *(momentum, eps, residual, activation, negative_slope),
         )
-    if updated:
-        torch.autograd.graph.increment_version(updated)  # as every in-place operator does
+    if running_mean is not None and running_var is not None:
+        # As every in-place operator does.
+        torch.autograd.graph.increment_version((running_mean, running_var))
     return output
 
 

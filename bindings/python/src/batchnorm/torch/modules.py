@@ -11,7 +11,7 @@ Calls: _operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -93,17 +93,19 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
         *extras: Any,
     ) -> Tensor:
         """Calls the operator that this module's mode and buffers ask for."""
-        mean, var, tracked = self.running_mean, self.running_var, None
+        weight = _own(self, self._parameters, "weight")
+        bias = _own(self, self._parameters, "bias")
+        mean = _own(self, self._buffers, "running_mean")
+        var = _own(self, self._buffers, "running_var")
+        tracked = None
         if self.training:
             if self.track_running_stats and not _is_recomputation():
                 tracked = self.num_batches_tracked
             else:
                 mean = var = None
         elif mean is not None and var is not None:
-            return infer(input, self.weight, self.bias, mean, var, self.eps, *extras)
-        return train(
-            input, self.weight, self.bias, mean, var, tracked, self.momentum, self.eps, *extras
-        )
+            return infer(input, weight, bias, mean, var, self.eps, *extras)
+        return train(input, weight, bias, mean, var, tracked, self.momentum, self.eps, *extras)
 
     def _is_ours(self, input: Tensor) -> bool:
         """Whether the library does this call. If not, PyTorch does it, or says what is wrong."""
@@ -143,6 +145,14 @@ def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
     plain = extras[0] is None and extras[1] is None
     args = (input,) if plain else (input, *extras)
     return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(module), args, {}))
+
+
+def _own(module: nn.Module, tensors: Mapping[str, Tensor | None], name: str) -> Tensor | None:
+    """`getattr(module, name)` in a tenth of the time, which is a microsecond.
+
+    A parametrization takes the name out of the module's tensors and makes it an attribute.
+    """
+    return tensors[name] if name in tensors else getattr(module, name)
 
 
 def _fits(residual: Tensor, input: Tensor) -> bool:
