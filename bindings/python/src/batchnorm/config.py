@@ -24,14 +24,14 @@ _VARIABLES = ("BATCHNORM_", "OMP_", "KMP_", "GOMP_")
 
 
 class OpenMPRuntime(TypedDict):
-    """An OpenMP runtime that is in this process."""
+    """An OpenMP runtime that is in this process, as `show_config` lists them."""
 
     path: str  #: the file
     in_use: bool  #: whether calls made now run on its threads
 
 
 class Config(TypedDict):
-    """What `show_config(mode="dicts")` returns."""
+    """What `show_config` returns in the mode "dicts"."""
 
     versions: dict[str, str]  #: of batchnorm, python, numpy, and torch if it is imported
     package: str  #: the folder that was imported
