@@ -1,9 +1,11 @@
-"""Batch normalization on CPUs, forward and backward, for NumPy arrays.
+"""Batch normalization on CPUs, forward and backward, for arrays and PyTorch models.
 
 `batchnorm.functional` has the stateless functions, `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`
 are layers that keep parameters and running statistics, `fold_into` puts normalization into the
 convolution before it, `explain` tells what a call would do. Names and conventions are PyTorch's;
-`batchnorm.presets` has those of other frameworks.
+`batchnorm.presets` has those of other frameworks. `batchnorm.torch`, which has to be imported by
+itself, is the drop-in for PyTorch models; `batchnorm.memory` bounds the memory that results are
+recycled in, and `show_config` tells how all of it runs.
 The work is done by libbatchnorm, a C library, without copying arrays and without holding the
 interpreter lock.
 
