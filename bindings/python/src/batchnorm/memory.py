@@ -288,7 +288,12 @@ def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     Parameters
     ----------
     shape : sequence of int
-    dtype : dtype or what NumPy makes one of
+    dtype : dtype or what NumPy takes for one
+
+    Returns
+    -------
+    numpy.ndarray
+        C-contiguous; its values are arbitrary.
 
     Examples
     --------
