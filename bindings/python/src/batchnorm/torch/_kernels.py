@@ -253,6 +253,13 @@ class Gradients(NamedTuple):
     residual: Tensor | None
 
 
+def _new_vector(weight: Tensor | None, channels: int, dtype: torch.dtype) -> Tensor:
+    """Of the weight's kind; from itself, in half the time."""
+    if weight is None:
+        return torch.empty(channels, dtype=dtype, device="cpu")
+    return torch.empty_like(weight, requires_grad=False)
+
+
 def backward(
     grad_output: Tensor,
     input: Tensor,
@@ -307,10 +314,10 @@ def backward(
         grad_input = empty_like(input)
         args.grad_input, args.grad_input_count = grad_input.data_ptr(), form.elements
     if wanted.weight:
-        grad_weight = torch.empty(channels, dtype=dtype, device="cpu")
+        grad_weight = _new_vector(weight, channels, dtype)
         args.grad_weight, args.grad_weight_count = grad_weight.data_ptr(), channels
     if wanted.bias:
-        grad_bias = torch.empty(channels, dtype=dtype, device="cpu")
+        grad_bias = _new_vector(weight, channels, dtype)
         args.grad_bias, args.grad_bias_count = grad_bias.data_ptr(), channels
     c.bn_backward(form.problem, args)
     return Gradients(grad_input, grad_weight, grad_bias, grad_residual)

@@ -439,7 +439,7 @@ def _gradients(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...
 
 def _backward_now(args: tuple[Any, ...], wanted: Wanted) -> Gradients:
     # What nobody will differentiate again, and nobody looks at, needs no operator.
-    if not torch.is_grad_enabled() and is_plain(*args[:2]):
+    if not torch.is_grad_enabled() and is_plain(args[0]):
         try:
             return _kernels.backward(*args)
         except UnfitError:
