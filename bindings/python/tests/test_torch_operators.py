@@ -99,8 +99,11 @@ def test_derivatives_without_weight_and_of_a_few_arguments() -> None:
     assert gradgradcheck(lambda r: training("relu")(x.detach(), None, None, r), (r,))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "dtype"),
+    [(None, torch.float32), ("relu", torch.float64), ("leaky_relu", torch.bfloat16)],
+    ids=str,
+)
 def test_pytorchs_check_of_operators(activation: str | None, dtype: torch.dtype) -> None:
     x, w, b, r = tensors((2, 3, 4, 5), dtype)
     ops = torch.ops.batchnorm
