@@ -217,6 +217,13 @@ def test_memory_formats_are_kept() -> None:
         assert grad.stride() == x.stride()
 
 
+def test_transposed_sequences_give_contiguous_ones_as_in_pytorch() -> None:
+    x = torch.randn(4, 7, 5).transpose(1, 2)
+    for kind in (BatchNorm1d, nn.BatchNorm1d):
+        for training in (True, False):
+            assert kind(5).train(training)(x).is_contiguous()
+
+
 def test_results_may_be_changed_in_place() -> None:
     for side in (4, 128):  # the larger one lies in recycled memory
         layer = BatchNorm2d(16)

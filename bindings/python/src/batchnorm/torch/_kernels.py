@@ -74,7 +74,9 @@ def _form(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype) -> Fo
     channels = shape[1]
     if _is_dense(shape, strides):
         layout = c.Layout.NCHW
-    elif _is_dense((shape[0], *shape[2:], channels), (strides[0], *strides[2:], strides[1])):
+    elif len(shape) > 3 and _is_dense(
+        (shape[0], *shape[2:], channels), (strides[0], *strides[2:], strides[1])
+    ):
         layout = c.Layout.NHWC
     else:
         raise UnfitError(f"input has strides {strides}, dense neither in NCHW nor in NHWC order")

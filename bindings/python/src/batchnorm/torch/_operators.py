@@ -88,10 +88,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
 def _in_memory_order(tensor: Tensor) -> Tensor:
     """The tensor itself if it lies in NCHW or NHWC order, else a contiguous copy.
 
-    As PyTorch's own batch_norm does. For tensors without memory as well: the memory order of an
+    As PyTorch's own batch_norm does, for which images and volumes may be channels_last, sequences
+    not. For tensors without memory as well: the memory order of an
     operator's results is that of its input.
     """
-    if tensor.is_contiguous() or tensor.movedim(1, -1).is_contiguous():
+    if tensor.is_contiguous() or (tensor.dim() > 3 and tensor.movedim(1, -1).is_contiguous()):
         return tensor
     return tensor.contiguous()
 
