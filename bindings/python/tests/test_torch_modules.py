@@ -457,3 +457,51 @@ def test_meta_tensors_and_other_devices_are_pytorchs() -> None:
     y = layer(x, x, "relu")
     assert y.is_meta
     assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("pack", [Tensor.float, lambda saved: torch.stack([saved] * 2, -1)[..., 0]])
+def test_hooks_may_change_how_tensors_are_saved(
+    pack: Callable[[Tensor], Tensor], activation: Any
+) -> None:
+    weights = torch.randn(8, 3, 4, 5)
+    gradients = []
+    for hook in (lambda saved: saved, pack):
+        torch.manual_seed(0)
+        input = torch.randn(8, 3, 4, 5, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(hook, lambda saved: saved):
+            output = BatchNorm2d(3)(input, activation=activation)
+        output.backward(weights)
+        gradients.append(input.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_hooks_that_lose_what_was_saved_are_refused() -> None:
+    def lose(saved: Tensor) -> Tensor:
+        return saved[:1].clone() if saved.dtype is torch.float64 else saved
+
+    with torch.autograd.graph.saved_tensors_hooks(lose, lambda saved: saved):
+        output = BatchNorm2d(3)(torch.randn(8, 3, 4, 5, requires_grad=True))
+    with pytest.raises(RuntimeError, match=r"shape \[1, 3\].*expected.*\[2, 3\]"):
+        output.sum().backward()
+
+
+def test_one_value_without_statistics_is_refused_in_eval_too() -> None:
+    messages = []
+    for kind in (nn.BatchNorm1d, BatchNorm1d):
+        layer = kind(2, track_running_stats=False).eval()
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel") as caught:
+            layer(torch.ones(1, 2))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_without_a_count_cumulative_averages_stand_still() -> None:
+    layer = BatchNorm1d(2, momentum=None)
+    layer.num_batches_tracked = None
+    layer(torch.randn(8, 2) + 5)
+    stock = nn.BatchNorm1d(2, momentum=None)
+    stock.num_batches_tracked = None
+    stock(torch.randn(8, 2) + 5)
+    assert torch.equal(layer.running_mean, stock.running_mean)  # type: ignore[arg-type]
+    assert torch.equal(layer.running_var, stock.running_var)  # type: ignore[arg-type]

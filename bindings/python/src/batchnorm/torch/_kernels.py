@@ -157,10 +157,10 @@ def forward_training(
         raise UnfitError("training needs two values per channel and a positive eps")
     args = c.bn_forward_training_args(_TRAINING_SIZE)
     args.epsilon = eps
-    if momentum is None:
+    if momentum is None and num_batches_tracked is not None:
         args.averaging = c.Averaging.CUMULATIVE
     else:
-        args.momentum = momentum
+        args.momentum = momentum or 0.0  # PyTorch's, where it cannot count either
     args.input = input.data_ptr()
     args.input_count = args.output_count = form.elements
     if weight is not None:
@@ -291,6 +291,18 @@ def backward(
         args.weight = _vector_address(weight, "weight", channels, dtype)
         args.weight_count = channels
     if saved is not None:
+        # It comes from autograd's store, where a hook of the user's may have changed it.
+        if not (
+            saved.shape == (2, channels)
+            and saved.dtype is torch.float64
+            and saved.is_contiguous()
+            and saved.is_cpu
+        ):
+            raise UnfitError(
+                f"the saved statistics have shape {list(saved.shape)}, strides {saved.stride()} "
+                f"and dtype {saved.dtype} on {saved.device}, expected a contiguous Tensor of shape "
+                f"[2, {channels}] with torch.float64 on cpu"
+            )
         args.saved_mean = address = saved.data_ptr()
         args.saved_invstd = address + 8 * channels
         args.saved_mean_count = args.saved_invstd_count = channels

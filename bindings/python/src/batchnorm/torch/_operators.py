@@ -471,7 +471,7 @@ def _backward(
         fit_grad,
         input,
         _vector(weight, input),
-        None if saved is None else saved.contiguous(),
+        None if saved is None else saved.double().contiguous(),
         _vector(running_mean, input),
         _vector(running_var, input),
         eps,

@@ -110,6 +110,7 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
     def _is_ours(self, input: Tensor) -> bool:
         """Whether the library does this call. If not, PyTorch does it, or says what is wrong."""
         dtype = input.dtype
+        by_batch = self.training or self.running_mean is None
         if not (
             not is_transformed()
             and input.is_cpu
@@ -117,7 +118,7 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
             and input.layout is torch.strided
             and 2 <= input.dim() <= 5
             and input.shape[1] == self.num_features
-            and input.numel() > (self.num_features if self.training else 0)
+            and input.numel() > (self.num_features if by_batch else 0)
             and self.eps > 0.0
         ):
             return False
