@@ -21,8 +21,8 @@ except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     raise ModuleNotFoundError(
-        "batchnorm.torch needs PyTorch (it is tested with 2.13): pip install torch, or its CPU build, "
-        "see https://pytorch.org/get-started/locally",
+        "batchnorm.torch needs PyTorch (it is tested with 2.13): pip install torch, or its CPU "
+        "build, see https://pytorch.org/get-started/locally",
         name="torch",
     ) from error
 
