@@ -1178,3 +1178,45 @@ def test_what_is_no_module_is_refused() -> None:
     for function in (convert, revert):
         with pytest.raises(TypeError, match=r"model is a dict, expected a torch\.nn\.Module"):
             function({})  # type: ignore[type-var]
+
+
+class Reduced(nn.Module):
+    """Says itself how it is pickled."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.bn, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.relu(self.bn(x))
+        return y
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.channels,), self.__dict__
+
+
+def test_copies_of_a_class_that_says_how_it_is_pickled(calls: Calls) -> None:
+    model = convert(Reduced(4))
+    x = torch.randn(2, 4, 3, 3)
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        calls.clear()
+        assert isinstance(copied, Reduced)
+        torch.testing.assert_close(copied(x), nn.BatchNorm2d(4)(x).relu())
+        assert calls == [RELU]
+
+
+class TwoSums(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x) + x + self.b(x)
+        y = y + self.a(x) + x
+        return F.relu(y) + F.relu(self.b(x) + x + x)
+
+
+def test_sums_of_three() -> None:
+    stock, model = pair(TwoSums, 2, 4, 3, 3)
+    assert_same_step(model, stock, torch.randn(2, 4, 3, 3, dtype=torch.float64))

@@ -83,14 +83,14 @@ def add(how: Addition, left: Any, right: Any) -> Any:
     if isinstance(pending, Pending):
         input = pending.input
         if (
-            isinstance(other, Tensor)
+            pending.residual is None
+            and isinstance(other, Tensor)
             and (how is torch.add or isinstance(how, str))
             and (other.shape, other.dtype) == (input.shape, input.dtype)
             and other.device == input.device
         ):
             return Pending(pending.batch_norm, input, other)
-        normalized = now(pending)
-        left, right = (normalized, right) if pending is left else (left, normalized)
+        left, right = now(left), now(right)
     if not isinstance(how, str):
         return how(left, right)
     if how == "+":

@@ -151,10 +151,13 @@ class _Fused(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the user's class, since nobody can import this one."""
         reduced = super().__reduce_ex__(max(protocol, 2))
-        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-            kind, *arguments = reduced[1]
-            if kind is type(self):
-                return (_new, (_stock_class(kind), *arguments), *reduced[2:])
+        if not isinstance(reduced, tuple):
+            return reduced
+        kind = type(self)
+        if reduced[0] is copyreg.__newobj__ and reduced[1][0] is kind:  # type: ignore[attr-defined]
+            return (_new, (_stock_class(kind), *reduced[1][1:]), *reduced[2:])
+        if reduced[0] is kind:  # a class with a __reduce__ of its own
+            return (_construct, (_stock_class(kind), *reduced[1]), *reduced[2:])
         return reduced
 
     def __setstate__(self, state: Any) -> None:
@@ -165,8 +168,19 @@ class _Fused(nn.Module):
 
 def _new(kind: type[nn.Module], *arguments: Any) -> nn.Module:
     """Begin the copy of a fused module: see _Fused.__setstate__."""
-    fused = _subclass(kind, ()) or _make_subclass(kind, (), {})
+    fused = _fused_class(kind)
     return fused.__new__(fused, *arguments)
+
+
+def _construct(kind: type[nn.Module], *arguments: Any) -> nn.Module:
+    """As `_new`, of a class whose copies are constructed."""
+    module = kind(*arguments)
+    module.__class__ = _fused_class(kind)
+    return module
+
+
+def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
+    return _subclass(kind, ()) or _make_subclass(kind, (), {})
 
 
 def _fuse(module: nn.Module, name: str = "") -> int:
