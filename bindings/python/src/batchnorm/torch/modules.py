@@ -193,24 +193,7 @@ def _is_recomputation() -> bool:
 class BatchNorm1d(_Forward, nn.BatchNorm1d):
     """`torch.nn.BatchNorm1d` for (N, C) and (N, C, L) tensors, run by libbatchnorm.
 
-    Parameters
-    ----------
-    num_features : int
-        C, the number of channels.
-    eps : float
-        Added to the variance; greater than 0 in training.
-    momentum : float or None
-        Weight of the newest batch in the running statistics; None averages all batches alike.
-    affine, bias : bool
-        Whether there are `weight` and `bias`; a bias needs a weight.
-    track_running_stats : bool
-        Whether there are running statistics. Without them, batches are normalized by their own
-        statistics in evaluation too.
-    device, dtype
-        Of parameters and buffers.
-
-    All of it is PyTorch's, and documented in full there; `forward` has arguments that PyTorch's
-    has not, for what may follow batch normalization in the same sweep over memory.
+    Parameters and extras are those of `BatchNorm2d`.
 
     Examples
     --------
@@ -255,24 +238,7 @@ class BatchNorm2d(_Forward, nn.BatchNorm2d):
 class BatchNorm3d(_Forward, nn.BatchNorm3d):
     """`torch.nn.BatchNorm3d` for (N, C, D, H, W) tensors, run by libbatchnorm.
 
-    Parameters
-    ----------
-    num_features : int
-        C, the number of channels.
-    eps : float
-        Added to the variance; greater than 0 in training.
-    momentum : float or None
-        Weight of the newest batch in the running statistics; None averages all batches alike.
-    affine, bias : bool
-        Whether there are `weight` and `bias`; a bias needs a weight.
-    track_running_stats : bool
-        Whether there are running statistics. Without them, batches are normalized by their own
-        statistics in evaluation too.
-    device, dtype
-        Of parameters and buffers.
-
-    All of it is PyTorch's, and documented in full there; `forward` has arguments that PyTorch's
-    has not, for what may follow batch normalization in the same sweep over memory.
+    Parameters and extras are those of `BatchNorm2d`.
 
     Examples
     --------
