@@ -104,6 +104,12 @@ assert runtimes() == {"libomp": True, "libgomp": False}, runtimes()
 """)
 
 
+def test_memory_is_told() -> None:
+    told = batchnorm.show_config(mode="dicts")["memory"]
+    assert told["limit"] == batchnorm.memory.get_limit()
+    assert told.keys() - {"limit"} == set(batchnorm.memory.Stats._fields)
+
+
 # threadpoolctl, which scikit-learn and joblib use to limit threads.
 
 

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypedDict, overload
 import numpy as np
 
 from . import _lowlevel as c
+from . import memory
 from .machine import get_isa, get_num_threads, get_thread_runtime, get_threading, version
 
 __all__ = ["Config", "OpenMPRuntime", "show_config"]
@@ -42,7 +43,7 @@ class Config(TypedDict):
     thread_runtime: str  #: whose threads calls made now run on
     openmp: list[OpenMPRuntime]  #: every OpenMP runtime in this process
     environment: dict[str, str]  #: variables that batchnorm and OpenMP read
-    memory: dict[str, int]  #: the limit and `batchnorm.memory.stats()`; empty if it is not in use
+    memory: dict[str, int]  #: the limit and `batchnorm.memory.stats()`
 
 
 @overload
@@ -115,7 +116,7 @@ def _config() -> Config:
         "environment": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)
         },
-        "memory": _memory(),
+        "memory": {"limit": memory.get_limit(), **memory.stats()._asdict()},
     }
 
 
@@ -152,11 +153,6 @@ def _library_path(mappings: list[_Mapping]) -> str:
 def _is_file(path: str, name: str) -> bool:
     """Whether `path` is what the loader knows as `name`, maybe a link to it in the same folder."""
     return os.path.realpath(Path(path).with_name(name)) == os.path.realpath(path)
-
-
-def _memory() -> dict[str, int]:
-    memory = sys.modules.get(f"{__package__}.memory")
-    return {"limit": memory.get_limit(), **memory.stats()._asdict()} if memory else {}
 
 
 def _text(config: Config) -> str:
