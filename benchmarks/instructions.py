@@ -105,6 +105,10 @@ def main() -> None:
         counts = pool.map(lambda cell: per_element(options, cell), cells())
         for cell, found in zip(cells(), counts, strict=True):
             bound = bounds.get(cell)
+            if bound and found > bound:
+                # Starting a process may take some 200,000 instructions more once in a while. A
+                # kernel that has become slower is so the second time as well.
+                found = min(found, per_element(options, cell))
             shown = f"{bound:.3f}" if bound else "–"
             print(f"{' '.join(cell):48} {found:9.3f} {shown:>9}", flush=True)
             lines.append(f"{' '.join(cell)} {SLACK * found:.3f}\n")
