@@ -191,9 +191,9 @@ def forward_training(
     num_batches_tracked: Tensor | None,
     momentum: float | None,
     eps: float,
-    residual: Tensor | None = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
+    residual: Tensor | None,
+    activation: str | None,
+    negative_slope: float,
 ) -> Tensor:
     """activation(batch_norm(input) + residual), by the batch's statistics.
 
@@ -352,9 +352,9 @@ def forward_inference(
     running_mean: Tensor,
     running_var: Tensor,
     eps: float,
-    residual: Tensor | None = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
+    residual: Tensor | None,
+    activation: str | None,
+    negative_slope: float,
 ) -> Tensor:
     """activation(batch_norm(input) + residual), by the running statistics."""
     output: Tensor = torch.ops.batchnorm.forward_inference(
@@ -431,14 +431,14 @@ def _gradients(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...
     if not any(wanted):
         return None, None, None, None, grad_residual, None
     *kept, output = ctx.saved_tensors
-    gradients = _backward_now((grad_output, *kept, eps, output, activation, slope, wanted), wanted)
+    gradients = _backward_now(grad_output, *kept, eps, output, activation, slope, wanted)
     return (
         *(None, gradients.input, gradients.weight, gradients.bias),
         *(gradients.residual if residual else grad_residual, None),
     )
 
 
-def _backward_now(args: tuple[Any, ...], wanted: Wanted) -> Gradients:
+def _backward_now(*args: Any) -> Gradients:
     # What nobody will differentiate again, and nobody looks at, needs no operator.
     if not torch.is_grad_enabled() and is_plain(args[0]):
         try:
@@ -447,7 +447,7 @@ def _backward_now(args: tuple[Any, ...], wanted: Wanted) -> Gradients:
             pass
     results = torch.ops.batchnorm.backward(*args)
     return Gradients(
-        *(result if want else None for result, want in zip(results, wanted, strict=True))
+        *(result if want else None for result, want in zip(results, args[-1], strict=True))
     )
 
 
