@@ -1,6 +1,8 @@
 /* Picks the apply leaf for a piece and lays its coefficients out as the leaf wants them. */
 #include "apply.h"
 
+#include <stdbool.h>
+
 #include "columns.h"
 
 /* By the plain leaves; frozen, they take dy for x. */
@@ -61,7 +63,8 @@ static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
     const bnk_cut *cut = o->cut;
     const int32_t is_double = cut->grid->is_double;
     const int64_t inner = cut->grid->inner;
-    const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
+    const bool whole = piece->channels == cut->grid->channels; /* only then rows fold */
+    const int64_t fold = whole ? bnk_fold_of(cut->plan, piece->rows) : 1;
 
     double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
     bnk_linears columns = *channels;
@@ -82,7 +85,8 @@ static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
     const int64_t first = piece->channel * inner, end = piece->row + piece->rows;
     int64_t row = piece->row;
     while (row < end) {
-        const int64_t folded = bnk_fold_of(cut->plan, end - row); /* the last rows may be too few */
+        const int64_t folded =
+            whole ? bnk_fold_of(cut->plan, end - row) : 1; /* the last rows may be too few */
         const int64_t lines = (end - row) / folded;
         const int64_t width = piece->channels * inner * folded, stride = cut->stride * folded;
         int64_t line = 0;
@@ -107,12 +111,64 @@ static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
     }
 }
 
-void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels)
+/* How many of `count` channels, from the first on, are all extreme or all not. */
+static int64_t alike(const void *scales, int32_t is_double, int64_t count)
 {
+    const bool extreme = bnk_get(scales, is_double, 0, 0) == 0;
+    int64_t i = 1;
+    while (i < count && (bnk_get(scales, is_double, i, 0) == 0) == extreme) i++;
+    return i;
+}
+
+static bool has_extremes(const void *scales, int32_t is_double, int64_t count)
+{
+    int any = 0; /* without a branch, so that many are looked at together */
+    if (is_double)
+        for (int64_t i = 0; i < count; i++) any |= ((const double *)scales)[i] == 0;
+    else
+        for (int64_t i = 0; i < count; i++) any |= ((const float *)scales)[i] == 0;
+    return any;
+}
+
+static void apply_extremes(const bnk_operands *o, const bnk_piece *piece, bnk_statistics statistics)
+{
+    for (int64_t c = piece->channel; c < piece->channel + piece->channels; c++) {
+        const bnk_extreme e = o->extreme(o->operation, c, statistics);
+        bnk_apply_extreme(o, piece, c, &e);
+    }
+}
+
+/* By columns: an extreme channel breaks the line. */
+static void apply_broken_columns(const bnk_operands *o, const bnk_piece *piece,
+                                 const bnk_linears *channels, bnk_statistics statistics)
+{
+    const int32_t is_double = o->cut->grid->is_double;
+    bnk_piece part = *piece;
+    for (int64_t i = 0; i < piece->channels; i += part.channels) {
+        const bnk_linears own = bnk_linears_from(channels, i, is_double);
+        part.channel = piece->channel + i;
+        part.channels = alike(own.scale, is_double, piece->channels - i);
+        if (bnk_get(own.scale, is_double, 0, 0) == 0)
+            apply_extremes(o, &part, statistics);
+        else
+            apply_columns(o, &part, &own);
+    }
+}
+
+void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels,
+                     bnk_statistics statistics)
+{
+    const int32_t is_double = o->cut->grid->is_double;
+    const bool extremes = has_extremes(channels->scale, is_double, piece->channels);
     if (o->cut->plan->by_columns) {
-        apply_columns(o, piece, channels);
+        if (extremes)
+            apply_broken_columns(o, piece, channels, statistics);
+        else
+            apply_columns(o, piece, channels);
+    } else if (extremes) {
+        apply_extremes(o, piece, statistics);
     } else {
-        const bnk_linear f = bnk_linears_get(channels, o->cut->grid->is_double, 0);
+        const bnk_linear f = bnk_linears_get(channels, is_double, 0);
         apply_rows(o, piece->channel, piece->row, piece->rows, piece->offset, piece->length, &f);
     }
 }
@@ -190,9 +246,9 @@ int64_t bnk_apply_tasks(const bnk_cut *cut)
     return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid->rows) : tasks;
 }
 
-/* Rows longer than what has extras may be at once: each in strips. */
+/* Rows longer than what can be taken at once with extras or extreme channels: each in strips. */
 static void apply_long_rows(const bnk_operands *o, const bnk_piece *rows,
-                            const bnk_linears *linears)
+                            const bnk_linears *linears, bnk_statistics statistics)
 {
     const int64_t end = rows->row + rows->rows;
     bnk_piece strip = *rows;
@@ -202,12 +258,12 @@ static void apply_long_rows(const bnk_operands *o, const bnk_piece *rows,
             strip.channels = bnk_min(BNK_MAX_COLUMNS, rows->channels - strip.channel);
             const bnk_linears own =
                 bnk_linears_from(linears, strip.channel, o->cut->grid->is_double);
-            apply_columns(o, &strip, &own);
+            bnk_apply_piece(o, &strip, &own, statistics);
         }
 }
 
 void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
-                         const bnk_linears *linears)
+                         const bnk_linears *linears, bnk_statistics statistics)
 {
     const bnk_cut *cut = o->cut;
     const int64_t tasks = bnk_apply_tasks(cut);
@@ -223,11 +279,11 @@ void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
             piece.start = piece.row * cut->stride * cut->element;
         }
         if (o->extras && piece.channels > BNK_MAX_COLUMNS) {
-            apply_long_rows(o, &piece, linears);
+            apply_long_rows(o, &piece, linears, statistics);
             continue;
         }
         const bnk_linears own = bnk_linears_from(linears, piece.channel, cut->grid->is_double);
-        bnk_apply_piece(o, &piece, &own);
+        bnk_apply_piece(o, &piece, &own, statistics);
     }
     bnk_finish_stores(cut);
 }

@@ -5,12 +5,19 @@
 #define BNK_APPLY_H
 
 #include "coefficients.h"
+#include "extreme.h"
 #include "fused.h"
 #include "pieces.h"
 
 /* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose
- * first is the arrays' first; in a backward + dy * factor; and what the operands' extras ask for. */
-void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels);
+ * first is the arrays' first; in a backward + dy * factor; and what the operands' extras ask for.
+ * `statistics` are for the extreme channels among these. */
+void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels,
+                     bnk_statistics statistics);
+
+/* The same of one extreme channel (extreme.c). */
+void bnk_apply_extreme(const bnk_operands *o, const bnk_piece *piece, int64_t channel,
+                       const bnk_extreme *e);
 
 /*
  * The same for one channel by rows, in small steps between other work: non-temporal stores leave a core
@@ -48,9 +55,9 @@ void bnk_apply_rest(bnk_application *application);
  * threads in order only after a fence. */
 void bnk_finish_stores(const bnk_cut *cut);
 
-/* The application to a whole grid, cut into tasks as suits it: coefficients of all channels. */
+/* The application to a whole grid, cut into tasks as suits it: coefficients and statistics of all channels. */
 int64_t bnk_apply_tasks(const bnk_cut *cut);
 void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
-                         const bnk_linears *linears);
+                         const bnk_linears *linears, bnk_statistics statistics);
 
 #endif

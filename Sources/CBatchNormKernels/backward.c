@@ -3,6 +3,7 @@
  * parameters' gradients and a channel's coefficients; dx from x and dy in one sweep. Called by
  * Kernels.swift with a plan that fits the grid.
  */
+#include <stdbool.h>
 #include <string.h>
 
 #include "apply.h"
@@ -73,26 +74,28 @@ static void add_rows(const backward *t, const bnk_piece *piece, int64_t row, int
 static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
                            bnk_application *other)
 {
+    const int32_t is_double = t->cut.grid->is_double;
     const double mean = mean_of(t, piece->channel);
-    bnk_lane_sums lanes = { { 0 }, { 0 } };
-    if (!other)
+    bnk_lane_sums lanes = { { 0 } };
+    if (!other && !is_double)
         add_rows(t, piece, 0, piece->rows, 0, piece->length, 2 * t->cut.stride, mean, &lanes);
-    for (int64_t row = 0, together; other && row < piece->rows; row += together) {
+    for (int64_t row = 0, together; (other || is_double) && row < piece->rows; row += together) {
         together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
         const int64_t ahead = bnk_next_rows(&t->cut, piece, row, together);
-        const int64_t step = bnk_step_of(piece->length, together);
-        for (int64_t i = 0; i < piece->length; i += step) {
-            const int64_t count = bnk_min(step, piece->length - i);
+        const int64_t step = other ? bnk_step_of(piece->length, together) : piece->length;
+        for (int64_t i = 0, count; i < piece->length; i += count) {
+            count = bnk_block_part(i, bnk_min(i + step, piece->length), is_double);
             add_rows(t, piece, row, together, i, count, ahead, mean, &lanes);
-            bnk_apply_some(other, together * count);
+            if (is_double && ((i + count) % BNK_BLOCK_VALUES == 0 || i + count == piece->length))
+                bnk_end_block(&lanes);
+            if (other) bnk_apply_some(other, together * count);
         }
     }
-    sums->dy = bnk_sum_of_lanes(lanes.first);
-    sums->dy_times_c = bnk_sum_of_lanes(lanes.second);
+    bnk_lane_totals(&lanes, is_double, &sums->dy, &sums->dy_times_c);
 }
 
 /* Adds lines of a piece, each of `fold` rows, to its columns' sums. */
-static void add_lines(const backward *t, const bnk_piece *piece, int64_t row, int64_t lines,
+static void add_block(const backward *t, const bnk_piece *piece, int64_t row, int64_t lines,
                       int64_t fold, const double *mean, double *sum, double *product)
 {
     const bnk_cut *cut = &t->cut;
@@ -127,6 +130,16 @@ static void add_lines(const backward *t, const bnk_piece *piece, int64_t row, in
     }
 }
 
+static void add_lines(const backward *t, const bnk_piece *piece, int64_t row, int64_t lines,
+                      int64_t fold, const double *mean, bnk_column_sums *sums)
+{
+    for (int64_t line = 0, count; line < lines; line += count) {
+        count = bnk_block_lines(sums, lines - line);
+        add_block(t, piece, row + line * fold, count, fold, mean, sums->open[0], sums->open[1]);
+        bnk_end_lines(sums);
+    }
+}
+
 /* The sums of each channel of a piece by columns, written to sums[0..channels). */
 static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
 {
@@ -134,18 +147,17 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
     const int64_t inner = cut->grid->inner, channels = piece->channels;
     const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
     const int64_t lines = piece->rows / fold, rest = piece->rows % fold;
-    const int64_t columns = channels * inner * fold;
-    double mean[BNK_MAX_COLUMNS], sum[BNK_MAX_COLUMNS], product[BNK_MAX_COLUMNS];
-    double own[BNK_MAX_COLUMNS];
+    double mean[BNK_MAX_COLUMNS], own[BNK_MAX_COLUMNS];
+    bnk_column_sums columns;
 
     for (int64_t c = 0; c < channels; c++) own[c] = mean_of(t, piece->channel + c);
     bnk_expand_double(own, channels, inner, fold, mean);
-    for (int64_t j = 0; j < columns; j++) sum[j] = product[j] = 0;
-    add_lines(t, piece, piece->row, lines, fold, mean, sum, product);
-    if (rest > 0) add_lines(t, piece, piece->row + lines * fold, rest, 1, mean, sum, product);
-    bnk_collapse(sum, channels, inner, fold, own);
+    bnk_begin_columns(&columns, channels * inner * fold, cut->grid->is_double);
+    add_lines(t, piece, piece->row, lines, fold, mean, &columns);
+    add_lines(t, piece, piece->row + lines * fold, rest, 1, mean, &columns);
+    bnk_channel_totals(&columns, 0, channels, inner, fold, own);
     for (int64_t c = 0; c < channels; c++) sums[c].dy = own[c];
-    bnk_collapse(product, channels, inner, fold, own);
+    bnk_channel_totals(&columns, 1, channels, inner, fold, own);
     for (int64_t c = 0; c < channels; c++) sums[c].dy_times_c = own[c];
 }
 
@@ -160,6 +172,11 @@ static void piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sum
 
 /* ---- a channel's gradients ---- */
 
+static grad_sums sums_at(const bnk_grad_sum_arrays *sums, int64_t channel)
+{
+    return (grad_sums){ sums->dy[channel], sums->dy_xmu[channel] };
+}
+
 static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums sums)
 {
     const bnk_backward *job = t->job;
@@ -170,17 +187,47 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
     if (job->grad_bias) bnk_set(job->grad_bias, is_double, channel, sums.dy);
     if (job->grad_weight) bnk_set(job->grad_weight, is_double, channel, sums.dy_times_c * invstd);
 
-    const double gain = bnk_get(job->weight, is_double, channel, 1) * invstd;
+    const double weight = bnk_get(job->weight, is_double, channel, 1), gain = weight * invstd;
     if (job->frozen) {
         /* dx = dy * gain, by the forward's leaf with dy as x; -0 keeps the sign of every zero. */
         const bnk_linear scaled = { 1, -0.0, bnk_round(gain, is_double), 0, -0.0, 0 };
-        return scaled;
+        return bnk_serves_forward(&scaled, weight, invstd, gain, is_double)
+                   ? scaled
+                   : bnk_linear_of_extreme();
     }
     /* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c) */
-    const double slope = -gain * invstd * (invstd * (sums.dy_times_c / t->count));
-    bnk_linear f = bnk_linear_of(mean, 0, invstd, slope, -gain * (sums.dy / t->count), is_double);
+    const double scale = bnk_scale(invstd), mean_product = sums.dy_times_c / t->count;
+    const double correlation = invstd * mean_product;
+    bnk_linear f = bnk_linear_of(scale, mean, 0, -gain * (invstd / scale) * correlation,
+                                 -gain * (sums.dy / t->count), is_double);
     f.factor = bnk_round(gain, is_double);
-    return f;
+    return bnk_serves_gradient(&f, weight, invstd, mean_product, correlation, is_double)
+               ? f
+               : bnk_linear_of_extreme();
+}
+
+/* Of an extreme channel, from its sums: the same formulas. */
+static bnk_extreme extreme_gradient(const void *operation, int64_t channel,
+                                    bnk_statistics statistics)
+{
+    const backward *t = operation;
+    const int32_t is_double = t->cut.grid->is_double;
+    const bnk_scaled invstd = bnk_scaled_of(invstd_of(t, channel));
+    const bnk_scaled gain =
+        bnk_scaled_product(bnk_scaled_of(bnk_get(t->job->weight, is_double, channel, 1)), invstd);
+    if (t->job->frozen) return (bnk_extreme){ .offset = bnk_scaled_of(-0.0), .factor = gain };
+    const grad_sums sums = t->sums
+                               ? sums_at(t->sums, channel)
+                               : ((const grad_sums *)statistics.values)[channel - statistics.first];
+    const bnk_scaled loss = bnk_scaled_product(gain, bnk_scaled_of(-1));
+    const bnk_scaled correlation =
+        bnk_scaled_product(invstd, bnk_scaled_of(sums.dy_times_c / t->count));
+    return (bnk_extreme){
+        .mean = mean_of(t, channel),
+        .gain = bnk_scaled_product(bnk_scaled_product(loss, invstd), correlation),
+        .offset = bnk_scaled_product(loss, bnk_scaled_of(sums.dy / t->count)),
+        .factor = gain,
+    };
 }
 
 /* Whether anything needs the sums at all. */
@@ -220,15 +267,17 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
                 }
             }
         if (applying) bnk_apply_rest(applying);
+        applying = NULL;
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(&linears, is_double, c, finish_channel(t, whole.channel + c, total[c]));
         if (!applies(t->job)) continue;
-        if (cut->plan->stream && !cut->plan->by_columns) {
-            const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
+        const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
+        if (cut->plan->stream && !cut->plan->by_columns && !bnk_is_extreme(&f)) {
             applying = &application;
             bnk_apply_begin(applying, &t->operands, &whole, &f);
         } else {
-            bnk_apply_piece(&t->operands, &whole, &linears);
+            bnk_apply_piece(&t->operands, &whole, &linears,
+                            (bnk_statistics){ total, whole.channel });
         }
     }
     if (applying) bnk_apply_rest(applying);
@@ -266,14 +315,16 @@ static void add_channels(void *context, int64_t begin, int64_t end)
     const int32_t is_double = t->cut.grid->is_double;
     for (int64_t c = begin; c < end; c++) {
         const grad_sums total = needs_sums(t->job) ? add_pieces(t, c) : (grad_sums){ 0, 0 };
-        bnk_linears_set(&t->linears, is_double, c, finish_channel(t, c, total));
+        const bnk_linear f = finish_channel(t, c, total);
+        bnk_linears_set(&t->linears, is_double, c, f);
+        if (bnk_is_extreme(&f)) t->partial[c] = total; /* nobody reads it any more */
     }
 }
 
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
-    bnk_apply_tasks_run(&t->operands, begin, end, &t->linears);
+    bnk_apply_tasks_run(&t->operands, begin, end, &t->linears, (bnk_statistics){ t->partial, 0 });
 }
 
 /* ---- in halves ---- */
@@ -287,11 +338,6 @@ static void keep_channels(void *context, int64_t begin, int64_t end)
         t->sums->dy[c] = total.dy;
         t->sums->dy_xmu[c] = total.dy_times_c;
     }
-}
-
-static grad_sums sums_at(const bnk_grad_sum_arrays *sums, int64_t channel)
-{
-    return (grad_sums){ sums->dy[channel], sums->dy_xmu[channel] };
 }
 
 /* As add_channels, from what was kept. */
@@ -317,6 +363,8 @@ void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_back
     backward t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
     t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
                                  job->extras);
+    t.operands.extreme = extreme_gradient;
+    t.operands.operation = &t;
     t.leaves = t.operands.leaves;
     t.count = (double)job->count;
     if (plan->fused) {
@@ -364,6 +412,8 @@ void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_gr
     backward t = { .job = job, .cut = bnk_cut_grid(grid, plan), .sums = &given };
     t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
                                  job->extras);
+    t.operands.extreme = extreme_gradient;
+    t.operands.operation = &t;
     t.leaves = t.operands.leaves;
     t.count = sums->count;
     t.linears = bnk_linears_in(job->workspace, grid->channels, grid->is_double);

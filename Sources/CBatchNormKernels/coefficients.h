@@ -2,15 +2,20 @@
  * From a channel's statistics to the numbers that the apply leaves use, formed in float64.
  *
  * y = (x - mean) * invstd * weight + bias is applied as t = x * scale + center, y = t * slope +
- * offset. The scale is the power of two below invstd, so that t is (x - mean) / deviation within a
- * factor of 2, free of error but for one rounding, and nothing overflows or vanishes however large
- * or small the values are. The center is -mean * scale rounded to the element type; what the
- * rounding took goes into the offset. So no mean, however large, costs any digits.
+ * offset. The center is -mean * scale rounded to the element type; what the rounding took goes into
+ * the offset. So no mean, however large, costs any digits. In a forward the scale is 1: then t is exact
+ * or rounded once for any x, however large or small. For gradients, whose slope has invstd in it three times, it
+ * is the power of two below invstd, so that t is (x - mean) / deviation within a factor of 2.
+ *
+ * Where the element type cannot hold one of these numbers, or t or a product could overflow where the
+ * result does not, the channel is marked by a scale of 0 and goes the way of extreme.h.
  */
 #ifndef BNK_COEFFICIENTS_H
 #define BNK_COEFFICIENTS_H
 
+#include <float.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -44,10 +49,9 @@ static inline double bnk_invstd(double variance, double epsilon)
     return v == 0 ? 0 : 1 / sqrt(v);
 }
 
-/* The largest power of two that is not above invstd, by cutting off the fraction's bits; 1 where there
- * is none. Where computing in float not above 2^127, the largest there: deviations may be smaller than that, but
- * then so are the values' distances. */
-static inline double bnk_scale(double invstd, int32_t is_double)
+/* The largest power of two that is not above a positive invstd, by cutting off the fraction's bits; 1 where there
+ * is none. */
+static inline double bnk_scale(double invstd)
 {
     const uint64_t exponent_bits = 0x7ff0000000000000;
     uint64_t bits;
@@ -55,7 +59,7 @@ static inline double bnk_scale(double invstd, int32_t is_double)
     bits &= exponent_bits;
     if (bits == 0 || bits == exponent_bits) return 1;
     memcpy(&invstd, &bits, sizeof bits);
-    return !is_double && invstd > 0x1p127 ? 0x1p127 : invstd;
+    return invstd;
 }
 
 /* y = t * slope + offset with t = x * scale + center; for gradients y = t * (slope + slope_rest) +
@@ -65,19 +69,76 @@ typedef struct bnk_linear {
     double scale, center, slope, slope_rest, offset, factor;
 } bnk_linear;
 
-/* (x - mean) * gain + bias, where gain is about invstd. */
-static inline bnk_linear bnk_linear_of(double mean, double mean_rest, double invstd, double gain,
+/* (x - mean) * scale * slope + bias */
+static inline bnk_linear bnk_linear_of(double scale, double mean, double mean_rest, double slope,
                                        double bias, int32_t is_double)
 {
     bnk_linear f;
-    f.scale = bnk_round(bnk_scale(invstd, is_double), is_double);
+    f.scale = bnk_round(scale, is_double);
     f.center = bnk_round(-mean * f.scale, is_double);
-    f.slope = bnk_round(gain / f.scale, is_double);
-    f.slope_rest = bnk_round(gain / f.scale - f.slope, is_double);
+    f.slope = bnk_round(slope, is_double);
+    f.slope_rest = bnk_round(slope - f.slope, is_double);
     const double lost = (f.center + mean * f.scale) + mean_rest * f.scale;
     f.offset = bnk_round(bias - lost * f.slope, is_double);
     f.factor = 0;
     return f;
+}
+
+/* ---- channels that these numbers cannot serve ---- */
+
+/* Whether `rounded` is a number of the element type with all its digits, or 0, or NaN. */
+static inline bool bnk_is_whole(double rounded, int32_t is_double)
+{
+    const double size = fabs(rounded);
+    return !(size > (is_double ? DBL_MAX : (double)FLT_MAX)) &&
+           !(size < (is_double ? DBL_MIN : (double)FLT_MIN) && size > 0);
+}
+
+/* Whether a * b, which is `product`, has vanished in float64. */
+static inline bool bnk_has_vanished(double a, double b, double product)
+{
+    return fabs(product) < DBL_MIN && a != 0 && b != 0;
+}
+
+/* Whether x * scale + center overflows for no x whose result does not: up to half a unit in the last place of
+ * the largest number, a center leaves it alone. */
+static inline bool bnk_is_central(double center, int32_t is_double)
+{
+    return !(fabs(center) >= (is_double ? 0x1p969 : 0x1p102));
+}
+
+/* Of a forward, where weight * invstd is `gain`. */
+static inline bool bnk_serves_forward(const bnk_linear *f, double weight, double invstd,
+                                      double gain, int32_t is_double)
+{
+    return bnk_is_whole(f->slope, is_double) && bnk_is_central(f->center, is_double) &&
+           !(fabs(f->offset) > DBL_MAX) && !(f->slope == 0 && gain != 0) &&
+           !bnk_has_vanished(weight, invstd, gain);
+}
+
+/* Of a gradient. `correlation` is invstd * mean(dy * c). Slope and offset leave room for the sum of all terms,
+ * t being a few times the square root of the number of values at most. */
+static inline bool bnk_serves_gradient(const bnk_linear *f, double weight, double invstd,
+                                       double mean_product, double correlation, int32_t is_double)
+{
+    return bnk_is_whole(f->scale, is_double) && f->scale != 0 &&
+           bnk_is_central(f->center, is_double) && bnk_is_whole(f->slope, is_double) &&
+           !(fabs(f->slope) >= (is_double ? 0x1p990 : 0x1p95)) &&
+           !(fabs(f->offset) >= (is_double ? 0x1p1022 : 0x1p126)) &&
+           bnk_is_whole(f->factor, is_double) && !(f->factor == 0 && weight != 0 && invstd != 0) &&
+           !(f->slope == 0 && f->factor != 0 && correlation != 0) &&
+           !bnk_has_vanished(invstd, mean_product, correlation);
+}
+
+/* The mark, and whether it is there. */
+static inline bnk_linear bnk_linear_of_extreme(void)
+{
+    return (bnk_linear){ 0 };
+}
+
+static inline bool bnk_is_extreme(const bnk_linear *f)
+{
+    return f->scale == 0;
 }
 
 enum { BNK_LINEARS = 6 };

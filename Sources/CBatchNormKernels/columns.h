@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "bnk.h"
+#include "carry.h"
 
 /* How many rows of a piece count as one line of columns. The last ones, too few for a fold, are
  * single. */
@@ -58,6 +59,72 @@ static inline void bnk_collapse(const double *columns, int64_t channels, int64_t
     }
     for (int64_t f = 1; f < fold; f++)
         for (int64_t c = 0; c < channels; c++) values[c] += columns[f * channels + c];
+}
+
+/* The same in chains as short as can be, for sums of float64 tensors (see carry.h); `columns` are spoiled. */
+static inline void bnk_collapse_evenly(double *columns, int64_t channels, int64_t inner,
+                                       int64_t fold, double *values)
+{
+    /* Halves onto each other: of the rows that lie behind one another, then of a channel's columns. */
+    for (int64_t left = fold, kept; left > 1; left = kept) {
+        kept = (left + 1) / 2;
+        for (int64_t j = 0; j < (left - kept) * channels; j++)
+            columns[j] += columns[kept * channels + j];
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        double *own = columns + c * inner;
+        for (int64_t left = inner, kept; left > 1; left = kept) {
+            kept = (left + 1) / 2;
+            for (int64_t i = 0; i < left - kept; i++) own[i] += own[kept + i];
+        }
+        values[c] = own[0];
+    }
+}
+
+/* Two sums of each column: leaves add to the open ones. Those of float64 tensors are carried over, block by block,
+ * to the others. */
+typedef struct bnk_column_sums {
+    int32_t is_double;
+    int64_t columns;
+    double open[2][BNK_MAX_COLUMNS];
+    double carried[2][BNK_MAX_COLUMNS], lost[2][BNK_MAX_COLUMNS];
+} bnk_column_sums;
+
+static inline void bnk_begin_columns(bnk_column_sums *sums, int64_t columns, int32_t is_double)
+{
+    sums->is_double = is_double;
+    sums->columns = columns;
+    for (int i = 0; i < 2; i++) {
+        for (int64_t j = 0; j < columns; j++) sums->open[i][j] = 0;
+        for (int64_t j = 0; j < columns && is_double; j++)
+            sums->carried[i][j] = sums->lost[i][j] = 0;
+    }
+}
+
+/* How many of the lines that are left belong to one block. */
+static inline int64_t bnk_block_lines(const bnk_column_sums *sums, int64_t left)
+{
+    return sums->is_double && left > BNK_BLOCK_LINES ? BNK_BLOCK_LINES : left;
+}
+
+static inline void bnk_end_lines(bnk_column_sums *sums)
+{
+    for (int i = 0; i < 2 && sums->is_double; i++)
+        bnk_carry(sums->open[i], sums->carried[i], sums->lost[i], sums->columns);
+}
+
+/* The first or the second sum of each channel; once. */
+static inline void bnk_channel_totals(bnk_column_sums *sums, int i, int64_t channels, int64_t inner,
+                                      int64_t fold, double *values)
+{
+    if (!sums->is_double) {
+        bnk_collapse(sums->open[i], channels, inner, fold, values);
+        return;
+    }
+    double lost[BNK_MAX_COLUMNS];
+    bnk_collapse_evenly(sums->carried[i], channels, inner, fold, values);
+    bnk_collapse_evenly(sums->lost[i], channels, inner, fold, lost);
+    for (int64_t c = 0; c < channels; c++) values[c] = bnk_carried(values[c], lost[c]);
 }
 
 #endif

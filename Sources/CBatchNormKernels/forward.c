@@ -49,12 +49,12 @@ static bool holds(const bnk_grid *grid, double count, double sum, double squares
 
 /*
  * Whether a pivot is near enough to the mean for a float64 result, which has no bits to spare: one that is far
- * from it costs up to log2(n) of them, one within two deviations 2. The mean that its sums give is nearer.
+ * from it costs up to log2(n) of them, one within a deviation 1. The mean that its sums give is nearer.
  */
 static bool is_near(double count, double sum, double squares)
 {
     const double shift = sum / count, m2 = squares - sum * shift;
-    return sum * shift <= 0x1p2 * m2;
+    return sum * shift <= m2;
 }
 
 /*
@@ -99,21 +99,24 @@ static void add_rows(const training *t, const row_tile *tile, const double *pivo
                      bnk_lane_sums *sums, bnk_application *other)
 {
     const bnk_cut *cut = &t->cut;
+    const int32_t is_double = cut->grid->is_double;
     const char *x = (const char *)t->job->input + tile->piece->start;
     /* Four rows at once or one, as the leaf takes them; all in one call where nothing else goes on. */
     for (int64_t row = 0, together; row < tile->rows; row += together) {
         together = tile->rows - row >= 4 ? 4 : 1;
         const int64_t ahead = bnk_next_rows(cut, tile->piece, tile->row + row, together);
-        if (!other) together = tile->rows;
+        if (!other && !is_double) together = tile->rows;
         const int64_t step = other ? bnk_step_of(tile->length, together) : tile->length;
-        for (int64_t at = 0; at < tile->length; at += step) {
-            const int64_t count = bnk_min(step, tile->length - at);
+        for (int64_t at = 0, count; at < tile->length; at += count) {
+            count = bnk_block_part(at, bnk_min(at + step, tile->length), is_double);
             const char *from =
                 x + ((tile->row + row) * cut->stride + tile->offset + at) * cut->element;
             if (pivot)
                 t->leaves->row_sums(from, together, cut->stride, count, *pivot, sums);
             else
                 t->leaves->row_squares(from, together, cut->stride, count, ahead, sums);
+            if (is_double && ((at + count) % BNK_BLOCK_VALUES == 0 || at + count == tile->length))
+                bnk_end_block(sums);
             if (other) bnk_apply_some(other, together * count);
         }
     }
@@ -141,6 +144,7 @@ static void add_masked_rows(const training *t, const row_tile *tile, const doubl
                 t->leaves->row_sums(x, 1, 0, straight, *pivot, sums);
             else if (straight > 0)
                 t->leaves->row_squares(x, 1, 0, straight, cut->stride, sums);
+            if (cut->grid->is_double) bnk_end_block(sums);
             if (other) bnk_apply_some(other, count);
         }
     }
@@ -149,10 +153,9 @@ static void add_masked_rows(const training *t, const row_tile *tile, const doubl
 static void tile_sums(const training *t, const row_tile *tile, bool masked, const double *pivot,
                       double *sum, double *squares, bnk_application *other)
 {
-    bnk_lane_sums lanes = { { 0 }, { 0 } };
+    bnk_lane_sums lanes = { { 0 } };
     (masked ? add_masked_rows : add_rows)(t, tile, pivot, &lanes, other);
-    *sum = bnk_sum_of_lanes(lanes.first);
-    *squares = bnk_sum_of_lanes(lanes.second);
+    bnk_lane_totals(&lanes, t->cut.grid->is_double, sum, squares);
 }
 
 /* Of the tile's values that take part, and how many these are. */
@@ -183,15 +186,31 @@ static bnk_moments row_tile_moments(const training *t, const row_tile *tile, dou
     return bnk_moments_of_sums(n, pivot, sum, squares);
 }
 
+/* Merging many tiles is a chain of additions as well: of float64 tensors a piece has at most about TILES. */
+enum { TILES = 16 };
+static int64_t tile_share(int64_t size, int64_t step)
+{
+    return bnk_ceil_div(bnk_ceil_div(size, TILES), step) * step;
+}
+
+static int64_t tile_width(int64_t length, int32_t is_double)
+{
+    return is_double ? bnk_max(TILE, tile_share(length, BNK_BLOCK_VALUES)) : TILE;
+}
+
 static double row_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
                                 bnk_application *other)
 {
     double count = 0;
     *moments = (bnk_moments){ 0, 0, 0 };
-    for (int64_t at = 0; at < piece->length; at += TILE) {
-        const int64_t length = bnk_min(TILE, piece->length - at);
+    const int32_t is_double = t->cut.grid->is_double;
+    const int64_t width = tile_width(piece->length, is_double);
+    const int64_t across = bnk_ceil_div(piece->length, width);
+    for (int64_t at = 0; at < piece->length; at += width) {
+        const int64_t length = bnk_min(width, piece->length - at);
         const int64_t fit = TILE / length / 4 * 4;
-        const int64_t tile_rows = fit > 4 ? fit : 4;
+        int64_t tile_rows = fit > 4 ? fit : 4;
+        if (is_double) tile_rows = bnk_max(tile_rows, tile_share(piece->rows * across, 4));
         for (int64_t row = 0; row < piece->rows; row += tile_rows) {
             const int64_t rows = bnk_min(tile_rows, piece->rows - row);
             const row_tile tile = { piece, row, rows, at, length };
@@ -232,20 +251,19 @@ static void add_lines(const training *t, const tile *tile, int64_t begin, int64_
 }
 
 /* The same where positions are masked: lines that are not go the straight way. */
-static void add_masked_lines(const training *t, const tile *tile, const double *pivot, double *sum,
-                             double *squares)
+static void add_masked_lines(const training *t, const tile *tile, int64_t first, int64_t last,
+                             const double *pivot, double *sum, double *squares)
 {
     const int64_t stride = t->cut.stride * tile->fold;
     const int64_t columns = tile->channels * t->cut.grid->inner * tile->fold;
     uint8_t keeps[BNK_MAX_COLUMNS];
     const uint8_t *keep = NULL;
-    for (int64_t line = 0, begin = 0; line < tile->lines; begin = ++line) {
-        while (line < tile->lines &&
-               !(keep = bnk_keep_line(&t->operands, tile->row + line * tile->fold, tile->fold,
-                                      tile->channels, keeps)))
+    for (int64_t line = first, begin = first; line < last; begin = ++line) {
+        while (line < last && !(keep = bnk_keep_line(&t->operands, tile->row + line * tile->fold,
+                                                     tile->fold, tile->channels, keeps)))
             line++;
         if (line > begin) add_lines(t, tile, begin, line, pivot, sum, squares);
-        if (line < tile->lines && bnk_count_kept(keep, columns) > 0)
+        if (line < last && bnk_count_kept(keep, columns) > 0)
             bnk_masked_line_sums(&t->operands, start_of(t, tile) + line * stride, columns, keep,
                                  pivot, sum, squares);
     }
@@ -257,19 +275,21 @@ static void channel_sums(const training *t, const tile *tile, bool masked, const
 {
     const int64_t inner = t->cut.grid->inner;
     const int64_t columns = tile->channels * inner * tile->fold;
-    double column_pivot[BNK_MAX_COLUMNS], column_sum[BNK_MAX_COLUMNS];
-    double column_squares[BNK_MAX_COLUMNS];
-    for (int64_t j = 0; j < columns; j++) column_sum[j] = column_squares[j] = 0;
+    double column_pivot[BNK_MAX_COLUMNS];
+    bnk_column_sums sums;
+    bnk_begin_columns(&sums, columns, t->cut.grid->is_double);
     if (pivot) {
         bnk_expand_double(pivot, tile->channels, inner, tile->fold, column_pivot);
         pivot = column_pivot;
     }
-    if (masked)
-        add_masked_lines(t, tile, pivot, column_sum, column_squares);
-    else
-        add_lines(t, tile, 0, tile->lines, pivot, column_sum, column_squares);
-    bnk_collapse(column_sum, tile->channels, inner, tile->fold, sum);
-    bnk_collapse(column_squares, tile->channels, inner, tile->fold, squares);
+    for (int64_t line = 0, end; line < tile->lines; line = end) {
+        end = line + bnk_block_lines(&sums, tile->lines - line);
+        (masked ? add_masked_lines : add_lines)(t, tile, line, end, pivot, sums.open[0],
+                                                sums.open[1]);
+        bnk_end_lines(&sums);
+    }
+    bnk_channel_totals(&sums, 0, tile->channels, inner, tile->fold, sum);
+    bnk_channel_totals(&sums, 1, tile->channels, inner, tile->fold, squares);
 }
 
 /* Of the tile's values that take part; returns how many of each channel these are. */
@@ -323,7 +343,9 @@ static double column_piece_moments(const training *t, const bnk_piece *piece, bn
     while (row < end) {
         /* The last rows, too few for another fold, are taken one by one. */
         const int64_t fold = bnk_fold_of(cut->plan, end - row);
-        const int64_t fit = TILE / (inner * fold) > 16 ? TILE / (inner * fold) : 16;
+        int64_t fit = bnk_max(16, TILE / (inner * fold));
+        if (cut->grid->is_double)
+            fit = bnk_max(fit, tile_share(piece->rows / fold, BNK_BLOCK_LINES));
         const tile tile = { piece->channel, piece->channels, row, bnk_min((end - row) / fold, fit),
                             fold };
         const double n = column_tile_moments(t, &tile, own);
@@ -342,7 +364,38 @@ static double piece_moments(const training *t, const bnk_piece *piece, bnk_momen
                                    : row_piece_moments(t, piece, moments, other);
 }
 
+/* ---- a channel's coefficients ---- */
+
+static bnk_linear normalization(const void *weights, const void *biases, int32_t is_double,
+                                int64_t channel, double mean, double mean_rest, double invstd)
+{
+    const double weight = bnk_get(weights, is_double, channel, 1), gain = weight * invstd;
+    const bnk_linear f =
+        bnk_linear_of(1, mean, mean_rest, gain, bnk_get(biases, is_double, channel, 0), is_double);
+    return bnk_serves_forward(&f, weight, invstd, gain, is_double) ? f : bnk_linear_of_extreme();
+}
+
+static bnk_extreme extreme_normalization(const void *weights, const void *biases, int32_t is_double,
+                                         int64_t channel, double mean, double mean_rest,
+                                         double invstd)
+{
+    const double weight = bnk_get(weights, is_double, channel, 1);
+    const bnk_extreme e = {
+        .mean = mean,
+        .mean_rest = mean_rest,
+        .gain = bnk_scaled_product(bnk_scaled_of(weight), bnk_scaled_of(invstd)),
+        .offset = bnk_scaled_of(bnk_get(biases, is_double, channel, 0)),
+    };
+    return e;
+}
+
 /* ---- a channel's statistics ---- */
+
+static bnk_moments moments_at(const bnk_moment_arrays *moments, int64_t channel)
+{
+    return (bnk_moments){ moments->mean[channel], moments->mean_rest[channel],
+                          moments->m2[channel] };
+}
 
 /* Saves, updates the running statistics and gives the coefficients. */
 static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, double count,
@@ -375,9 +428,22 @@ static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, double 
         }
     }
     if (!finite) __atomic_fetch_add(&job->nonfinite_channels, 1, __ATOMIC_RELAXED);
-    return bnk_linear_of(moments.mean, moments.mean_rest, invstd,
-                         bnk_get(job->weight, is_double, channel, 1) * invstd,
-                         bnk_get(job->bias, is_double, channel, 0), is_double);
+    return normalization(job->weight, job->bias, is_double, channel, moments.mean,
+                         moments.mean_rest, invstd);
+}
+
+/* Of an extreme channel, from its moments. */
+static bnk_extreme extreme_training(const void *operation, int64_t channel,
+                                    bnk_statistics statistics)
+{
+    const training *t = operation;
+    const bnk_forward *job = t->job;
+    const bnk_moments moments =
+        t->moments ? moments_at(t->moments, channel)
+                   : ((const bnk_moments *)statistics.values)[channel - statistics.first];
+    const double invstd = bnk_invstd(bnk_variance_of(moments, t->count), job->epsilon);
+    return extreme_normalization(job->weight, job->bias, t->cut.grid->is_double, channel,
+                                 moments.mean, moments.mean_rest, invstd);
 }
 
 /* ---- training, channels whole ---- */
@@ -403,16 +469,18 @@ static void train_runs(void *context, int64_t begin, int64_t end)
             count += n;
         }
         if (applying) bnk_apply_rest(applying);
+        applying = NULL;
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(
                 &linears, is_double, c,
                 finish_channel(t->job, cut->grid, t->count, whole.channel + c, merged[c]));
-        if (cut->plan->stream && !cut->plan->by_columns) {
-            const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
+        const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
+        if (cut->plan->stream && !cut->plan->by_columns && !bnk_is_extreme(&f)) {
             applying = &application;
             bnk_apply_begin(applying, &t->operands, &whole, &f);
         } else {
-            bnk_apply_piece(&t->operands, &whole, &linears);
+            bnk_apply_piece(&t->operands, &whole, &linears,
+                            (bnk_statistics){ merged, whole.channel });
         }
     }
     if (applying) bnk_apply_rest(applying);
@@ -458,25 +526,22 @@ static void merge_channels(void *context, int64_t begin, int64_t end)
         const int64_t channels = bnk_min(MERGED, cut->grid->channels - first);
         bnk_moments merged[MERGED];
         merge_pieces(t, first, channels, merged);
-        for (int64_t c = 0; c < channels; c++)
-            bnk_linears_set(&t->linears, cut->grid->is_double, first + c,
-                            finish_channel(t->job, cut->grid, t->count, first + c, merged[c]));
+        for (int64_t c = 0; c < channels; c++) {
+            const bnk_linear f = finish_channel(t->job, cut->grid, t->count, first + c, merged[c]);
+            bnk_linears_set(&t->linears, cut->grid->is_double, first + c, f);
+            if (bnk_is_extreme(&f))
+                t->partial[first + c] = merged[c]; /* nobody reads it any more */
+        }
     }
 }
 
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
-    bnk_apply_tasks_run(&t->operands, begin, end, &t->linears);
+    bnk_apply_tasks_run(&t->operands, begin, end, &t->linears, (bnk_statistics){ t->partial, 0 });
 }
 
 /* ---- training, in halves ---- */
-
-static bnk_moments moments_at(const bnk_moment_arrays *moments, int64_t channel)
-{
-    return (bnk_moments){ moments->mean[channel], moments->mean_rest[channel],
-                          moments->m2[channel] };
-}
 
 static void keep_moments(bnk_moment_arrays *moments, int64_t channel, bnk_moments of_channel)
 {
@@ -522,6 +587,8 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
 {
     training t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
     t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
+    t.operands.extreme = extreme_training;
+    t.operands.operation = &t;
     t.leaves = t.operands.leaves;
     t.count = (double)job->count;
     job->nonfinite_channels = 0;
@@ -570,6 +637,8 @@ void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_
     bnk_moment_arrays given = *moments;
     training t = { .job = job, .cut = bnk_cut_grid(grid, plan), .moments = &given };
     t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
+    t.operands.extreme = extreme_training;
+    t.operands.operation = &t;
     t.count = moments->count;
     t.linears = bnk_linears_in(job->workspace, grid->channels, grid->is_double);
     job->nonfinite_channels = 0;
@@ -629,6 +698,16 @@ static double invstd_of(const inference *t, int64_t channel)
                             t->job->epsilon);
 }
 
+static bnk_extreme extreme_inference(const void *operation, int64_t channel,
+                                     bnk_statistics statistics)
+{
+    (void)statistics; /* they are the job's */
+    const inference *t = operation;
+    return extreme_normalization(t->job->weight, t->job->bias, t->cut.grid->is_double, channel,
+                                 mean_of(t, channel), mean_rest_of(t, channel),
+                                 invstd_of(t, channel));
+}
+
 static void infer_pieces(void *context, int64_t begin, int64_t end)
 {
     const inference *t = context;
@@ -643,13 +722,11 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
         const bnk_piece piece = bnk_piece_at(cut, task / cut->pieces, index);
         for (int64_t i = 0; i < piece.channels && (index == 0 || task == begin); i++) {
             const int64_t c = piece.channel + i;
-            const double invstd = invstd_of(t, c);
             bnk_linears_set(&linears, is_double, i,
-                            bnk_linear_of(mean_of(t, c), mean_rest_of(t, c), invstd,
-                                          bnk_get(job->weight, is_double, c, 1) * invstd,
-                                          bnk_get(job->bias, is_double, c, 0), is_double));
+                            normalization(job->weight, job->bias, is_double, c, mean_of(t, c),
+                                          mean_rest_of(t, c), invstd_of(t, c)));
         }
-        bnk_apply_piece(&t->operands, &piece, &linears);
+        bnk_apply_piece(&t->operands, &piece, &linears, (bnk_statistics){ NULL, 0 });
     }
     bnk_finish_stores(cut);
 }
@@ -658,6 +735,8 @@ void bnk_forward_inference(const bnk_grid *grid, const bnk_plan *plan, const bnk
 {
     inference t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
     t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
+    t.operands.extreme = extreme_inference;
+    t.operands.operation = &t;
     bnk_parallel(plan->threads, (bnk_phase[]){ { infer_pieces, t.cut.runs * t.cut.pieces } }, 1,
                  &t);
 }

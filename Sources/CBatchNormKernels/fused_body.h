@@ -297,30 +297,32 @@ BNK_INLINE void BNK_NAME(add_gated_rows)(const bnk_stretch *first, int together,
     const bnk_stretch a = *first, b = BNK_NAME(row_of)(first, together - 1, stride, keep_stride);
     bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
     int64_t i = 0;
-#define BNK_ADD(take)                     \
-    do {                                  \
-        bnk_double16 g, x;                \
-        take;                             \
-        s += g;                           \
-        q += g * BNK_SUBTRACT(x, m, one); \
-    } while (0)
 #define BNK_FETCH(row)                                                                 \
     do {                                                                               \
         BNK_PREFETCH_LANES((const BNK_T *)(row).x + i + ahead);                        \
         BNK_PREFETCH_LANES((const BNK_T *)(row).dy + i + ahead);                       \
         if ((row).output) BNK_PREFETCH_LANES((const BNK_T *)(row).output + i + ahead); \
     } while (0)
+#define BNK_ADD                                                                      \
+    do {                                                                             \
+        for (int r = 0; r < together; r++) p[r] = g[r] * BNK_SUBTRACT(x[r], m, one); \
+        BNK_ADD_ROWS(s, g, together);                                                \
+        BNK_ADD_ROWS(q, p, together);                                                \
+    } while (0)
+    bnk_double16 g[4], x[4], p[4];
     for (; i + BNK_LANES <= a.count; i += BNK_LANES) {
         BNK_FETCH(a);
-        BNK_ADD(BNK_NAME(gated_lanes)(&a, i, &g, &x));
+        BNK_NAME(gated_lanes)(&a, i, g, x);
         if (together == 2) {
             BNK_FETCH(b);
-            BNK_ADD(BNK_NAME(gated_lanes)(&b, i, &g, &x));
+            BNK_NAME(gated_lanes)(&b, i, g + 1, x + 1);
         }
+        BNK_ADD;
     }
     if (i < a.count) {
-        BNK_ADD(BNK_NAME(gated_part)(&a, i, a.count - i, &g, &x));
-        if (together == 2) BNK_ADD(BNK_NAME(gated_part)(&b, i, a.count - i, &g, &x));
+        BNK_NAME(gated_part)(&a, i, a.count - i, g, x);
+        if (together == 2) BNK_NAME(gated_part)(&b, i, a.count - i, g + 1, x + 1);
+        BNK_ADD;
     }
 #undef BNK_FETCH
 #undef BNK_ADD
@@ -355,6 +357,9 @@ BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int64_t to
     memcpy(&m, mean + j, bytes);
     memcpy(&s, sum + j, bytes);
     memcpy(&q, product + j, bytes);
+#ifndef BNK_COMPUTES_FLOAT
+    bnk_double16 gradients[4], products[4]; /* see BNK_ADD_ROWS */
+#endif
 #pragma clang loop unroll(disable) /* a row is long code */
     for (int64_t r = 0; r < together; r++) {
         const bnk_stretch own = BNK_NAME(row_of)(first, r, stride, keep_stride);
@@ -363,9 +368,18 @@ BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int64_t to
             BNK_NAME(gated_lanes)(&own, j, &g, &x);
         else
             BNK_NAME(gated_part)(&own, j, count, &g, &x);
+#ifdef BNK_COMPUTES_FLOAT
         s += g;
         q += g * BNK_SUBTRACT(x, m, one);
+#else
+        gradients[r] = g;
+        products[r] = g * BNK_SUBTRACT(x, m, one);
+#endif
     }
+#ifndef BNK_COMPUTES_FLOAT
+    BNK_ADD_ROWS(s, gradients, together);
+    BNK_ADD_ROWS(q, products, together);
+#endif
     memcpy(sum + j, &s, bytes);
     memcpy(product + j, &q, bytes);
 }
@@ -376,7 +390,7 @@ static void BNK_NAME(column_gated_sums)(const bnk_stretch *stretch, int64_t rows
 {
     enum { TOGETHER = 4 };
     for (int64_t row = 0, together; row < rows; row += together) {
-        together = rows - row < TOGETHER ? rows - row : TOGETHER;
+        together = rows - row < TOGETHER ? 1 : TOGETHER; /* as the plain leaf takes them */
         const bnk_stretch own = BNK_NAME(row_of)(stretch, row, stride, keep_stride);
         int64_t j = 0;
         for (; j + BNK_LANES <= own.count; j += BNK_LANES)

@@ -14,14 +14,17 @@
 #include <stdint.h>
 
 #include "bnk.h"
+#include "carry.h"
 #include "coefficients.h"
 
 /* t = x * scale + center, y = t * slope + offset, dx = t * (slope + slope_rest) + offset + dy * factor:
  * each product and sum rounded once, together. See coefficients.h for what the numbers are. */
 
-/* Sums of rows, lane by lane: leaves add to them. */
+/* Sums of rows, lane by lane: leaves add to the first two. Those of float64 tensors are carried over, block by
+ * block, to the others. */
 typedef struct bnk_lane_sums {
     _Alignas(128) double first[16], second[16];
+    double carried[2][16], lost[2][16];
 } bnk_lane_sums;
 
 /* The order of the last additions: halves onto each other. */
@@ -32,6 +35,31 @@ static inline double bnk_sum_of_lanes(const double lanes[16])
     for (int width = 8; width > 0; width /= 2)
         for (int i = 0; i < width; i++) sum[i] += sum[i + width];
     return sum[0];
+}
+
+static inline void bnk_end_block(bnk_lane_sums *sums)
+{
+    bnk_carry(sums->first, sums->carried[0], sums->lost[0], 16);
+    bnk_carry(sums->second, sums->carried[1], sums->lost[1], 16);
+}
+
+/* How much of a row's values [at, end) belongs to one block, if they are carried. */
+static inline int64_t bnk_block_part(int64_t at, int64_t end, int32_t is_double)
+{
+    const int64_t left = end - at, block = BNK_BLOCK_VALUES - at % BNK_BLOCK_VALUES;
+    return is_double && block < left ? block : left;
+}
+
+/* Both sums in the end; of blocks, the last one has ended. */
+static inline void bnk_lane_totals(const bnk_lane_sums *sums, int32_t is_double, double *first,
+                                   double *second)
+{
+    double *const totals[2] = { first, second };
+    const double *const plain[2] = { sums->first, sums->second };
+    for (int i = 0; i < 2; i++)
+        *totals[i] = is_double ? bnk_carried(bnk_sum_of_lanes(sums->carried[i]),
+                                             bnk_sum_of_lanes(sums->lost[i]))
+                               : bnk_sum_of_lanes(plain[i]);
 }
 
 /*

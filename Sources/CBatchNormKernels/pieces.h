@@ -31,6 +31,11 @@ static inline int64_t bnk_min(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+static inline int64_t bnk_max(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 static inline int64_t bnk_ceil_div(int64_t a, int64_t b)
 {
     return a / b + (a % b != 0);

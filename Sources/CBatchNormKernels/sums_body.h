@@ -17,6 +17,20 @@ BNK_INLINE bnk_double8 BNK_NAME(half_at)(const BNK_T *p)
     return __builtin_convertvector(BNK_WIDEN_HALF(*(const BNK_HALF_AT *)p), bnk_double8);
 }
 
+/*
+ * total += what some rows have at a place, one after the other; of float64 tensors first among themselves, which
+ * makes chains of additions shorter (see carry.h) and costs nothing.
+ */
+#ifdef BNK_COMPUTES_FLOAT
+#define BNK_ADD_ROWS(total, rows, together) \
+    for (int row_ = 0; row_ < (together); row_++) (total) += (rows)[row_]
+#else
+#define BNK_ADD_ROWS(total, rows, together)                                          \
+    (total) += (together) == 4   ? ((rows)[0] + (rows)[1]) + ((rows)[2] + (rows)[3]) \
+               : (together) == 2 ? (rows)[0] + (rows)[1]                             \
+                                 : (rows)[0]
+#endif
+
 /* ---- by rows ---- */
 
 /* `count` values of each of some rows, made a full vector with a value that adds nothing. */
@@ -32,6 +46,7 @@ BNK_LEAF void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int64
  * The inner loops of the sums, in functions of their own so that all sums stay in registers.
  * length is a multiple of 16.
  */
+#ifdef BNK_COMPUTES_FLOAT
 BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride, int64_t length,
                                    double pivot, bnk_lane_sums *sums)
 {
@@ -46,6 +61,33 @@ BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride,
     *(bnk_double16_at *)sums->first = s;
     *(bnk_double16_at *)sums->second = q;
 }
+#else
+/* Eight lanes at a time, so that the differences of four rows stay in registers. */
+BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride, int64_t length,
+                                   double pivot, bnk_lane_sums *sums)
+{
+    const bnk_double8 p = pivot - (bnk_double8){ 0 }, one = BNK_ONES(bnk_double8);
+    bnk_double8 s[2], q[2];
+    for (int h = 0; h < 2; h++) {
+        s[h] = *(bnk_double8_at *)(sums->first + 8 * h);
+        q[h] = *(bnk_double8_at *)(sums->second + 8 * h);
+    }
+    for (int64_t i = 0; i < length; i += BNK_LANES)
+        for (int h = 0; h < 2; h++) {
+            bnk_double8 c[4], d[4];
+            for (int r = 0; r < together; r++) {
+                c[r] = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride + i + 8 * h), p, one);
+                d[r] = c[r] * c[r];
+            }
+            BNK_ADD_ROWS(s[h], c, together);
+            BNK_ADD_ROWS(q[h], d, together);
+        }
+    for (int h = 0; h < 2; h++) {
+        *(bnk_double8_at *)(sums->first + 8 * h) = s[h];
+        *(bnk_double8_at *)(sums->second + 8 * h) = q[h];
+    }
+}
+#endif
 
 BNK_LEAF void BNK_NAME(add_four_rows)(const BNK_T *x, int64_t stride, int64_t length, double pivot,
                                       bnk_lane_sums *sums)
@@ -86,14 +128,17 @@ BNK_INLINE void BNK_NAME(add_grad_rows)(const BNK_T *x, const BNK_T *dy, int tog
 {
     const bnk_double16 m = mean - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
     bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
-    for (int64_t i = 0; i < length; i += BNK_LANES)
+    for (int64_t i = 0; i < length; i += BNK_LANES) {
+        bnk_double16 g[4], p[4];
         for (int r = 0; r < together; r++) {
             BNK_PREFETCH_LANES(x + r * stride + i + ahead);
             BNK_PREFETCH_LANES(dy + r * stride + i + ahead);
-            const bnk_double16 g = BNK_NAME(lanes_at)(dy + r * stride + i);
-            s += g;
-            q += g * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one);
+            g[r] = BNK_NAME(lanes_at)(dy + r * stride + i);
+            p[r] = g[r] * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one);
         }
+        BNK_ADD_ROWS(s, g, together);
+        BNK_ADD_ROWS(q, p, together);
+    }
     *(bnk_double16_at *)sums->first = s;
     *(bnk_double16_at *)sums->second = q;
 }
@@ -161,11 +206,13 @@ BNK_INLINE void BNK_NAME(add_columns)(const BNK_T *x, int together, int64_t stri
 {
     const bnk_double8 p = *(const bnk_double8_at *)pivot, one = BNK_ONES(bnk_double8);
     bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_squares;
+    bnk_double8 c[4], d[4];
     for (int r = 0; r < together; r++) {
-        const bnk_double8 c = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), p, one);
-        s += c;
-        q += c * c;
+        c[r] = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), p, one);
+        d[r] = c[r] * c[r];
     }
+    BNK_ADD_ROWS(s, c, together);
+    BNK_ADD_ROWS(q, d, together);
     *(bnk_double8_at *)sum = s;
     *(bnk_double8_at *)sum_squares = q;
 }
@@ -183,11 +230,15 @@ BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t
         BNK_NAME(add_columns)(x + j + 8, together, stride, pivot + j + 8, sum + j + 8,
                               sum_squares + j + 8);
     }
-    BNK_FEW for (; j < columns; j++) for (int r = 0; r < together; r++)
+    BNK_FEW for (; j < columns; j++)
     {
-        const double c = (double)BNK_WIDEN_ONE(x[r * stride + j]) - pivot[j];
-        sum[j] += c;
-        sum_squares[j] += c * c;
+        double c[4], d[4];
+        for (int r = 0; r < together; r++) {
+            c[r] = (double)BNK_WIDEN_ONE(x[r * stride + j]) - pivot[j];
+            d[r] = c[r] * c[r];
+        }
+        BNK_ADD_ROWS(sum[j], c, together);
+        BNK_ADD_ROWS(sum_squares[j], d, together);
     }
 }
 
@@ -207,11 +258,13 @@ BNK_INLINE void BNK_NAME(add_grad_columns)(const BNK_T *x, const BNK_T *dy, int 
 {
     const bnk_double8 m = *(const bnk_double8_at *)mean, one = BNK_ONES(bnk_double8);
     bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_product;
+    bnk_double8 g[4], p[4];
     for (int r = 0; r < together; r++) {
-        const bnk_double8 g = BNK_NAME(half_at)(dy + r * stride);
-        s += g;
-        q += g * BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), m, one);
+        g[r] = BNK_NAME(half_at)(dy + r * stride);
+        p[r] = g[r] * BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), m, one);
     }
+    BNK_ADD_ROWS(s, g, together);
+    BNK_ADD_ROWS(q, p, together);
     *(bnk_double8_at *)sum = s;
     *(bnk_double8_at *)sum_product = q;
 }
@@ -234,11 +287,15 @@ BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy,
         BNK_NAME(add_grad_columns)(x + j + 8, dy + j + 8, together, stride, mean + j + 8,
                                    sum + j + 8, sum_product + j + 8);
     }
-    BNK_FEW for (; j < columns; j++) for (int r = 0; r < together; r++)
+    BNK_FEW for (; j < columns; j++)
     {
-        const double g = (double)BNK_WIDEN_ONE(dy[r * stride + j]);
-        sum[j] += g;
-        sum_product[j] += g * ((double)BNK_WIDEN_ONE(x[r * stride + j]) - mean[j]);
+        double g[4], p[4];
+        for (int r = 0; r < together; r++) {
+            g[r] = (double)BNK_WIDEN_ONE(dy[r * stride + j]);
+            p[r] = g[r] * ((double)BNK_WIDEN_ONE(x[r * stride + j]) - mean[j]);
+        }
+        BNK_ADD_ROWS(sum[j], g, together);
+        BNK_ADD_ROWS(sum_product[j], p, together);
     }
 }
 

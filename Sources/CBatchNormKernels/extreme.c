@@ -1,0 +1,122 @@
+/* Applies the coefficients of an extreme channel, value by value: see extreme.h. */
+#include "extreme.h"
+
+#include "apply.h"
+#include "bits.h"
+#include "halves.h"
+
+/* What float64 holds of a coefficient that meets float32 values: beyond, every result overflows, or is 0, alike. */
+static double bounded(bnk_scaled s)
+{
+    enum { ROOM = 800 };
+    return s.exponent > ROOM ? ldexp(s.number, ROOM) : bnk_scaled_value(s);
+}
+
+/* The coefficients as numbers of float64, for tensors that are computed with in float32. */
+typedef struct numbers {
+    double gain, offset, factor;
+} numbers;
+
+/* Not rounded to the element type yet. */
+static double of_floats(const bnk_extreme *e, numbers n, double x, double dy)
+{
+    double result = n.offset;
+    if (e->gain.number != 0) result += ((x - e->mean) - e->mean_rest) * n.gain;
+    if (e->factor.number != 0) result += dy * n.factor;
+    return result;
+}
+
+static double of_doubles(const bnk_extreme *e, double x, double dy)
+{
+    bnk_scaled result = e->offset;
+    if (e->factor.number != 0)
+        result = bnk_scaled_sum(bnk_scaled_product(bnk_scaled_of(dy), e->factor), result);
+    if (e->gain.number != 0) {
+        const bnk_scaled whole = bnk_scaled_sum(bnk_scaled_of(x), bnk_scaled_of(-e->mean));
+        const bnk_scaled centered = bnk_scaled_sum(whole, bnk_scaled_of(-e->mean_rest));
+        result = bnk_scaled_sum(bnk_scaled_product(centered, e->gain), result);
+    }
+    return bnk_scaled_value(result);
+}
+
+static void put(const bnk_grid *grid, void *tensor, int64_t i, double value)
+{
+    value = bnk_plain(value);
+    switch (grid->half) {
+    case BNK_HALF_BFLOAT16:
+        ((bnk_bf16 *)tensor)[i] = bnk_narrow_one_bf16((float)value);
+        break;
+    case BNK_HALF_FLOAT16:
+        ((bnk_f16 *)tensor)[i] = bnk_narrow_one_f16((float)value);
+        break;
+    default:
+        bnk_set(tensor, grid->is_double, i, value);
+    }
+}
+
+/* What an operation has beyond batch normalization: that of fused_body.h, for one value. */
+
+static double activated(const bnk_extras *e, double v)
+{
+    if (!(v <= 0)) return v;
+    return e->negative_slope == 0 ? 0 : v * e->negative_slope;
+}
+
+static void forward_one(const bnk_operands *o, const bnk_extreme *e, numbers n, int64_t i,
+                        bool masked)
+{
+    const bnk_grid *grid = o->cut->grid;
+    const bnk_extras *extras = o->extras;
+    const double x = bnk_element(grid, o->x, i);
+    double v = grid->is_double ? of_doubles(e, x, 0) : of_floats(e, n, x, 0);
+    if (extras) {
+        if (extras->residual)
+            v = bnk_round(v, grid->is_double) + bnk_element(grid, extras->residual, i);
+        v = activated(extras, bnk_round(v, grid->is_double));
+        if (masked) v = extras->pass_masked ? x : 0;
+    }
+    put(grid, o->y, i, v);
+    if (extras && extras->bits) {
+        const bool passed = !masked && !(bnk_element(grid, o->y, i) <= 0);
+        bnk_put_some_bits(extras->bits + i / 8, 1 << i % 8, passed << i % 8);
+    }
+}
+
+static void gradient_one(const bnk_operands *o, const bnk_extreme *e, numbers n, int64_t i,
+                         bool masked)
+{
+    const bnk_grid *grid = o->cut->grid;
+    const bnk_extras *extras = o->extras;
+    const double dy = bnk_element(grid, o->dy, i);
+    const double x = o->frozen ? 0 : bnk_element(grid, o->x, i);
+    double z = dy;
+    if (extras) {
+        const uint8_t *bits = extras->passed_bits;
+        if (extras->negative_slope != 1 &&
+            (bits ? !(bits[i / 8] >> i % 8 & 1) : bnk_element(grid, extras->passed_output, i) <= 0))
+            z = extras->negative_slope == 0
+                    ? 0
+                    : bnk_round(dy * extras->negative_slope, grid->is_double);
+        if (masked) z = 0;
+        if (extras->grad_residual) put(grid, extras->grad_residual, i, z);
+    }
+    if (!o->y) return;
+    double v = grid->is_double ? of_doubles(e, x, z) : of_floats(e, n, x, z);
+    if (masked) v = extras->pass_masked ? dy : 0;
+    put(grid, o->y, i, v);
+}
+
+void bnk_apply_extreme(const bnk_operands *o, const bnk_piece *piece, int64_t channel,
+                       const bnk_extreme *e)
+{
+    const bnk_cut *cut = o->cut;
+    const int64_t inner = cut->grid->inner;
+    const numbers n = { bounded(e->gain), bounded(e->offset), bounded(e->factor) };
+    const uint8_t *positions = o->extras ? o->extras->positions : NULL;
+    for (int64_t row = piece->row; row < piece->row + piece->rows; row++)
+        for (int64_t at = piece->offset; at < piece->offset + piece->length; at++) {
+            const bool masked = positions && !positions[row * inner + at];
+            (o->dy ? gradient_one : forward_one)(o, e, n, row * cut->stride + channel * inner + at,
+                                                 masked);
+        }
+}
