@@ -338,6 +338,11 @@ typedef struct bn_forward_training_args {
     int64_t lengths_count;
     bn_masked masked;
     int32_t reserved_end; /* 0 */
+
+    /* What saved_mean lacks of the mean, which is the sum of the two that is not carried out. float64 gradients
+     * need it where the mean is large beside the deviation; those of other types have no use for it. */
+    double *saved_mean_rest; /* C, out, optional */
+    int64_t saved_mean_rest_count;
 } bn_forward_training_args;
 
 #define BN_FORWARD_TRAINING_ARGS_INIT                                                         \
@@ -345,7 +350,7 @@ typedef struct bn_forward_training_args {
       BN_ONE_VALUE_ERROR, BN_NONFINITE_REPORT, 0, 1e-5, 0.1,                                  \
       NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0,           \
       0, 0, BN_STATISTICS_BATCH, BN_ACTIVATION_NONE, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0,  \
-      BN_MASKED_ZERO, 0 }
+      BN_MASKED_ZERO, 0, NULL, 0 }
 
 /* Forward in training: normalizes by the statistics of this batch, saves what backward needs and
  * takes the batch into the running statistics.
@@ -443,12 +448,16 @@ typedef struct bn_backward_args {
     int64_t mask_count;
     const int64_t *lengths; /* N, in; rank 3 only */
     int64_t lengths_count;
+
+    const double *saved_mean_rest; /* C, in, optional: what the forward wrote; absent means 0. Used if BATCH */
+    int64_t saved_mean_rest_count;
 } bn_backward_args;
 
 #define BN_BACKWARD_ARGS_INIT                                                                 \
     { sizeof(bn_backward_args), BN_STATISTICS_BATCH, 1e-5,                                    \
       NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, \
-      BN_ACTIVATION_NONE, BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+      BN_ACTIVATION_NONE, BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0,    \
+      NULL, 0 }
 
 /* Backward: the gradients of a loss with respect to input, weight and bias, each of them skipped
  * where its pointer is NULL. With c = input - mean, r = invstd, S1 = sum(grad_output),
@@ -565,14 +574,15 @@ BN_API bn_status bn_normalize(const bn_problem *problem, const bn_moments *momen
 /* The forward once more from what a forward saved: y = (x - saved_mean) * saved_invstd * weight + bias.
  * Nothing but the output is written. In args, running_mean, running_var and epsilon are ignored.
  *
- * saved_mean lacks the moments' mean_rest, which is at most half a unit in the last place of saved_mean.
- * So the output may differ from that forward's own by d = |mean| * 2^-53 * invstd * |weight|, and by a
- * rounding in each of the two: d + 2u * (|y| + |bias| + d + u * 2^53 * d), with u = 2^-24 in float32 and
- * 2^-53 in float64. In float32 d is less than one rounding of weight as long as |mean| is below 2^29
- * deviations. Use bn_normalize for the same bits.
- * saved_mean, saved_invstd: C, in. Errors: 1xx to 3xx, BN_STATUS_NEGATIVE_SLOPE. */
+ * With the forward's saved_mean_rest, the output has its bits. Without, it may differ from it by
+ * d = |mean| * 2^-53 * invstd * |weight|, and by a rounding in each of the two: d + 2u * (|y| + |bias| + d +
+ * u * 2^53 * d), with u = 2^-24 in float32 and 2^-53 in float64. In float32 d is less than one rounding of
+ * weight as long as |mean| is below 2^29 deviations.
+ * saved_mean, saved_mean_rest, saved_invstd: C, in; the second optional. Errors: 1xx to 3xx,
+ * BN_STATUS_NEGATIVE_SLOPE. */
 BN_API bn_status bn_normalize_saved(const bn_problem *problem, const double *saved_mean,
-                                    int64_t saved_mean_count, const double *saved_invstd,
+                                    int64_t saved_mean_count, const double *saved_mean_rest,
+                                    int64_t saved_mean_rest_count, const double *saved_invstd,
                                     int64_t saved_invstd_count,
                                     const bn_forward_inference_args *args);
 
@@ -590,8 +600,8 @@ typedef struct bn_grad_sums {
 #define BN_GRAD_SUMS_INIT { sizeof(bn_grad_sums), 0, 0, 0, NULL, NULL }
 
 /* The first half of bn_backward: writes count and arrays of `sums`, whose channels and pointers are set.
- * Of args it takes input, grad_output, statistics and, as these say, the mean: saved_mean of the whole
- * batch, or running_mean; and the activation and masks with what belongs to them. All else is ignored. Of an
+ * Of args it takes input, grad_output, statistics and, as these say, the mean: saved_mean and its rest of
+ * the whole batch, or running_mean; and the activation and masks with what belongs to them. All else is ignored. Of an
  * empty batch: count 0 and zeros. Errors: 1xx to 3xx, BN_STATUS_NEGATIVE_SLOPE. */
 BN_API bn_status bn_backward_reduce(const bn_problem *problem, const bn_backward_args *args,
                                     bn_grad_sums *sums);

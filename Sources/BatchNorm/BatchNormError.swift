@@ -138,7 +138,7 @@ public enum BatchNormError: Error, Equatable, Sendable {
         case dtype, layout, averaging, runningVariance, oneValue, nonfinite, statistics, reserved
         case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
         case threads, isa, threading, operation, info
-        case moments, other, sums, mean, meanRest, m2, variance, invstd, sumDy, sumDyXmu, kind
+        case moments, other, sums, mean, meanRest, savedMeanRest, m2, variance, invstd, sumDy, sumDyXmu, kind
         case pass
         case shape, groups, outer, inner, convWeight, convBias, foldedWeight, foldedBias
     }

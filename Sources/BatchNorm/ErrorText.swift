@@ -124,6 +124,7 @@ extension BatchNormError.Argument {
         case .sums: "sums"
         case .mean: "mean"
         case .meanRest: "mean_rest"
+        case .savedMeanRest: "saved_mean_rest"
         case .m2: "m2"
         case .variance: "variance"
         case .invstd: "invstd"

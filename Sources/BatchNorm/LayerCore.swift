@@ -281,6 +281,7 @@ package final class LayerCore {
             scalar: scalar, shape: shape, statistics: last.outcome.statistics,
             source: .saved(mean: savedMean.constant, invstd: savedInvstd.constant), input: input,
             gradOutput: gradOutput)
+        job.savedMeanRest = savedMeanRest.constant
         job.weight = weight.constant
         job.gradInput = gradInput
         job.gradWeight = gradWeight

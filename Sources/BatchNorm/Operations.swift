@@ -25,8 +25,8 @@ package struct ForwardTraining {
     package var numBatchesTracked: UnsafeMutablePointer<Int64>?
     package var savedMean = MutableView.absent
     package var savedInvstd = MutableView.absent
-    /// What `savedMean` lacks of the mean, for a recomputation with the same bits.
-    var savedMeanRest = MutableView.absent
+    /// What `savedMean` lacks of the mean: for a recomputation with the same bits, and float64 gradients.
+    package var savedMeanRest = MutableView.absent
     /// The running statistics and their counter stay as they are.
     var keepsRunning = false
     package var extras = ForwardExtras()
@@ -145,7 +145,7 @@ package struct ForwardTraining {
         try buffers.write(optional: runningVar, .runningVar, count: channels, elementSize: parameterSize)
         try buffers.write(optional: savedMean, .savedMean, count: channels, elementSize: 8)
         try buffers.write(optional: savedInvstd, .savedInvstd, count: channels, elementSize: 8)
-        try buffers.write(optional: savedMeanRest, .meanRest, count: channels, elementSize: 8)
+        try buffers.write(optional: savedMeanRest, .savedMeanRest, count: channels, elementSize: 8)
         if let numBatchesTracked {
             let counter = MutableView(numBatchesTracked, count: 1)
             try buffers.write(counter, .numBatchesTracked, count: 1, elementSize: 8)
@@ -218,7 +218,7 @@ package struct ForwardInference {
     /// Mean and invstd in float64, in place of the running statistics and epsilon.
     package var saved: (mean: View, invstd: View)?
     /// What the saved mean lacks.
-    var savedMeanRest = View.absent
+    package var savedMeanRest = View.absent
 
     package init(
         scalar: ScalarType, shape: Shape, epsilon: Double, input: View, output: MutableView,
@@ -276,6 +276,7 @@ package struct ForwardInference {
         if let saved {
             try buffers.read(saved.mean, .savedMean, count: channels, elementSize: 8)
             try buffers.read(saved.invstd, .savedInvstd, count: channels, elementSize: 8)
+            try buffers.read(optional: savedMeanRest, .savedMeanRest, count: channels, elementSize: 8)
         } else {
             try buffers.read(runningMean, .runningMean, count: channels, elementSize: parameterSize)
             try buffers.read(runningVar, .runningVar, count: channels, elementSize: parameterSize)
@@ -299,6 +300,8 @@ package struct Backward {
     package var shape: Shape
     package var statistics: Statistics
     package var source: Source
+    /// What a saved mean lacks; float64 gradients lose digits without it where the mean is large beside the deviation.
+    package var savedMeanRest = View.absent
     package var input: View
     package var gradOutput: View
     package var weight = View.absent
@@ -368,6 +371,7 @@ package struct Backward {
         switch source {
         case .saved(let mean, let invstd):
             job.mean = mean.address?.assumingMemoryBound(to: Double.self)
+            job.mean_rest = savedMeanRest.address?.assumingMemoryBound(to: Double.self)
             job.invstd = invstd.address?.assumingMemoryBound(to: Double.self)
         case .running(let mean, let variance, let epsilon):
             job.running_mean = mean.address
@@ -394,6 +398,7 @@ package struct Backward {
         case .saved(let mean, let invstd):
             try buffers.read(mean, .savedMean, count: channels, elementSize: 8)
             try buffers.read(invstd, .savedInvstd, count: channels, elementSize: 8)
+            try buffers.read(optional: savedMeanRest, .savedMeanRest, count: channels, elementSize: 8)
         case .running(let mean, let variance, let epsilon):
             try requireEpsilon(epsilon)
             try buffers.read(mean, .runningMean, count: channels, elementSize: parameterSize)

@@ -225,6 +225,8 @@ extension Backward {
         switch source {
         case .saved(let mean, _):
             try buffers.read(mean, .savedMean, count: shape.channels, elementSize: 8)
+            try buffers.read(
+                optional: savedMeanRest, .savedMeanRest, count: shape.channels, elementSize: 8)
         case .running(let mean, _, _):
             try buffers.read(mean, .runningMean, count: shape.channels, elementSize: scalar.parameter.size)
         }

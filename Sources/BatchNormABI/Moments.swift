@@ -67,8 +67,9 @@ public func bn_normalize(
 @_cdecl("bn_normalize_saved") @implementation
 public func bn_normalize_saved(
     _ problem: UnsafePointer<bn_problem>?, _ saved_mean: UnsafePointer<Double>?,
-    _ saved_mean_count: Int64, _ saved_invstd: UnsafePointer<Double>?, _ saved_invstd_count: Int64,
-    _ args: UnsafePointer<bn_forward_inference_args>?
+    _ saved_mean_count: Int64, _ saved_mean_rest: UnsafePointer<Double>?,
+    _ saved_mean_rest_count: Int64, _ saved_invstd: UnsafePointer<Double>?,
+    _ saved_invstd_count: Int64, _ args: UnsafePointer<bn_forward_inference_args>?
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
@@ -78,6 +79,7 @@ public func bn_normalize_saved(
             View(saved_mean, count: Int(saved_mean_count)),
             View(saved_invstd, count: Int(saved_invstd_count))
         )
+        job.savedMeanRest = View(saved_mean_rest, count: Int(saved_mean_rest_count))
         try job.run()
     }
 }

@@ -64,6 +64,7 @@ extension ForwardTraining {
         numBatchesTracked = args.num_batches_tracked
         savedMean = MutableView(args.saved_mean, count: Int(args.saved_mean_count))
         savedInvstd = MutableView(args.saved_invstd, count: Int(args.saved_invstd_count))
+        savedMeanRest = MutableView(args.saved_mean_rest, count: Int(args.saved_mean_rest_count))
         extras.activation = try activation(args.activation, args.negative_slope)
         extras.residual = View(args.residual, count: Int(args.residual_count))
         extras.activationMask = MutableView(
@@ -114,6 +115,9 @@ extension Backward {
             scalar: problem.scalar, shape: problem.shape, statistics: statistics, source: source,
             input: View(args.input, count: Int(args.input_count)),
             gradOutput: View(args.grad_output, count: Int(args.grad_output_count)))
+        if statistics == .batch {
+            savedMeanRest = View(args.saved_mean_rest, count: Int(args.saved_mean_rest_count))
+        }
         weight = View(args.weight, count: Int(args.weight_count))
         gradInput = MutableView(args.grad_input, count: Int(args.grad_input_count))
         gradWeight = MutableView(args.grad_weight, count: Int(args.grad_weight_count))

@@ -36,6 +36,12 @@ static double mean_of(const backward *t, int64_t channel)
                         : bnk_get(t->job->running_mean, t->cut.grid->is_double, channel, 0);
 }
 
+/* float32 results have no use for it. */
+static double mean_rest_of(const backward *t, int64_t channel)
+{
+    return t->job->mean_rest && t->cut.grid->is_double ? t->job->mean_rest[channel] : 0;
+}
+
 static double invstd_of(const backward *t, int64_t channel)
 {
     return t->job->invstd
@@ -168,6 +174,11 @@ static void piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sum
         column_piece_sums(t, piece, sums);
     else
         row_piece_sums(t, piece, sums, other);
+    /* The leaves subtract a mean of one number. */
+    for (int64_t c = 0; c < piece->channels; c++) {
+        const double rest = mean_rest_of(t, piece->channel + c);
+        if (rest != 0) sums[c].dy_times_c -= rest * sums[c].dy;
+    }
 }
 
 /* ---- a channel's gradients ---- */
@@ -198,7 +209,7 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
     /* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c) */
     const double scale = bnk_scale(invstd), mean_product = sums.dy_times_c / t->count;
     const double correlation = invstd * mean_product;
-    bnk_linear f = bnk_linear_of(scale, mean, 0, -gain * (invstd / scale) * correlation,
+    bnk_linear f = bnk_linear_of(scale, mean, mean_rest_of(t, channel), -gain * (invstd / scale) * correlation,
                                  -gain * (sums.dy / t->count), is_double);
     f.factor = bnk_round(gain, is_double);
     return bnk_serves_gradient(&f, weight, invstd, mean_product, correlation, is_double)
@@ -224,6 +235,7 @@ static bnk_extreme extreme_gradient(const void *operation, int64_t channel,
         bnk_scaled_product(invstd, bnk_scaled_of(sums.dy_times_c / t->count));
     return (bnk_extreme){
         .mean = mean_of(t, channel),
+        .mean_rest = mean_rest_of(t, channel),
         .gain = bnk_scaled_product(bnk_scaled_product(loss, invstd), correlation),
         .offset = bnk_scaled_product(loss, bnk_scaled_of(sums.dy / t->count)),
         .factor = gain,

@@ -28,6 +28,7 @@ static void list_buffers(const fixture *f, named_buffer list[FIXTURE_BUFFERS])
         ELEMENTS(running_var),
         ELEMENTS(saved_mean),
         ELEMENTS(saved_invstd),
+        ELEMENTS(saved_mean_rest),
         ELEMENTS(output),
         ELEMENTS(grad_input),
         ELEMENTS(grad_weight),
@@ -68,6 +69,7 @@ fixture fixture_make(bn_problem problem, placement where)
     f.running_var = guarded_elements(channels, is_double, NEXT);
     f.saved_mean = guarded_elements(channels, true, NEXT);
     f.saved_invstd = guarded_elements(channels, true, NEXT);
+    f.saved_mean_rest = guarded_elements(channels, true, NEXT);
     f.grad_weight = guarded_elements(channels, is_double, NEXT);
     f.grad_bias = guarded_elements(channels, is_double, NEXT);
     f.num_batches_tracked = guarded(sizeof(int64_t), sizeof(int64_t), NEXT);
@@ -81,6 +83,7 @@ fixture fixture_make(bn_problem problem, placement where)
     for (int64_t c = 0; c < channels; c++) {
         elements_set(f.running_var, c, 0.5 + 0.25 * (double)(c % 9));
         elements_set(f.saved_invstd, c, 0.25 + 0.125 * (double)(c % 7));
+        elements_set(f.saved_mean_rest, c, 0);
     }
     elements_fill_junk(f.output);
     elements_fill_junk(f.grad_input);
@@ -110,6 +113,8 @@ void fixture_restore_args(fixture *f)
     f->training.saved_mean_count = f->saved_mean.count;
     f->training.saved_invstd = f->saved_invstd.data;
     f->training.saved_invstd_count = f->saved_invstd.count;
+    f->training.saved_mean_rest = f->saved_mean_rest.data;
+    f->training.saved_mean_rest_count = f->saved_mean_rest.count;
 
     f->inference = (bn_forward_inference_args)BN_FORWARD_INFERENCE_ARGS_INIT;
     FILL(f->inference, input, f->input);
@@ -130,6 +135,8 @@ void fixture_restore_args(fixture *f)
     f->backward.saved_mean_count = f->saved_mean.count;
     f->backward.saved_invstd = f->saved_invstd.data;
     f->backward.saved_invstd_count = f->saved_invstd.count;
+    f->backward.saved_mean_rest = f->saved_mean_rest.data;
+    f->backward.saved_mean_rest_count = f->saved_mean_rest.count;
     FILL(f->backward, running_mean, f->running_mean);
     FILL(f->backward, running_var, f->running_var);
 }
@@ -311,7 +318,8 @@ const ref_statistics *saved_statistics(const fixture *f)
     ref_statistics *statistics = room_for(f->grid.channels);
     for (int64_t c = 0; c < f->grid.channels; c++)
         statistics[c] =
-            ref_of_saved(elements_get(f->saved_mean, c), elements_get(f->saved_invstd, c));
+            ref_of_saved(elements_get(f->saved_mean, c), elements_get(f->saved_mean_rest, c),
+                         elements_get(f->saved_invstd, c));
     return statistics;
 }
 

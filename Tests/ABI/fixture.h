@@ -10,7 +10,7 @@
 #include "guarded.h"
 #include "reference.h"
 
-enum { FIXTURE_BUFFERS = 17 };
+enum { FIXTURE_BUFFERS = 18 };
 
 typedef struct fixture {
     bn_problem problem;
@@ -18,6 +18,7 @@ typedef struct fixture {
     elements input, grad_output, weight, bias;           /* random */
     elements running_mean, running_var;                  /* random, variance > 0 */
     elements saved_mean, saved_invstd;                   /* random until a forward has run */
+    elements saved_mean_rest;                            /* 0 until a forward has run */
     elements output, grad_input, grad_weight, grad_bias; /* junk until written */
     int64_t *num_batches_tracked;                        /* 3 */
 

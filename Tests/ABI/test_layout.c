@@ -36,7 +36,7 @@ static void forward_training_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_forward_training_args, 280),
+        SIZE(bn_forward_training_args, 296),
         AT(bn_forward_training_args, struct_size, 0),
         AT(bn_forward_training_args, averaging, 4),
         AT(bn_forward_training_args, running_variance, 8),
@@ -77,6 +77,8 @@ static void forward_training_layout(void **state)
         AT(bn_forward_training_args, lengths_count, 264),
         AT(bn_forward_training_args, masked, 272),
         AT(bn_forward_training_args, reserved_end, 276),
+        AT(bn_forward_training_args, saved_mean_rest, 280),
+        AT(bn_forward_training_args, saved_mean_rest_count, 288),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -120,7 +122,7 @@ static void backward_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_backward_args, 272),
+        SIZE(bn_backward_args, 288),
         AT(bn_backward_args, struct_size, 0),
         AT(bn_backward_args, statistics, 4),
         AT(bn_backward_args, epsilon, 8),
@@ -157,6 +159,8 @@ static void backward_layout(void **state)
         AT(bn_backward_args, mask_count, 248),
         AT(bn_backward_args, lengths, 256),
         AT(bn_backward_args, lengths_count, 264),
+        AT(bn_backward_args, saved_mean_rest, 272),
+        AT(bn_backward_args, saved_mean_rest_count, 280),
     };
     check_pins(pins, LENGTH(pins));
 }

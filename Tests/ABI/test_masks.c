@@ -153,6 +153,7 @@ static void matches_the_reference(fixture *f)
             statistics[c] = frozen ? ref_of_running(elements_get(f->running_mean, c),
                                                     elements_get(f->running_var, c), 1e-5)
                                    : ref_of_saved(elements_get(f->saved_mean, c),
+                                                  elements_get(f->saved_mean_rest, c),
                                                   elements_get(f->saved_invstd, c));
         const ref_gradients gradients = { compact(f, f->grad_input), f->grad_weight, f->grad_bias };
         const ref_gradient_errors errors =

@@ -129,11 +129,12 @@ static void same_bits(fixture *f, const parts *cut)
     fixture_remember(f);
     run_training(f);
     run_backward(f);
-    const elements results[] = { f->output,      f->saved_mean, f->saved_invstd, f->running_mean,
-                                 f->running_var, f->grad_input, f->grad_weight,  f->grad_bias };
-    static const char *const names[] = { "output",       "saved_mean",  "saved_invstd",
-                                         "running_mean", "running_var", "grad_input",
-                                         "grad_weight",  "grad_bias" };
+    const elements results[] = { f->output,       f->saved_mean,   f->saved_mean_rest,
+                                 f->saved_invstd, f->running_mean, f->running_var,
+                                 f->grad_input,   f->grad_weight,  f->grad_bias };
+    static const char *const names[] = { "output",       "saved_mean",   "saved_mean_rest",
+                                         "saved_invstd", "running_mean", "running_var",
+                                         "grad_input",   "grad_weight",  "grad_bias" };
     elements whole[LENGTH(results)];
     for (size_t i = 0; i < LENGTH(results); i++) whole[i] = guarded_copy(results[i]);
     const int64_t counter = *f->num_batches_tracked;
@@ -506,6 +507,12 @@ static void saved_forward(fixture *f)
     f->inference.epsilon = NAN; /* ignored */
     succeeds(f, "saved forward",
              bn_normalize_saved(&f->problem, f->saved_mean.data, f->saved_mean.count,
+                                f->saved_mean_rest.data, f->saved_mean_rest.count,
+                                f->saved_invstd.data, f->saved_invstd.count, &f->inference));
+    check_bits(f, "output", f->output, first);
+    elements_copy(f->output, junk);
+    succeeds(f, "saved forward without the mean's rest",
+             bn_normalize_saved(&f->problem, f->saved_mean.data, f->saved_mean.count, NULL, 0,
                                 f->saved_invstd.data, f->saved_invstd.count, &f->inference));
     check(elements_first_difference(f->output, junk) >= 0, "nothing was written");
     const int is_double = f->input.is_double;
@@ -664,10 +671,13 @@ static void bad_moments_are_refused(void **state)
     f.training.momentum = NAN;
     REFUSED(bn_normalize(&f.problem, &m, &f.training), BN_STATUS_MOMENTUM, "momentum");
     fixture_restore_args(&f);
-    REFUSED(
-        bn_normalize_saved(&f.problem, f.saved_mean.data, 2, f.saved_invstd.data, 3, &f.inference),
-        BN_STATUS_COUNT_MISMATCH, "saved_mean_count|2|3");
-    REFUSED(bn_normalize_saved(&f.problem, f.saved_mean.data, 3, NULL, 0, &f.inference),
+    REFUSED(bn_normalize_saved(&f.problem, f.saved_mean.data, 2, NULL, 0, f.saved_invstd.data, 3,
+                               &f.inference),
+            BN_STATUS_COUNT_MISMATCH, "saved_mean_count|2|3");
+    REFUSED(bn_normalize_saved(&f.problem, f.saved_mean.data, 3, f.saved_mean_rest.data, 4,
+                               f.saved_invstd.data, 3, &f.inference),
+            BN_STATUS_COUNT_MISMATCH, "saved_mean_rest_count|4|3");
+    REFUSED(bn_normalize_saved(&f.problem, f.saved_mean.data, 3, NULL, 0, NULL, 0, &f.inference),
             BN_STATUS_NULL_POINTER, "saved_invstd");
 }
 

@@ -25,7 +25,7 @@ static void check_right(const bench *b, backward_case how, const bnk_plan *plan)
     ref_statistics statistics[2 * BNK_MAX_COLUMNS];
     for (int64_t c = 0; c < channels; c++)
         statistics[c] = how.from_running ? b->running[c]
-                                         : ref_of_saved(elements_get(b->saved_mean, c),
+                                         : ref_of_saved(elements_get(b->saved_mean, c), 0,
                                                         elements_get(b->saved_invstd, c));
     const ref_gradient_errors error =
         ref_backward_error(b->shape, statistics, how.frozen, b->input, b->grad_output, b->weight,

@@ -65,7 +65,7 @@ static void check_within(bench *b, const bnk_plan *plan, double double_slack)
     /* A float64 tensor's gradients are those for the saved float64 mean; float32 does not see the
      * difference. */
     for (int64_t c = 0; c < b->grid.channels; c++)
-        statistics[c] = b->grid.is_double ? ref_of_saved(elements_get(b->saved_mean, c),
+        statistics[c] = b->grid.is_double ? ref_of_saved(elements_get(b->saved_mean, c), 0,
                                                          elements_get(b->saved_invstd, c))
                                           : b->batch[c];
     const ref_gradient_errors off =

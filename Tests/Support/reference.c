@@ -18,23 +18,37 @@ static long double invstd_of(long double variance, double epsilon)
     return variance + epsilon == 0 ? 0 : 1 / sqrtl(variance + epsilon);
 }
 
+/* A sum with what its additions have lost (Kahan, 1965): a million equal values, added up in long double alone,
+ * would be off by more than float64 sums may be. */
+typedef struct exact_sum {
+    long double sum, lost;
+} exact_sum;
+
+static void add(exact_sum *to, long double value)
+{
+    const long double wanted = value - to->lost, sum = to->sum + wanted;
+    to->lost = (sum - to->sum) - wanted;
+    to->sum = sum;
+}
+
 ref_statistics ref_of_batch(ref_grid grid, elements input, int64_t channel, double epsilon)
 {
     const int64_t count = grid.rows * grid.inner;
     ref_statistics s = { .mean_near = elements_get(input, ref_index(grid, channel, 0)) };
-    long double sum = 0, squares = 0, rest = 0;
+    exact_sum sum = { 0, 0 }, squares = { 0, 0 }, rests = { 0, 0 };
     for (int64_t i = 0; i < count; i++)
-        sum += elements_get(input, ref_index(grid, channel, i)) - s.mean_near;
-    s.mean_rest = sum / count;
+        add(&sum, elements_get(input, ref_index(grid, channel, i)) - s.mean_near);
+    s.mean_rest = sum.sum / count;
     for (int64_t i = 0; i < count; i++) {
         const long double x = elements_get(input, ref_index(grid, channel, i));
         const long double centered = x - s.mean_near - s.mean_rest;
-        squares += centered * centered;
-        rest += centered;
+        add(&squares, centered * centered);
+        add(&rests, centered);
     }
-    /* Corrected two-pass (Chan, Golub, LeVeque, 1983): `rest` is 0 but for rounding. */
+    /* Corrected two-pass (Chan, Golub, LeVeque, 1983): the rest is 0 but for rounding. */
+    const long double rest = rests.sum;
     s.mean_rest += rest / count;
-    s.variance = (squares - rest * rest / count) / count;
+    s.variance = (squares.sum - rest * rest / count) / count;
     s.invstd = invstd_of(s.variance, epsilon);
     return s;
 }
@@ -44,9 +58,9 @@ ref_statistics ref_of_running(double mean, double variance, double epsilon)
     return (ref_statistics){ mean, 0, variance, invstd_of(variance, epsilon) };
 }
 
-ref_statistics ref_of_saved(double mean, double invstd)
+ref_statistics ref_of_saved(double mean, double mean_rest, double invstd)
 {
-    return (ref_statistics){ mean, 0, NAN, invstd };
+    return (ref_statistics){ mean, mean_rest, NAN, invstd };
 }
 
 long double ref_ulp(long double magnitude, bool is_double)
@@ -112,16 +126,18 @@ ref_gradient_errors ref_backward_error(ref_grid grid, const ref_statistics *stat
     for (int64_t channel = 0; channel < grid.channels; channel++) {
         const ref_statistics s = statistics[channel];
         const long double gamma = parameter(weight, channel, 1), r = s.invstd;
-        long double s1 = 0, s2 = 0, s1_terms = 0, s2_terms = 0;
+        exact_sum dy_sum = { 0, 0 }, product_sum = { 0, 0 };
+        long double s1_terms = 0, s2_terms = 0;
         for (int64_t i = 0; i < count; i++) {
             const int64_t at = ref_index(grid, channel, i);
             const long double dy = elements_get(grad_output, at);
             const long double c = elements_get(input, at) - s.mean_near - s.mean_rest;
-            s1 += dy;
-            s2 += dy * c;
+            add(&dy_sum, dy);
+            add(&product_sum, dy * c);
             s1_terms += fabsl(dy);
             s2_terms += fabsl(dy * c);
         }
+        const long double s1 = dy_sum.sum, s2 = product_sum.sum;
         if (gradients.bias.data != NULL) {
             const double error = ratio(elements_get(gradients.bias, channel), s1,
                                        sum_share * s1_terms + ref_ulp(0, grad_output.is_double));

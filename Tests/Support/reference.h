@@ -43,7 +43,7 @@ static inline long double ref_mean(ref_statistics s)
 
 ref_statistics ref_of_batch(ref_grid grid, elements input, int64_t channel, double epsilon);
 ref_statistics ref_of_running(double mean, double variance, double epsilon);
-ref_statistics ref_of_saved(double mean, double invstd);
+ref_statistics ref_of_saved(double mean, double mean_rest, double invstd);
 
 /*
  * Errors come as a multiple of what is allowed: at most 1 is right; infinite if one side is NaN

@@ -120,7 +120,8 @@ typedef struct bnk_backward {
     void *grad_weight; /* may be NULL */
     void *grad_bias;   /* may be NULL */
     const void *weight;
-    const double *mean; /* mean and invstd, or NULL and: */
+    const double *mean;      /* mean and invstd, or NULL and: */
+    const double *mean_rest; /* may be NULL; looked at where computing in double */
     const double *invstd;
     const void *running_mean;
     const void *running_var;

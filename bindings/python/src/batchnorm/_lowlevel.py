@@ -190,6 +190,8 @@ class bn_forward_training_args(Structure):
         ("lengths_count", c_int64),
         ("masked", c_int32),
         ("reserved_end", c_int32),
+        ("saved_mean_rest", c_void_p),
+        ("saved_mean_rest_count", c_int64),
     )
 
 
@@ -262,6 +264,8 @@ class bn_backward_args(Structure):
         ("mask_count", c_int64),
         ("lengths", c_void_p),
         ("lengths_count", c_int64),
+        ("saved_mean_rest", c_void_p),
+        ("saved_mean_rest_count", c_int64),
     )
 
 
@@ -476,7 +480,7 @@ bn_normalize = _declare_checked(
 bn_normalize_saved = _declare_checked(
     "bn_normalize_saved",
     POINTER(bn_problem),
-    *(c_void_p, c_int64) * 2,
+    *(c_void_p, c_int64) * 3,
     POINTER(bn_forward_inference_args),
 )
 bn_backward_reduce = _declare_checked(

@@ -421,6 +421,8 @@ def normalize_saved(
     c.bn_normalize_saved(
         form.problem,
         *vector_address(saved_mean, "saved_mean", FLOAT64),
+        None,
+        0,
         *vector_address(saved_invstd, "saved_invstd", FLOAT64),
         args,
     )
