@@ -192,6 +192,26 @@ void fixture_use(fixture *f, extras e)
     }
 }
 
+void fixture_make_extreme(fixture *f)
+{
+    const bool is_double = f->input.is_double;
+    const double largest = is_double ? 8e305 : 1.4e36, smallest = is_double ? 1e-310 : 1e-41;
+    for (int64_t c = 0; c < f->grid.channels; c++) {
+        const int kind = (int)(c % 7); /* 0 and 6: ordinary */
+        if (kind == 1) elements_set(f->weight, c, smallest);
+        if (kind == 2) elements_set(f->weight, c, -largest);
+        if (kind == 4) elements_set(f->weight, c, 1 / smallest / 64);
+        if (kind == 3) elements_set(f->running_mean, c, largest);
+        if (kind == 4) elements_set(f->running_var, c, smallest);
+        if (kind == 5) elements_set(f->running_mean, c, -largest);
+        for (int64_t i = 0; i < f->grid.rows * f->grid.inner; i++) {
+            const int64_t at = ref_index(f->grid, c, i);
+            if (kind == 3) elements_set(f->input, at, largest);
+            if (kind == 4) elements_set(f->input, at, elements_get(f->input, at) * smallest);
+        }
+    }
+}
+
 int64_t fixture_position(const fixture *f, int64_t index)
 {
     const int64_t inner = f->grid.inner;

@@ -61,6 +61,10 @@ void fixture_add_extras(fixture *f);
  * mask. */
 void fixture_use(fixture *f, extras e);
 
+/* Makes some channels such that the element type cannot hold their coefficients: a constant near the end of its range,
+ * weights at either end, a deviation and a variance that are subnormal; between ordinary ones. */
+void fixture_make_extreme(fixture *f);
+
 /* The position, as masks count them, of a tensor's element. */
 int64_t fixture_position(const fixture *f, int64_t index);
 

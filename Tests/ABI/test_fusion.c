@@ -176,6 +176,26 @@ static void bits_are_those_of_plain_operations(void **state)
             }
 }
 
+/* Channels that are applied value by value, among others that are not. */
+static void extreme_channels_are_composed(void **state)
+{
+    (void)state;
+    int turn = 0;
+    for (int dtype = BN_DTYPE_FLOAT32; dtype <= BN_DTYPE_FLOAT64; dtype++)
+        for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++)
+            for (size_t s = 0; s < LENGTH(shapes); s++, turn++) {
+                fixture f = fixture_make(problem_of(dtype, layout, shapes[s].rank, shapes[s].sizes),
+                                         (placement)(turn % 3));
+                fixture_make_extreme(&f);
+                fixture_add_extras(&f);
+                fixture_remember(&f);
+                bn_set_max_isa(turn % 4 == 0 ? BN_ISA_GENERIC : BN_ISA_AVX512);
+                bn_set_num_threads(1 + turn % 4);
+                for (size_t k = 0; k < LENGTH(kinds); k += 2) all_is_composed(&f, kinds[k]);
+                guarded_free_all();
+            }
+}
+
 /* Written past the caches where these are smaller than 15 MB; Tests/Kernels does that everywhere. */
 static void large_tensors_are_composed(void **state)
 {
@@ -290,6 +310,8 @@ static void in_place(void **state)
                 fixture f = fixture_with_extras(
                     problem_of(BN_DTYPE_FLOAT32, layout, shapes[s].rank, shapes[s].sizes),
                     (placement)(s % 3));
+                if (k % 2) fixture_make_extreme(&f);
+                fixture_remember(&f);
                 forward_in_place(&f, kinds[k], f.input, true);
                 forward_in_place(&f, kinds[k], f.input, false);
                 if (kinds[k].residual) {
@@ -452,6 +474,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(bits_are_those_of_plain_operations, fixture_teardown),
+        cmocka_unit_test_teardown(extreme_channels_are_composed, fixture_teardown),
         cmocka_unit_test_teardown(large_tensors_are_composed, fixture_teardown),
         cmocka_unit_test_teardown(nan_passes, fixture_teardown),
         cmocka_unit_test_teardown(zeros_do_not_pass, fixture_teardown),

@@ -33,7 +33,7 @@ static fixture fixture_with_extras(bn_problem problem, placement where)
 
 /* Runs a test for both types, both layouts and all shapes, on changing numbers of threads and with changing
  * instruction sets. */
-static void for_every_problem(void (*test)(fixture *f))
+static void for_every_problem_like(bool extreme, void (*test)(fixture *f))
 {
     int turn = 0;
     for (int dtype = BN_DTYPE_FLOAT32; dtype <= BN_DTYPE_FLOAT64; dtype++)
@@ -42,12 +42,19 @@ static void for_every_problem(void (*test)(fixture *f))
                 fixture f =
                     fixture_with_extras(problem_of(dtype, layout, shapes[s].rank, shapes[s].sizes),
                                         (placement)(turn % 3));
+                if (extreme) fixture_make_extreme(&f);
+                fixture_remember(&f);
                 bn_set_num_threads(1 + turn % 4);
                 bn_set_max_isa(turn % 3 == 0 ? BN_ISA_GENERIC : BN_ISA_AVX512);
                 test(&f);
                 guarded_free_all();
                 turn++;
             }
+}
+
+static void for_every_problem(void (*test)(fixture *f))
+{
+    for_every_problem_like(false, test);
 }
 
 static bool takes_part(const fixture *f, int64_t index)
@@ -329,6 +336,15 @@ static void a_mask_of_ones_changes_no_bit(void **state)
     for_every_problem(ones_are_no_mask);
 }
 
+/* Channels that are applied value by value, among others that are not. */
+static void extreme_channels(void **state)
+{
+    (void)state;
+    for_every_problem_like(true, garbage_has_no_influence);
+    for_every_problem_like(true, in_place_is_the_same);
+    for_every_problem_like(true, ones_are_no_mask);
+}
+
 static void lengths_are_a_mask(void **state)
 {
     (void)state;
@@ -579,6 +595,7 @@ int main(void)
         cmocka_unit_test_teardown(what_is_masked_has_no_influence, fixture_teardown),
         cmocka_unit_test_teardown(in_place, fixture_teardown),
         cmocka_unit_test_teardown(a_mask_of_ones_changes_no_bit, fixture_teardown),
+        cmocka_unit_test_teardown(extreme_channels, fixture_teardown),
         cmocka_unit_test_teardown(lengths_are_a_mask, fixture_teardown),
         cmocka_unit_test_teardown(any_threads_any_instructions, fixture_teardown),
         cmocka_unit_test_teardown(all_masked_updates_nothing, fixture_teardown),

@@ -133,6 +133,22 @@ static void on_any_number_of_threads_with_any_instruction_set(void **state)
     for_every_shape(threads_and_isa);
 }
 
+/* Channels that are applied value by value, among others that are not. */
+static void extreme_channels(void **state)
+{
+    (void)state;
+    for (size_t s = 0; s < LENGTH(shapes) - 1; s++)
+        for (int dtype = BN_DTYPE_FLOAT32; dtype <= BN_DTYPE_FLOAT64; dtype++) {
+            const bn_layout layout = s % 2 == 0 ? BN_LAYOUT_NCHW : BN_LAYOUT_NHWC;
+            fixture f = fixture_make(problem_of(dtype, layout, shapes[s].rank, shapes[s].sizes),
+                                     (placement)(s % 3));
+            fixture_make_extreme(&f);
+            fixture_remember(&f);
+            threads_and_isa(&f);
+            guarded_free_all();
+        }
+}
+
 /* ---- whosever the threads are ---- */
 
 static void with_threads_of(fixture *f, const char *whose, const results *expected)
@@ -338,6 +354,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(on_any_number_of_threads_with_any_instruction_set,
                                   fixture_teardown),
+        cmocka_unit_test_teardown(extreme_channels, fixture_teardown),
         cmocka_unit_test_teardown(wherever_the_buffers_lie, fixture_teardown),
         cmocka_unit_test_teardown(after_a_fork, fixture_teardown),
         cmocka_unit_test_teardown(many_threads_each_with_its_layer, fixture_teardown),
