@@ -151,6 +151,8 @@ class TrainingResult(NamedTuple):
     """Where the activation let pass, a bit a value; None if it was not asked for."""
     values_per_channel: int = 0
     """How many values each channel's statistics are made of: those that are not masked."""
+    saved_mean_rest: Float64Array | None = None
+    """What `saved_mean` lacks of the mean, (C,), for `backward`; None unless input is float64."""
 
 
 class Gradients(NamedTuple):
@@ -257,6 +259,7 @@ def forward_training(
     out: Array | None = None,
     saved_mean: Float64Array | None = None,
     saved_invstd: Float64Array | None = None,
+    saved_mean_rest: Float64Array | None = None,
     activation: ActivationName | None = None,
     negative_slope: float = 0.01,
     residual: Array | None = None,
@@ -299,8 +302,8 @@ def forward_training(
         Which axis of `input` is the channel.
     out : array like `input` or None
         May be `input` itself; but `backward` needs the input.
-    saved_mean, saved_invstd : float64 (C,) array or None
-        Destinations.
+    saved_mean, saved_invstd, saved_mean_rest : float64 (C,) array or None
+        Destinations. Of float64 input the last one is made if it is not given.
     activation : "relu", "leaky_relu" or None
         What is done to each value in the end. Values <= 0 become 0, or `negative_slope` times
         themselves.
@@ -356,6 +359,8 @@ def forward_training(
         saved_mean = np.empty(form.channels) if written else np.zeros(form.channels)
     if saved_invstd is None:
         saved_invstd = np.empty(form.channels) if written else np.ones(form.channels)
+    if saved_mean_rest is None and input.dtype == FLOAT64:
+        saved_mean_rest = np.empty(form.channels) if written else np.zeros(form.channels)
     args = c.bn_forward_training_args(
         _TRAINING_SIZE,
         _CUMULATIVE if momentum is None else _EXPONENTIAL,
@@ -373,6 +378,10 @@ def forward_training(
     args.saved_invstd, args.saved_invstd_count = vector_address(
         saved_invstd, "saved_invstd", FLOAT64, written=True
     )
+    if saved_mean_rest is not None:
+        args.saved_mean_rest, args.saved_mean_rest_count = vector_address(
+            saved_mean_rest, "saved_mean_rest", FLOAT64, written=True
+        )
     if (
         activation is not None
         or residual is not None
@@ -400,6 +409,7 @@ def forward_training(
         args.nonfinite_channels,
         activation_mask,
         args.values_per_channel,
+        saved_mean_rest,
     )
 
 
@@ -550,6 +560,7 @@ def backward(
     *,
     saved_mean: Float64Array | None = None,
     saved_invstd: Float64Array | None = None,
+    saved_mean_rest: Float64Array | None = None,
     running_mean: Array | None = None,
     running_var: Array | None = None,
     statistics: StatisticsUsed = "batch",
@@ -583,6 +594,9 @@ def backward(
         The forward's weight.
     saved_mean, saved_invstd : float64 (C,) array
         What `forward_training` returned. Required if `statistics` is "batch".
+    saved_mean_rest : float64 (C,) array or None
+        The same; None counts as 0. float64 gradients lose digits without it where the mean is large
+        beside the deviation, others have no use for it.
     running_mean, running_var : (C,) array
         As they were in the forward. Required if `statistics` is "running".
     statistics : "batch" or "running"
@@ -689,6 +703,10 @@ def backward(
         args.saved_invstd, args.saved_invstd_count = vector_address(
             saved_invstd, "saved_invstd", FLOAT64
         )
+        if saved_mean_rest is not None:
+            args.saved_mean_rest, args.saved_mean_rest_count = vector_address(
+                saved_mean_rest, "saved_mean_rest", FLOAT64
+            )
     else:
         args.running_mean, args.running_mean_count = vector_address(
             running_mean, "running_mean", dtype

@@ -393,14 +393,15 @@ def normalize_saved(
     weight: Array | None = None,
     bias: Array | None = None,
     *,
+    saved_mean_rest: Float64Array | None = None,
     channel_axis: ChannelAxis = 1,
     out: Array | None = None,
     allow_copy: bool = False,
 ) -> Array:
     """The forward once more from what `functional.forward_training` saved.
 
-    ``(input - saved_mean) * saved_invstd * weight + bias``. By how much it may differ from the
-    first forward's output stands in batchnorm.h; `normalize` gives the same bits. Arguments and
+    ``(input - saved_mean) * saved_invstd * weight + bias``. With the forward's `saved_mean_rest` it
+    has that forward's bits; by how much it may differ without stands in batchnorm.h. Arguments and
     errors are those of `functional.forward_training`; returns a new array like `input`, or `out`.
 
     Examples
@@ -421,8 +422,7 @@ def normalize_saved(
     c.bn_normalize_saved(
         form.problem,
         *vector_address(saved_mean, "saved_mean", FLOAT64),
-        None,
-        0,
+        *vector_address(saved_mean_rest, "saved_mean_rest", FLOAT64),
         *vector_address(saved_invstd, "saved_invstd", FLOAT64),
         args,
     )
