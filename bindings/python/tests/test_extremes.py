@@ -98,7 +98,8 @@ def back(tensor: np.ndarray, layout: str, m: int) -> np.ndarray:
         repeated = tensor.reshape(CHANNELS, m, 300)
         same = (repeated == repeated[..., :1]) | (np.isnan(repeated) & np.isnan(repeated[..., :1]))
         assert same.all()
-        return repeated[..., 0].T
+        one: np.ndarray = repeated[..., 0].T
+        return one
     return np.moveaxis(tensor, 1, -1).reshape(m, CHANNELS)
 
 
