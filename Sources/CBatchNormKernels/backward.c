@@ -209,8 +209,9 @@ static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums s
     /* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c) */
     const double scale = bnk_scale(invstd), mean_product = sums.dy_times_c / t->count;
     const double correlation = invstd * mean_product;
-    bnk_linear f = bnk_linear_of(scale, mean, mean_rest_of(t, channel), -gain * (invstd / scale) * correlation,
-                                 -gain * (sums.dy / t->count), is_double);
+    bnk_linear f =
+        bnk_linear_of(scale, mean, mean_rest_of(t, channel), -gain * (invstd / scale) * correlation,
+                      -gain * (sums.dy / t->count), is_double);
     f.factor = bnk_round(gain, is_double);
     return bnk_serves_gradient(&f, weight, invstd, mean_product, correlation, is_double)
                ? f

@@ -107,10 +107,22 @@ static inline bool bnk_is_central(double center, int32_t is_double)
     return !(fabs(center) >= (is_double ? 0x1p969 : 0x1p102));
 }
 
+/* What most numbers are; far from the ends of either element type. */
+static inline bool bnk_is_small(double value)
+{
+    return fabs(value) < 0x1p90;
+}
+static inline bool bnk_is_moderate(double value)
+{
+    return bnk_is_small(value) && fabs(value) > 0x1p-100;
+}
+
 /* Of a forward, where weight * invstd is `gain`. */
 static inline bool bnk_serves_forward(const bnk_linear *f, double weight, double invstd,
                                       double gain, int32_t is_double)
 {
+    if (bnk_is_moderate(f->slope) && bnk_is_small(f->center) && bnk_is_small(f->offset))
+        return true;
     return bnk_is_whole(f->slope, is_double) && bnk_is_central(f->center, is_double) &&
            !(fabs(f->offset) > DBL_MAX) && !(f->slope == 0 && gain != 0) &&
            !bnk_has_vanished(weight, invstd, gain);
@@ -121,6 +133,9 @@ static inline bool bnk_serves_forward(const bnk_linear *f, double weight, double
 static inline bool bnk_serves_gradient(const bnk_linear *f, double weight, double invstd,
                                        double mean_product, double correlation, int32_t is_double)
 {
+    if (bnk_is_moderate(f->scale) && bnk_is_moderate(f->slope) && bnk_is_moderate(f->factor) &&
+        bnk_is_small(f->center) && bnk_is_small(f->offset))
+        return true;
     return bnk_is_whole(f->scale, is_double) && f->scale != 0 &&
            bnk_is_central(f->center, is_double) && bnk_is_whole(f->slope, is_double) &&
            !(fabs(f->slope) >= (is_double ? 0x1p990 : 0x1p95)) &&

@@ -303,26 +303,25 @@ BNK_INLINE void BNK_NAME(add_gated_rows)(const bnk_stretch *first, int together,
         BNK_PREFETCH_LANES((const BNK_T *)(row).dy + i + ahead);                       \
         if ((row).output) BNK_PREFETCH_LANES((const BNK_T *)(row).output + i + ahead); \
     } while (0)
-#define BNK_ADD                                                                      \
-    do {                                                                             \
-        for (int r = 0; r < together; r++) p[r] = g[r] * BNK_SUBTRACT(x[r], m, one); \
-        BNK_ADD_ROWS(s, g, together);                                                \
-        BNK_ADD_ROWS(q, p, together);                                                \
+    bnk_double16 held_g[4], held_p[4];
+#define BNK_ADD(r, take)                                                  \
+    do {                                                                  \
+        bnk_double16 g, x;                                                \
+        take;                                                             \
+        BNK_ADD_ROW(s, held_g, r, together, g);                           \
+        BNK_ADD_ROW(q, held_p, r, together, g * BNK_SUBTRACT(x, m, one)); \
     } while (0)
-    bnk_double16 g[4], x[4], p[4];
     for (; i + BNK_LANES <= a.count; i += BNK_LANES) {
         BNK_FETCH(a);
-        BNK_NAME(gated_lanes)(&a, i, g, x);
+        BNK_ADD(0, BNK_NAME(gated_lanes)(&a, i, &g, &x));
         if (together == 2) {
             BNK_FETCH(b);
-            BNK_NAME(gated_lanes)(&b, i, g + 1, x + 1);
+            BNK_ADD(1, BNK_NAME(gated_lanes)(&b, i, &g, &x));
         }
-        BNK_ADD;
     }
     if (i < a.count) {
-        BNK_NAME(gated_part)(&a, i, a.count - i, g, x);
-        if (together == 2) BNK_NAME(gated_part)(&b, i, a.count - i, g + 1, x + 1);
-        BNK_ADD;
+        BNK_ADD(0, BNK_NAME(gated_part)(&a, i, a.count - i, &g, &x));
+        if (together == 2) BNK_ADD(1, BNK_NAME(gated_part)(&b, i, a.count - i, &g, &x));
     }
 #undef BNK_FETCH
 #undef BNK_ADD
@@ -357,9 +356,7 @@ BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int64_t to
     memcpy(&m, mean + j, bytes);
     memcpy(&s, sum + j, bytes);
     memcpy(&q, product + j, bytes);
-#ifndef BNK_COMPUTES_FLOAT
-    bnk_double16 gradients[4], products[4]; /* see BNK_ADD_ROWS */
-#endif
+    bnk_double16 held_g[4], held_p[4];
 #pragma clang loop unroll(disable) /* a row is long code */
     for (int64_t r = 0; r < together; r++) {
         const bnk_stretch own = BNK_NAME(row_of)(first, r, stride, keep_stride);
@@ -368,18 +365,9 @@ BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int64_t to
             BNK_NAME(gated_lanes)(&own, j, &g, &x);
         else
             BNK_NAME(gated_part)(&own, j, count, &g, &x);
-#ifdef BNK_COMPUTES_FLOAT
-        s += g;
-        q += g * BNK_SUBTRACT(x, m, one);
-#else
-        gradients[r] = g;
-        products[r] = g * BNK_SUBTRACT(x, m, one);
-#endif
+        BNK_ADD_ROW(s, held_g, r, together, g);
+        BNK_ADD_ROW(q, held_p, r, together, g * BNK_SUBTRACT(x, m, one));
     }
-#ifndef BNK_COMPUTES_FLOAT
-    BNK_ADD_ROWS(s, gradients, together);
-    BNK_ADD_ROWS(q, products, together);
-#endif
     memcpy(sum + j, &s, bytes);
     memcpy(product + j, &q, bytes);
 }

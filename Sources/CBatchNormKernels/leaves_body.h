@@ -7,7 +7,7 @@
 #include "squares_body.h"
 #endif
 #include "fused_body.h"
-#undef BNK_ADD_ROWS
+#undef BNK_ADD_ROW
 
 const bnk_leaves BNK_NAME(leaves) = {
     .row_sums = BNK_NAME(row_sums),

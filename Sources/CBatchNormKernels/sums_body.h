@@ -18,17 +18,20 @@ BNK_INLINE bnk_double8 BNK_NAME(half_at)(const BNK_T *p)
 }
 
 /*
- * total += what some rows have at a place, one after the other; of float64 tensors first among themselves, which
- * makes chains of additions shorter (see carry.h) and costs nothing.
+ * total += value, of row r of `together` at one place; row after row, but in float64 tensors, of which four or two rows
+ * are first added among themselves: that makes chains of additions shorter (see carry.h) and costs nothing.
  */
 #ifdef BNK_COMPUTES_FLOAT
-#define BNK_ADD_ROWS(total, rows, together) \
-    for (int row_ = 0; row_ < (together); row_++) (total) += (rows)[row_]
+#define BNK_ADD_ROW(total, held, r, together, value) ((void)(held), (total) += (value))
 #else
-#define BNK_ADD_ROWS(total, rows, together)                                          \
-    (total) += (together) == 4   ? ((rows)[0] + (rows)[1]) + ((rows)[2] + (rows)[3]) \
-               : (together) == 2 ? (rows)[0] + (rows)[1]                             \
-                                 : (rows)[0]
+#define BNK_ADD_ROW(total, held, r, together, value)                                     \
+    do {                                                                                 \
+        (held)[r] = (value);                                                             \
+        if ((r) + 1 < (together)) break;                                                 \
+        (total) += (together) == 4   ? ((held)[0] + (held)[1]) + ((held)[2] + (held)[3]) \
+                   : (together) == 2 ? (held)[0] + (held)[1]                             \
+                                     : (held)[0];                                        \
+    } while (0)
 #endif
 
 /* ---- by rows ---- */
@@ -74,13 +77,13 @@ BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride,
     }
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int h = 0; h < 2; h++) {
-            bnk_double8 c[4], d[4];
+            bnk_double8 held_c[4], held_d[4];
             for (int r = 0; r < together; r++) {
-                c[r] = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride + i + 8 * h), p, one);
-                d[r] = c[r] * c[r];
+                const bnk_double8 c =
+                    BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride + i + 8 * h), p, one);
+                BNK_ADD_ROW(s[h], held_c, r, together, c);
+                BNK_ADD_ROW(q[h], held_d, r, together, c * c);
             }
-            BNK_ADD_ROWS(s[h], c, together);
-            BNK_ADD_ROWS(q[h], d, together);
         }
     for (int h = 0; h < 2; h++) {
         *(bnk_double8_at *)(sums->first + 8 * h) = s[h];
@@ -129,15 +132,15 @@ BNK_INLINE void BNK_NAME(add_grad_rows)(const BNK_T *x, const BNK_T *dy, int tog
     const bnk_double16 m = mean - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
     bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
     for (int64_t i = 0; i < length; i += BNK_LANES) {
-        bnk_double16 g[4], p[4];
+        bnk_double16 held_g[4], held_p[4];
         for (int r = 0; r < together; r++) {
             BNK_PREFETCH_LANES(x + r * stride + i + ahead);
             BNK_PREFETCH_LANES(dy + r * stride + i + ahead);
-            g[r] = BNK_NAME(lanes_at)(dy + r * stride + i);
-            p[r] = g[r] * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one);
+            const bnk_double16 g = BNK_NAME(lanes_at)(dy + r * stride + i);
+            BNK_ADD_ROW(s, held_g, r, together, g);
+            BNK_ADD_ROW(q, held_p, r, together,
+                        g * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one));
         }
-        BNK_ADD_ROWS(s, g, together);
-        BNK_ADD_ROWS(q, p, together);
     }
     *(bnk_double16_at *)sums->first = s;
     *(bnk_double16_at *)sums->second = q;
@@ -206,13 +209,12 @@ BNK_INLINE void BNK_NAME(add_columns)(const BNK_T *x, int together, int64_t stri
 {
     const bnk_double8 p = *(const bnk_double8_at *)pivot, one = BNK_ONES(bnk_double8);
     bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_squares;
-    bnk_double8 c[4], d[4];
+    bnk_double8 held_c[4], held_d[4];
     for (int r = 0; r < together; r++) {
-        c[r] = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), p, one);
-        d[r] = c[r] * c[r];
+        const bnk_double8 c = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), p, one);
+        BNK_ADD_ROW(s, held_c, r, together, c);
+        BNK_ADD_ROW(q, held_d, r, together, c * c);
     }
-    BNK_ADD_ROWS(s, c, together);
-    BNK_ADD_ROWS(q, d, together);
     *(bnk_double8_at *)sum = s;
     *(bnk_double8_at *)sum_squares = q;
 }
@@ -232,13 +234,12 @@ BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t
     }
     BNK_FEW for (; j < columns; j++)
     {
-        double c[4], d[4];
+        double held_c[4], held_d[4];
         for (int r = 0; r < together; r++) {
-            c[r] = (double)BNK_WIDEN_ONE(x[r * stride + j]) - pivot[j];
-            d[r] = c[r] * c[r];
+            const double c = (double)BNK_WIDEN_ONE(x[r * stride + j]) - pivot[j];
+            BNK_ADD_ROW(sum[j], held_c, r, together, c);
+            BNK_ADD_ROW(sum_squares[j], held_d, r, together, c * c);
         }
-        BNK_ADD_ROWS(sum[j], c, together);
-        BNK_ADD_ROWS(sum_squares[j], d, together);
     }
 }
 
@@ -258,13 +259,13 @@ BNK_INLINE void BNK_NAME(add_grad_columns)(const BNK_T *x, const BNK_T *dy, int 
 {
     const bnk_double8 m = *(const bnk_double8_at *)mean, one = BNK_ONES(bnk_double8);
     bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_product;
-    bnk_double8 g[4], p[4];
+    bnk_double8 held_g[4], held_p[4];
     for (int r = 0; r < together; r++) {
-        g[r] = BNK_NAME(half_at)(dy + r * stride);
-        p[r] = g[r] * BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), m, one);
+        const bnk_double8 g = BNK_NAME(half_at)(dy + r * stride);
+        BNK_ADD_ROW(s, held_g, r, together, g);
+        BNK_ADD_ROW(q, held_p, r, together,
+                    g * BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), m, one));
     }
-    BNK_ADD_ROWS(s, g, together);
-    BNK_ADD_ROWS(q, p, together);
     *(bnk_double8_at *)sum = s;
     *(bnk_double8_at *)sum_product = q;
 }
@@ -289,13 +290,13 @@ BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy,
     }
     BNK_FEW for (; j < columns; j++)
     {
-        double g[4], p[4];
+        double held_g[4], held_p[4];
         for (int r = 0; r < together; r++) {
-            g[r] = (double)BNK_WIDEN_ONE(dy[r * stride + j]);
-            p[r] = g[r] * ((double)BNK_WIDEN_ONE(x[r * stride + j]) - mean[j]);
+            const double g = (double)BNK_WIDEN_ONE(dy[r * stride + j]);
+            BNK_ADD_ROW(sum[j], held_g, r, together, g);
+            BNK_ADD_ROW(sum_product[j], held_p, r, together,
+                        g * ((double)BNK_WIDEN_ONE(x[r * stride + j]) - mean[j]));
         }
-        BNK_ADD_ROWS(sum[j], g, together);
-        BNK_ADD_ROWS(sum_product[j], p, together);
     }
 }
 
