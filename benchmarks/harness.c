@@ -451,7 +451,7 @@ static const char usage[] =
     "        [--memory K  allocations of K calls, with LD_PRELOAD=liballocations.so]\n"
     "        [--serve     commands from standard input, see cell.h]\n";
 
-/* <repository>/build-bench/harness -> <repository>/build/libbatchnorm.so.0 */
+/* <repository>/build-bench/harness -> <repository>/build/libbatchnorm.so */
 static const char *default_library(void)
 {
     static char path[4096];
@@ -459,7 +459,7 @@ static const char *default_library(void)
     if (length < 0) die("cannot find myself: %s", strerror(errno));
     path[length] = 0;
     *strrchr(path, '/') = 0;
-    return strcat(path, "/../build/libbatchnorm.so.0");
+    return strcat(path, "/../build/libbatchnorm.so");
 }
 
 int main(int argc, char **argv)

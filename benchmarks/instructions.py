@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--programs", type=Path, default=ROOT / "build-bench")
-    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libbatchnorm.so.0")
+    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libbatchnorm.so")
     options = parser.parse_args()
     if not shutil.which("valgrind"):
         sys.exit("error: valgrind is missing: scripts/setup installs it (apt-get install valgrind)")

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--programs", type=Path, default=ROOT / "build-bench")
-    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libbatchnorm.so.0")
+    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libbatchnorm.so")
     options = parser.parse_args()
     environment = {
         "BATCHNORM_LIBRARY": str(options.library.resolve()),

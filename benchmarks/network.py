@@ -162,7 +162,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="of a batch; default: by network")
     parser.add_argument("--rounds", type=int, help="turns of each contender (default 9, quick 5)")
     parser.add_argument("--output", type=Path, default=ROOT / "bench-output", help="folder")
-    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libbatchnorm.so.0")
+    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libbatchnorm.so")
     options = parser.parse_args()
     options.networks = options.networks or (QUICK if options.quick else NETWORKS)
     options.threads = options.threads or ([cores] if options.quick else sorted({1, cores}))

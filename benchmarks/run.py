@@ -530,7 +530,7 @@ def parse_options() -> argparse.Namespace:
         "--retries", type=int, help="for cells that others disturbed (default 1, quick 0)"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "bench-output", help="folder")
-    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libbatchnorm.so.0")
+    parser.add_argument("--library", type=Path, default=ROOT / "build" / "libbatchnorm.so")
     parser.add_argument(
         "--programs", type=Path, default=ROOT / "build-bench", help="where the harness is"
     )

@@ -29,15 +29,9 @@ install(EXPORT BatchNormTargets NAMESPACE BatchNorm:: DESTINATION "${package_fol
 configure_package_config_file(cmake/BatchNormConfig.cmake.in
   "${CMAKE_CURRENT_BINARY_DIR}/install/BatchNormConfig.cmake"
   INSTALL_DESTINATION "${package_folder}")
-# Before 1.0 a minor version may break what was there, and says so.
-if(PROJECT_VERSION_MAJOR EQUAL 0)
-  set(compatibility SameMinorVersion)
-else()
-  set(compatibility SameMajorVersion)
-endif()
 write_basic_package_version_file(
   "${CMAKE_CURRENT_BINARY_DIR}/install/BatchNormConfigVersion.cmake"
-  VERSION "${PROJECT_VERSION}" COMPATIBILITY ${compatibility})
+  VERSION "${PROJECT_VERSION}" COMPATIBILITY ${BATCHNORM_COMPATIBILITY})
 install(FILES
   "${CMAKE_CURRENT_BINARY_DIR}/install/BatchNormConfig.cmake"
   "${CMAKE_CURRENT_BINARY_DIR}/install/BatchNormConfigVersion.cmake"

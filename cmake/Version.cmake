@@ -1,4 +1,5 @@
-# BATCHNORM_VERSION as include/batchnorm.h says it: the version's one place.
+# BATCHNORM_VERSION as include/batchnorm.h says it: the version's one place. Before 1.0 a minor version may break
+# what was there, so SONAME and CMake's compatibility move with it: a program never meets a library that broke it.
 set(header "${CMAKE_CURRENT_LIST_DIR}/../include/batchnorm.h")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${header}")
 set(BATCHNORM_VERSION "")
@@ -9,4 +10,13 @@ foreach(part IN ITEMS MAJOR MINOR PATCH)
   endif()
   list(APPEND BATCHNORM_VERSION "${CMAKE_MATCH_1}")
 endforeach()
+
+if(BATCHNORM_VERSION MATCHES "^0;")
+  list(SUBLIST BATCHNORM_VERSION 0 2 BATCHNORM_SOVERSION)
+  list(JOIN BATCHNORM_SOVERSION "." BATCHNORM_SOVERSION)
+  set(BATCHNORM_COMPATIBILITY SameMinorVersion)
+else()
+  list(GET BATCHNORM_VERSION 0 BATCHNORM_SOVERSION)
+  set(BATCHNORM_COMPATIBILITY SameMajorVersion)
+endif()
 list(JOIN BATCHNORM_VERSION "." BATCHNORM_VERSION)

@@ -16,7 +16,9 @@ from elftools.elf.elffile import ELFFile
 
 SIZE_LIMIT = 3_000_000
 NAME = re.compile(r"batchnorm-\d+\.\d+\.\d+-py3-none-(manylinux_2_\d+_\w+)\.whl")
-LIBRARIES = re.compile(r"batchnorm\.libs/libomp\S*\.so\S* batchnorm/libbatchnorm\.so\.\d+")
+LIBRARIES = re.compile(
+    r"batchnorm\.libs/libomp\S*\.so\S* batchnorm/libbatchnorm\.so\.(0\.\d+|[1-9]\d*)"
+)
 LICENSES = {"LICENSE", "LICENSE-libomp"}
 GLIBC = re.compile(r"(lib(c|m|dl|pthread|rt)|ld-linux\S*)\.so\.\d+")
 

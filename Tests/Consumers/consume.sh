@@ -35,6 +35,8 @@ install)
     mkdir -p "$folder"
     "$CMAKE_COMMAND" --install "$build" --prefix "$folder/elsewhere"
     mv "$folder/elsewhere" "$prefix"
+    # Until 1.0 a minor version may break what was there.
+    case $VERSION in 0.*) soversion=${VERSION%.*} ;; *) soversion=${VERSION%%.*} ;; esac
     found=$(cd "$prefix" && find . ! -type d | LC_ALL=C sort)
     expected=$(LC_ALL=C sort <<LIST
 ./include/batchnorm.h
@@ -44,7 +46,7 @@ install)
 ./$LIBDIR/cmake/BatchNorm/BatchNormTargets-release.cmake
 ./$LIBDIR/cmake/BatchNorm/BatchNormTargets.cmake
 ./$LIBDIR/libbatchnorm.so
-./$LIBDIR/libbatchnorm.so.${VERSION%%.*}
+./$LIBDIR/libbatchnorm.so.$soversion
 ./$LIBDIR/libbatchnorm.so.$VERSION
 ./$LIBDIR/pkgconfig/batchnorm.pc
 LIST

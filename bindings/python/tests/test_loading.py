@@ -26,7 +26,7 @@ def import_with(library: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("library", "message"),
     [
-        ("/nowhere/libbatchnorm.so.0", "named by the environment variable BATCHNORM_LIBRARY"),
+        ("/nowhere/libbatchnorm.so", "named by the environment variable BATCHNORM_LIBRARY"),
         ("libm.so.6", "libm.so.6 has no function bn_status_name"),
     ],
 )
@@ -36,6 +36,14 @@ def test_a_wrong_library_is_an_import_error(library: str, message: str) -> None:
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: ")
     assert message in last
+
+
+def test_the_name_is_the_soname_of_this_version() -> None:
+    from batchnorm import _lowlevel
+
+    until = 2 if batchnorm.__version__.startswith("0.") else 1
+    version = batchnorm.__version__.split(".")[:until]
+    assert ".".join(["libbatchnorm.so", *version]) == _lowlevel.LIBRARY_NAME
 
 
 def test_the_environment_comes_first() -> None:

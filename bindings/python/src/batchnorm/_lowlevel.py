@@ -27,7 +27,8 @@ from typing import Any
 
 from .errors import error_for
 
-LIBRARY_NAME = "libbatchnorm.so.0"
+# The SONAME: before 1.0 with the minor version, which may break what was there.
+LIBRARY_NAME = "libbatchnorm.so.0.1"
 
 
 def _load() -> ctypes.CDLL:
