@@ -13,8 +13,7 @@ function(add_embedded_swift_module name)
   list(TRANSFORM imported APPEND ".swiftmodule")
 
   add_custom_command(
-    OUTPUT "${object}"
-    BYPRODUCTS "${folder}/${name}.swiftmodule"
+    OUTPUT "${object}" "${folder}/${name}.swiftmodule"
     COMMAND "${BATCHNORM_SWIFTC}"
       -module-name "${name}" -package-name batchnorm -swift-version 6
       -enable-experimental-feature Embedded -parse-as-library -wmo

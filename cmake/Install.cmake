@@ -1,4 +1,4 @@
-# What `cmake --install` puts where: library, header, module map, CMake package and pkg-config file.
+# What `cmake --install` puts where: library, header, module map, licence, CMake package, pkg-config file.
 # A Python wheel (SKBUILD) gets the library alone, under its SONAME, inside the package's folder.
 include(CMakePackageConfigHelpers)
 
@@ -15,6 +15,7 @@ set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/BatchNorm")
 install(TARGETS batchnorm EXPORT BatchNormTargets
   LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 install(FILES include/batchnorm.h DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+install(FILES LICENSE DESTINATION "${CMAKE_INSTALL_DOCDIR}")
 
 # The module map lives in a folder of its own: one named module.modulemap directly in a shared include
 # folder would speak for every header there.
