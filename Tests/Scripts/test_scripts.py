@@ -1,4 +1,4 @@
-"""The scripts as their callers meet them: help, refusals, and what `scripts/setup` installs for whom.
+"""The scripts as callers meet them: help, refusals, and what `scripts/setup` installs for whom.
 
 They run in a folder that has nothing but them, with an empty environment. What setup would install
 is told by stand-ins for the tools that it calls.
