@@ -1,5 +1,5 @@
 /*
- * allocations.c — counts heap memory of a process that it is preloaded into (LD_PRELOAD). Used by
+ * allocations.c — counts heap memory of a process that it is preloaded into (LD_PRELOAD), for
  * `harness --memory`. Stacks of threads and mmap are not counted; the harness adds the peak RSS.
  */
 #define _GNU_SOURCE

@@ -1,6 +1,6 @@
 /*
  * bare.c — batch normalization as plain loops, for the cost of a call on tiny tensors: what the library
- * takes beyond this is argument checks, planning, threads, and the care for accuracy. Used by harness.c.
+ * takes beyond this is argument checks, planning, threads, and the care for accuracy.
  * Built with -ffast-math, so that the compiler vectorizes the sums: no measure of accuracy.
  */
 #include "harness.h"

@@ -1,8 +1,8 @@
 /*
  * harness.c — times libbatchnorm and the limit (copy, triad, tetrad) in one process, on the same buffers.
  *
- * Used by hand (`harness --op forward --shape 32x64x56x56`) and by run.py (`harness --serve`), which
- * interleaves it with the peers. The library is loaded by path, so that any build can be timed.
+ * By hand: `harness --op forward --shape 32x64x56x56`; `harness --serve` takes commands, so that it can be
+ * interleaved with the peers. The library is loaded by path, so that any build can be timed.
  * Every contender of a cell is timed in turn, round by round: what disturbs one disturbs all.
  */
 #define _GNU_SOURCE

@@ -1,8 +1,9 @@
 /*
  * limits.c — the limit that batch normalization is measured against: copy (forward), triad
  * (backward; a forward that adds a residual) and tetrad (a backward that writes the residual's gradient as
- * well) over the same buffers, with the same threads. Called by harness.c. Integers: a sweep of memory has no denormals, and one body serves every data type. Built with -fno-builtin-memcpy, or
- * the compiler would turn the plain copy into libc's, which chooses its stores by size.
+ * well) over the same buffers, with the same threads. Integers: a sweep of
+ * memory has no denormals, and one body serves every data type. Built with -fno-builtin-memcpy, or the
+ * compiler would turn the plain copy into libc's, which chooses its stores by size.
  */
 #include "harness.h"
 

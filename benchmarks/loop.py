@@ -6,7 +6,7 @@ threads of the one still spin while the other's compute. So: the time of the loo
 sum of its parts. Alone as in the loop every call works on the next buffers of one ring, which no
 cache holds: data that came from a cache in only one of the two would decide the figure.
 
-Called by scripts/bench --loop with the peers' Python; writes loop.csv and, from that, loop.md.
+Runs by the peers' Python; writes loop.csv and, from that, loop.md.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 """Whole networks in PyTorch, stock against converted to this library.
 
 A training step (forward, loss, backward, SGD) and an inference pass, each contender in a process of
-its own; they take turns (A B, A B, ...). Before that, both must compute the same. Called by
-scripts/bench --torch; writes network.csv, of which network_report.py makes the table and the
-picture. See README.md.
+its own; they take turns (A B, A B, ...). Before that, both must compute the same. Writes
+network.csv, of which network_report.py makes the table and the picture. See README.md.
 """
 
 from __future__ import annotations

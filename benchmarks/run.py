@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times this library, the limit and the peers in turn, and writes one CSV. Called by scripts/bench.
+"""Times this library, the limit and the peers in turn, and writes one CSV.
 
 One worker process per family of contenders, because two OpenMP runtimes in one process disturb each
 other: idle threads of the one spin while the other's compute. One round is one repetition of every

@@ -1,6 +1,6 @@
 """Says what is in a repaired wheel, and fails unless it is what users are promised.
 
-check_wheel.py WHEEL. Run by scripts/wheel; pyelftools comes with auditwheel.
+check_wheel.py WHEEL. Needs pyelftools, which comes with auditwheel.
 """
 
 from __future__ import annotations

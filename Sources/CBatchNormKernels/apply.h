@@ -1,6 +1,4 @@
-/*
- * Applying coefficients to a piece: the last step of every operation. Implemented in apply.c.
- */
+/* Applying coefficients to a piece: the last step of every operation. */
 #ifndef BNK_APPLY_H
 #define BNK_APPLY_H
 

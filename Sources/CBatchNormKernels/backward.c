@@ -1,7 +1,7 @@
 /*
  * The backward operation: sum(dy) and sum(dy * (x - mean)) of every piece, added in order; the
- * parameters' gradients and a channel's coefficients; dx from x and dy in one sweep. Called by
- * Kernels.swift with a plan that fits the grid.
+ * parameters' gradients and a channel's coefficients; dx from x and dy in one sweep. The plan
+ * fits the grid.
  */
 #include <stdbool.h>
 #include <string.h>

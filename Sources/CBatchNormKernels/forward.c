@@ -1,7 +1,7 @@
 /*
  * The forward operations. Training: the moments of every piece, merged in order; a channel's
  * coefficients and running statistics; the coefficients applied. Inference: the last step only.
- * Called by Kernels.swift with a plan that fits the grid.
+ * The plan fits the grid.
  */
 #include <stdbool.h>
 

@@ -1,6 +1,6 @@
 /*
  * Operations with an activation, a residual or masked positions: which values are masked, and which leaf
- * takes a stretch of them. Implemented in fused.c; called by the operations wherever there are extras.
+ * takes a stretch of them.
  */
 #ifndef BNK_FUSED_H
 #define BNK_FUSED_H

@@ -1,6 +1,6 @@
 /*
  * The leaves of operations with an activation, a residual or masked positions, once. Included by
- * leaves_body.h; called by stage.c, which tells what a stretch is.
+ * leaves_body.h.
  *
  * What a stretch does not have is skipped by branches that go the same way all along it. The last values
  * of one, and the first up to a cache line's begin, are fewer than a vector and go through padded copies.

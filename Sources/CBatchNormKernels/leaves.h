@@ -1,6 +1,6 @@
 /*
  * The leaves: straight, single-threaded loops over one tile, one table of them per type of tensors
- * and instruction set. Every table gives the same bits. Bodies: leaves_body.h; callers: the operations.
+ * and instruction set. Every table gives the same bits. Bodies: leaves_body.h.
  *
  * "row" leaves work on rows x length values of ONE channel, whose parameters are scalars. "column"
  * leaves work on rows x columns values, each column with parameters and sums of its own. `stride`

@@ -1,5 +1,4 @@
-/* The OpenMP runtime that others have brought into the process. Called by threading.c; implemented in
- * other_openmp.c. */
+/* The OpenMP runtime that others have brought into the process. */
 #ifndef BNK_OTHER_OPENMP_H
 #define BNK_OTHER_OPENMP_H
 

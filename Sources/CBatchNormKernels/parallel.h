@@ -1,4 +1,4 @@
-/* The one way to use several threads. Called by the operations; implemented in parallel.c. */
+/* The one way to use several threads. */
 #ifndef BNK_PARALLEL_H
 #define BNK_PARALLEL_H
 

@@ -1,6 +1,4 @@
-/*
- * How a plan cuts a grid into pieces. Used by every operation.
- */
+/* How a plan cuts a grid into pieces. */
 #ifndef BNK_PIECES_H
 #define BNK_PIECES_H
 

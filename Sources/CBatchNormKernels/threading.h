@@ -1,4 +1,4 @@
-/* Whose threads a call runs on. Called by parallel.c; implemented in threading.c. */
+/* Whose threads a call runs on. */
 #ifndef BNK_THREADING_H
 #define BNK_THREADING_H
 

@@ -1,7 +1,7 @@
 """A user of the installed wheel, on a machine that has nothing of this project.
 
 The library and libomp inside it are the ones that load, threadpoolctl knows that libomp, and layers
-normalize. Run by scripts/test, isolated (-I), in an environment with NumPy and threadpoolctl.
+normalize. To be run isolated (-I), in an environment with NumPy and threadpoolctl.
 """
 
 import sys

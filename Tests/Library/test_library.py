@@ -1,7 +1,7 @@
 """The shared library as a file, and the header as text: what a packager or a linker sees of them.
 
-Run by ctest, which tells by environment variables what to look at (Tests/Library/CMakeLists.txt).
-Needs Python alone; reads the library with binutils' nm and readelf.
+Environment variables tell what to look at: CMakeLists.txt beside it. Needs Python alone; reads the
+library with binutils' nm and readelf.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What the C library has to know about a NumPy array: checked, without copying.
 
-Called by: functional, modules, moments, fold. Invariant: an address leaves this file only for an
-array whose dtype, shape, memory order and writability have been checked, because C cannot see any
-of them. An array that is as it should be costs five comparisons; only others are looked at more
-closely.
+Invariant: an address leaves this file only for an array whose dtype, shape, memory order and
+writability have been checked, because C cannot see any of them. An array that is as it should be
+costs five comparisons; only others are looked at more closely.
 """
 
 from __future__ import annotations

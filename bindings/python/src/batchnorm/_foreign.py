@@ -1,9 +1,8 @@
 """Arrays that are not NumPy's: taken as they lie, and results handed back in their kind.
 
-Called by: functional, modules, moments, fold, where their first array is no plain ndarray. A call
-with ndarrays pays one comparison for all of this. Three protocols are read, in this order:
-`__dlpack__` (PyTorch, JAX, TensorFlow), `__array_interface__` (Pillow) and the buffer protocol
-(memoryview, array.array, mmap). The packages behind them are never imported.
+A call whose first array is an ndarray pays one comparison for all of this. Three protocols are
+read, in this order: `__dlpack__` (PyTorch, JAX, TensorFlow), `__array_interface__` (Pillow) and the
+buffer protocol (memoryview, array.array, mmap). The packages behind them are never imported.
 
 Invariant: nothing is copied unless `allow_copy` says so, and what is made here keeps the export of
 the memory, so that nobody can free or resize it as long as the array, or a view on it, lives.

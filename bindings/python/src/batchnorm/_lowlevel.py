@@ -1,8 +1,7 @@
 """The C library, exactly as include/batchnorm.h declares it: each struct, enum and function once.
 
-Called by: functional, modules, machine, plan; by nobody outside the package. Invariant:
-tests/test_header.py compares every line of this with the header. A function that returns a
-bn_status raises on failure here, so that no caller can forget to look.
+Invariant: tests/test_header.py compares every line of this with the header. A function that returns
+a bn_status raises on failure here, so that no caller can forget to look.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Options as words: the strings of the Python interface and the enums of the C one.
 
-Called by: functional, modules and plan. A word is the C enumerator's name in lower case.
+A word is the C enumerator's name in lower case.
 """
 
 from __future__ import annotations

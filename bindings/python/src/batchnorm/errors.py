@@ -1,6 +1,6 @@
 """Statuses of the C library and the exceptions that carry them.
 
-Called by: _lowlevel, after every C call that failed. Every exception that comes from the library
+Every exception that comes from the library
 is a BatchNormError; it is also the built-in exception that fits, so `except ValueError` works as
 usual.
 """

@@ -1,7 +1,6 @@
 """Folding: normalization by running statistics as one affine map, or inside the layer before it.
 
-Called by: the package's users and modules. This file knows where the output channels lie in an
-array; the C library does the arithmetic.
+This file knows where the output channels lie in an array; the C library does the arithmetic.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What an operation would do on this machine now: `explain` and the `Plan` that it returns.
 
-Called by: the package's users and modules. Nothing is run; the C library answers from the plan that
-the operation itself would get.
+Nothing is run; the C library answers from the plan that the operation itself would get.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """What a rewritten method calls: a batch norm that waits for the ReLU behind it.
 
-Called by: the methods that _rewrite makes, and Sequential's of this file. A batch norm that may be
-fused is not computed at once; it travels as `Pending` through at most one addition to an
-activation. What arrives there decides: a plain ReLU is fused, anything else gets the sum computed
-as it would have been. So every condition of fusion is looked at when it counts, in each call, and
-a hook or another activation that comes later needs no new conversion.
+A batch norm that may be fused is not computed at once; it travels as `Pending` through at most one
+addition to an activation. What arrives there decides: a plain ReLU is fused, anything else gets the
+sum computed as it would have been. So every condition of fusion is looked at when it counts, in
+each call, and a hook or another activation that comes later needs no new conversion.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The C library's three operations on plain PyTorch tensors: no autograd, no dispatcher, no copies.
 
-Called by: _operators. Invariant: an address leaves this file only for strided CPU memory whose
-dtype, sizes and memory order have been checked. Whatever does not fit is refused as `UnfitError`
-before anything is written; _operators then makes it fit.
+Invariant: an address leaves this file only for strided CPU memory whose dtype, sizes and memory
+order have been checked. Whatever does not fit is refused as `UnfitError` before anything is
+written; _operators then makes it fit.
 """
 
 from __future__ import annotations

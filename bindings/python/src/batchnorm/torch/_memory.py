@@ -1,7 +1,4 @@
-"""Where the tensors that this package returns get their memory: large ones from recycled blocks.
-
-Called by: _kernels.
-"""
+"""Where the tensors that this package returns get their memory: large ones from recycled blocks."""
 
 from __future__ import annotations
 

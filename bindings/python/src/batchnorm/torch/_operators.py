@@ -8,8 +8,6 @@ differentiate them, twice and more.
 Through the dispatcher, a call of kernels that are in Python costs some 25 us. So plain CPU tensors
 take a shorter way to the same autograd functions, on which running statistics are updated in place.
 `is_plain` and `UnfitError` say when not; whatever they do not know goes through the dispatcher.
-
-Called by: modules. Calls: _kernels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Finds batch norms that a ReLU follows in the source of a module's methods, and fuses them there.
 
-Called by: convert. A method is taken as it is written, statement by statement, and only the calls
-of a batch norm, an addition and a ReLU that belong together are put into calls of _fusion's
-functions:
+A method is taken as it is written, statement by statement, and only the calls of a batch norm, an
+addition and a ReLU that belong together are put into calls of _fusion's functions:
 
     out = self.bn2(self.conv2(out))         out = self._batchnorm_later(self.bn2, self.conv2(out))
     out += identity                         out = self._batchnorm_add("+=", out, identity)

@@ -1,9 +1,9 @@
 """Conversion of whole models: torch's batch norms into this package's, and back.
 
-Called by: the package's users. Only classes change, by `module.__class__ = ...`: a batch norm gets
-its twin's, which has the same state, and a module whose methods call a batch norm and then a ReLU a
-subclass of its own class, in which those methods are rewritten (_rewrite). So parameters, buffers,
-hooks, names and identities stay what they are, and the way back is the class that was there.
+Only classes change, by `module.__class__ = ...`: a batch norm gets its twin's, which has the same
+state, and a module whose methods call a batch norm and then a ReLU a subclass of its own class, in
+which those methods are rewritten (_rewrite). So parameters, buffers, hooks, names and identities
+stay what they are, and the way back is the class that was there.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ hooks, pickles and every tool that looks for PyTorch's classes go on working, an
 `module.__class__` converts a module completely. What the library has no part in (other devices,
 sparse or quantized tensors, dtypes that do not go together, wrong sizes) is handed to PyTorch,
 which runs it or refuses it in its own words.
-
-Calls: _operators.
 """
 
 from __future__ import annotations
