@@ -32,10 +32,7 @@
  *
  * What the library promises:
  *
- *   - Accuracy: moments are accumulated in float64, around a value of the data where the mean is
- *     large beside the deviation, so that no mean costs digits. A float32 output is within 3 units
- *     in the last place of its largest term, a gradient within 4. A bfloat16 or float16 output is
- *     that, rounded once more; its statistics are good to 18 bits or better.
+ *   - Accuracy: results are within the bounds of the accuracy contract below.
  *   - Reproducibility: the same input gives the same bits on any number of threads and with
  *     any instruction set. (Where the result is NaN, it is NaN; its sign and payload may differ.)
  *   - All or nothing: every argument is checked before anything is written. A call that fails
@@ -44,6 +41,22 @@
  *   - Nothing behind your back: no printing, no exit, and no allocation that grows with N or S, but for
  *     two where they are asked for: lengths become a mask of N*L bytes, and a layer keeps of its last
  *     forward one bit a value if that had an activation, and one byte a position if it had a mask.
+ *
+ * Accuracy contract. What is said anywhere of accuracy is this. Moments and sums are accumulated in
+ * float64, around a value of the data where the mean is large beside the deviation. The error of a result
+ * is its distance from the formula's value, formed without rounding from the same inputs. ulp(a, b, ...)
+ * is a unit in the last place, in the tensor's type, of the largest of these sizes; x^ is the normalized
+ * value (x - mean) * invstd, and the residual, where there is one, counts as bias does.
+ *
+ *     float32   output        3 ulp(weight, x^ * weight, bias, output)
+ *               grad_input    4 ulp(its three terms, weight * invstd * rms of grad_output)
+ *               grad_weight, grad_bias    8 * 2^-24 * (sum of the terms' sizes)
+ *               saved_mean within 2^-22 deviations, saved_invstd within 2^-22 of itself
+ *     bfloat16, float16       as float32, each output rounded once more
+ *     float64                 as float32 in float64's units where channels are short: the sums are no wider
+ *                             than the tensors, and their rounding grows with the number of values
+ *
+ * In every type a channel whose values are all the same gives exactly bias.
  *
  * Threads: stateless functions may be called from any number of threads at once on buffers that do
  * not overlap. A layer serves one thread at a time; different layers are independent. Error
@@ -82,7 +95,8 @@
  *         printf("%.3f\n", normalized[0]);
  *     }
  *
- * Build: cc program.c $(pkg-config --cflags --libs batchnorm)
+ * Build: cc program.c $(pkg-config --cflags --libs batchnorm). README.md has the whole way, also from
+ * where pkg-config and the loader do not look by themselves.
  */
 #ifndef BATCHNORM_H
 #define BATCHNORM_H

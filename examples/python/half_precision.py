@@ -1,4 +1,4 @@
-"""Training in bfloat16 and float16: half the memory traffic, parameters and sums as exact as ever.
+"""Training in bfloat16 and float16: half the memory traffic, parameters and sums as wide as ever.
 
 Tensors are halves; weight, bias and running statistics float32. bfloat16 arrays are those of the
 package ml_dtypes (raw 16-bit words become one by `words.view(ml_dtypes.bfloat16)`, without a copy).
@@ -15,15 +15,15 @@ except ImportError:
 
 rng = np.random.default_rng(0)
 images = rng.normal(1, 2, (16, 8, 28, 28)).astype(np.float32)
-exact = batchnorm.BatchNorm2d(8)
-reference = exact(images)
+single = batchnorm.BatchNorm2d(8)
+reference = single(images)
 
 for kind in filter(None, (np.float16, bfloat16)):
     bn = batchnorm.BatchNorm2d(8, dtype=kind)
     y = bn(images.astype(kind), activation="relu")
     grad = bn.backward(np.ones_like(y))
     error = np.abs(y.astype(np.float32) - np.maximum(reference, 0)).max()
-    drift = np.abs(bn.running_mean - exact.running_mean).max()
+    drift = np.abs(bn.running_mean - single.running_mean).max()
     print(
         f"{y.dtype!s:9} {y.nbytes / images.nbytes:.1f} of the memory"
         f"  largest difference {error:.4f}  running mean ({bn.running_mean.dtype}) {drift:.6f}"
