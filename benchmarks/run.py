@@ -509,7 +509,7 @@ def parse_options() -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="scripts/bench")
     parser.add_argument(
-        "--quick", action="store_true", help="the nine design shapes, few rounds: under 2 minutes"
+        "--quick", action="store_true", help="the nine design shapes, few rounds: half a minute"
     )
     parser.add_argument("--shapes", type=Path, nargs="+", metavar="FILE", help="these shapes only")
     parser.add_argument(

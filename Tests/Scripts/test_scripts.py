@@ -171,7 +171,8 @@ def test_other_requirements_and_another_python_are_noticed(furnished: Project) -
     assert "venv\n" in furnished.installed("wheel")
 
 
-def test_a_missing_swift_is_told(project: Project) -> None:
+def test_an_old_swift_is_told(project: Project) -> None:
+    project.stub("swift", SWIFT.replace("6.3.1", "6.1.3"))
     done = project.run("setup", "build")
     assert done.returncode == 1
-    assert "swift is not on PATH; expected Swift 6.2 or newer" in done.stderr
+    assert "is Swift 6.1.3; expected 6.2 or newer" in done.stderr
