@@ -3,7 +3,7 @@
  * the way to a result that does not: a constant channel of 1e36, a weight that has decayed to a
  * subnormal, an epsilon of 1e-70. Coefficients are a number times a power of two until they meet
  * their operand. Slow, and by plain multiplications and additions alone, so that every CPU gives the
- * same bits. Implemented in extreme.c.
+ * same bits.
  */
 #ifndef BNK_EXTREME_H
 #define BNK_EXTREME_H

@@ -1,7 +1,7 @@
 """Batch normalization as functions: your arrays in, your arrays or new ones out, nothing kept.
 
 Tensors have the shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), float32, float64,
-bfloat16 (of the package ml_dtypes) or float16, and are never copied. Two memory orders are known,
+bfloat16 (of the package ml_dtypes) or float16. They are not copied. Two memory orders are known,
 as in PyTorch: C-contiguous (NCHW), and channels-last (NHWC), which is a view such as
 ``np.moveaxis(nhwc, -1, 1)`` whose strides say that the channel is innermost. Results have the
 input's memory order. Where both orders are the same memory (one channel, or one spatial value) the
