@@ -54,7 +54,8 @@
  *               saved_mean within 2^-22 deviations, saved_invstd within 2^-22 of itself
  *     bfloat16, float16       as float32, each output rounded once more
  *     float64                 as float32 in float64's units where channels are short: the sums are no wider
- *                             than the tensors, and their rounding grows with the number of values
+ *                             than the tensors, and their rounding grows with the number of values.
+ *                             Deviations from 1e-154 to 1e150: beyond, their squares underflow or overflow
  *
  * In every type a channel whose values are all the same gives exactly bias.
  *
