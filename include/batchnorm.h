@@ -53,9 +53,17 @@
  *               grad_weight, grad_bias    8 * 2^-24 * (sum of the terms' sizes)
  *               saved_mean within 2^-22 deviations, saved_invstd within 2^-22 of itself
  *     bfloat16, float16       as float32, each output rounded once more
- *     float64                 as float32 in float64's units where channels are short: the sums are no wider
- *                             than the tensors, and their rounding grows with the number of values.
- *                             Deviations from 1e-154 to 1e150: beyond, their squares underflow or overflow
+ *     float64   output        128 ulp(weight, x^ * weight, bias, output)
+ *               grad_input    128 ulp(its three terms, weight * invstd * rms of grad_output)
+ *               grad_weight, grad_bias    128 * 2^-53 * (sum of the terms' sizes)
+ *               saved_mean + saved_mean_rest within 2^-46 deviations, saved_invstd within 2^-46 of itself
+ *
+ * In every type this holds wherever in its range values, parameters and epsilon lie: nothing overflows or
+ * vanishes on the way to a result that does not. But float64 has no wider type for sums: there the squares of
+ * deviations, and their products with grad_output, have to fit (deviations from 1e-154 to 1e150). Its
+ * bounds are for the worst of all data, however many values a channel has, as no chain of additions is
+ * long; of a million values that additions round alike, tests allow a quarter and an eighth of them.
+ * Its gradients are those of a backward that is given saved_mean_rest.
  *
  * In every type a channel whose values are all the same gives exactly bias.
  *
