@@ -927,8 +927,14 @@ BN_API bn_status bn_layer_fold(const bn_layer *layer, const bn_weight_shape *sha
 
 /* The largest number of threads a call may use. 0, the default: what the OpenMP runtime in use (with a
  * pool: AUTO's, see bn_threading) says to the calling thread: OMP_NUM_THREADS, torch.set_num_threads, else
- * the cores. Small problems use fewer. Negative: BN_STATUS_INVALID_OPTION. */
+ * the cores. Small problems use fewer. Negative: BN_STATUS_INVALID_OPTION.
+ *
+ * Any other number may be set; whatever it is, and whatever the default, a call uses no more threads than the
+ * process may use processors (taskset, cpuset), or 64 if these are fewer: a runtime that cannot start a thread ends
+ * the process. A pool gets no more members either. A container's share of processor time (CPU quota) is not looked
+ * at: set the number there. */
 BN_API bn_status bn_set_num_threads(int32_t threads);
+/* The number that counts now: what was set or the default, as far as the machine can run it. */
 BN_API int32_t bn_get_num_threads(void);
 
 /* Whose threads a call runs on. A process should have one set of threads that compute: those of two
@@ -939,7 +945,8 @@ BN_API int32_t bn_get_num_threads(void);
  * OWN. A libiomp5 or second libomp is not shared, and LLVM's runtimes may end a process that starts two. POOL: a pool that the caller has given, see bn_set_thread_pool.
  *
  * Threads do not survive a fork, and neither does libgomp: in a forked child SHARED is not to be had,
- * AUTO means OWN, and SHARED and POOL are back at AUTO. */
+ * AUTO means OWN, and SHARED and POOL are back at AUTO. A call that a pool's thread forks out of goes on in the child
+ * without the pool: the child may return from `run` if that needs no other thread, and may call the library anew. */
 typedef int32_t bn_threading;
 enum {
     BN_THREADING_AUTO = 0,
@@ -975,13 +982,16 @@ BN_API bn_status bn_set_thread_pool(bn_run_members run, void *pool);
  * runtime's file), or "pool". The string lives as long as the process. */
 BN_API const char *bn_get_thread_runtime(void);
 
-/* Instruction sets, in order. The best that the CPU has is chosen at the first call; the environment
- * variable BATCHNORM_MAX_ISA (generic, avx2, avx512) or bn_set_max_isa lowers it, for tests. */
+/* Instruction sets. The best that the CPU has is chosen; the environment variable BATCHNORM_MAX_ISA (generic, avx2,
+ * avx512) or bn_set_max_isa caps it, for tests. Those of one family of CPUs build on each other in the order of their
+ * numbers; between families there is no order. GENERIC is part of all. */
 typedef int32_t bn_isa;
 enum { BN_ISA_GENERIC = 0, BN_ISA_AVX2 = 1, BN_ISA_AVX512 = 2 };
 
-/* Caps the instruction set; a cap above what the CPU has is allowed and changes nothing. The last call
- * counts, and replaces what the environment said. */
+/* Leaves the given instruction set and those that it builds on. One that this CPU does not have, be it newer or of
+ * another family, is allowed and leaves all that it has; likewise in the environment, where an unknown name does,
+ * too. The last call counts, and replaces what the environment said. A value that is no bn_isa:
+ * BN_STATUS_INVALID_OPTION. */
 BN_API bn_status bn_set_max_isa(bn_isa isa);
 /* The instruction set in use. */
 BN_API bn_isa bn_get_isa(void);

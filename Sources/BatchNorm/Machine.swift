@@ -3,18 +3,17 @@
 
 import CBatchNormKernels
 
-/// An instruction set that the kernels are compiled for, in ascending order.
+/// An instruction set that the kernels are compiled for. Those of one family of CPUs build on each other in this order;
+/// between families there is none.
 ///
 /// Results have the same bits whichever is used.
-public enum ISA: Int32, Sendable, Comparable {
+public enum ISA: Int32, Sendable {
     /// Any CPU of the architecture.
     case generic = 0
     /// AVX2 with FMA.
     case avx2 = 1
     /// AVX-512 F, VL, DQ and BW.
     case avx512 = 2
-
-    public static func < (left: ISA, right: ISA) -> Bool { left.rawValue < right.rawValue }
 }
 
 extension ISA {
@@ -69,13 +68,15 @@ public enum BatchNormSettings {
     /// The largest number of threads a call may use; small problems use fewer.
     ///
     /// At first, and after it was set to 0 or less: what the OpenMP runtime in use says to the calling thread
-    /// (`OMP_NUM_THREADS`, `torch.set_num_threads`, else the cores).
+    /// (`OMP_NUM_THREADS`, `torch.set_num_threads`, else the cores). Whatever was set, the number that is told and used
+    /// is at most that of the processors that the process may use, or 64 if these are fewer.
     public static var threads: Int {
         get { Int(bnk_threads()) }
         set { bnk_set_threads(Int32(clamping: max(0, newValue))) }
     }
 
-    /// The instruction set in use. Setting it caps it; a cap above what the CPU has changes nothing.
+    /// The instruction set in use. Setting it leaves that one and those that it builds on; one that the CPU does not have
+    /// leaves all that it has.
     ///
     /// At first the best that the CPU has, or what the environment variable `BATCHNORM_MAX_ISA` (`generic`, `avx2`,
     /// `avx512`) lowers it to.

@@ -1,4 +1,5 @@
-/* Which table of leaves serves an instruction set: the whole of the dispatch. */
+/* Which table of leaves serves an instruction set: the whole of the dispatch. There is one for each that
+ * bnk_supported_isas() may say on this family of CPUs. */
 #include "leaves.h"
 
 static const bnk_leaves *table(int32_t isa, int32_t is_double, int32_t half)

@@ -95,6 +95,7 @@ static int open_runtime(const char *path, bnk_openmp *runtime)
         entry(library, "omp_get_max_threads", &runtime->max_threads) &&
         entry(library, "omp_get_num_threads", &runtime->num_threads) &&
         entry(library, "omp_get_thread_num", &runtime->thread_num) &&
+        entry(library, "omp_get_num_procs", &runtime->processors) &&
         runtime->max_threads != omp_get_max_threads) {
         snprintf(runtime->name, sizeof runtime->name, "%s", file_of(path));
         return 1; /* the library is never closed: it must outlive our use of it */

@@ -9,6 +9,7 @@ typedef struct bnk_openmp {
     int (*max_threads)(void);
     int (*num_threads)(void);
     int (*thread_num)(void);
+    int (*processors)(void);
     char name[64]; /* of its file */
 } bnk_openmp;
 

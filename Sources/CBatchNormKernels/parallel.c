@@ -10,6 +10,7 @@
 
 #include "parallel.h"
 
+#include <stdatomic.h>
 #include <stddef.h>
 
 #include "bnk.h"
@@ -19,19 +20,49 @@
 extern int omp_get_max_threads(void);
 extern int omp_get_num_threads(void);
 extern int omp_get_thread_num(void);
+extern int omp_get_num_procs(void);
+
+/* The runtime that is asked about threads; NULL: our own. A pool has no say: then it is AUTO's. */
+static const bnk_openmp *runtime_in_use(void)
+{
+    return bnk_threading() != BNK_THREADING_OWN ? bnk_other_openmp() : NULL;
+}
+
+static int32_t processors(void)
+{
+    const bnk_openmp *other = runtime_in_use();
+    return other ? other->processors() : omp_get_num_procs();
+}
 
 int32_t bnk_default_threads(void)
 {
-    /* A pool has no say: then it is what AUTO would do. */
-    const bnk_openmp *other = bnk_threading() != BNK_THREADING_OWN ? bnk_other_openmp() : NULL;
-    return other ? other->max_threads() : omp_get_max_threads();
+    const bnk_openmp *other = runtime_in_use();
+    const int32_t threads = other ? other->max_threads() : omp_get_max_threads();
+    return threads > 0 ? threads
+                       : processors(); /* libomp makes OMP_NUM_THREADS=-3 a number of its own */
+}
+
+/* A runtime that cannot start a thread ends the process, so that the number cannot be the caller's alone. More
+ * threads than processors gain nothing; ANYWHERE of them run everywhere, so that the same program can be tried on
+ * a small machine. Asked is the runtime, which knows the processors even when it has bound this thread to one. */
+int32_t bnk_most_threads(int32_t wanted)
+{
+    enum { ANYWHERE = 64 };
+    static _Atomic int32_t most =
+        ANYWHERE; /* threads may be allowed different numbers: the largest seen */
+    if (wanted <= most) return wanted;
+    const int32_t here = processors();
+    int32_t known = most;
+    while (here > known && !atomic_compare_exchange_weak(&most, &known, here)) {}
+    known = most;
+    return wanted < known ? wanted : known;
 }
 
 const char *bnk_thread_runtime(void)
 {
     const bnk_workers workers = bnk_hire();
     bnk_dismiss(workers);
-    if (workers.pool) return "pool";
+    if (workers.pool.run) return "pool";
     if (workers.other) return workers.other->name;
 #if defined(__linux__)
     Dl_info info;
@@ -102,17 +133,18 @@ static void member_of_pool(void *argument, int32_t me)
 }
 
 /* Members may run one after another, so that none can wait for the others: one call a phase. */
-static void run_on_pool(int threads, const work *w, const bnk_pool *pool)
+static void run_on_pool(int threads, const work *w, const bnk_workers *workers)
 {
     for (int i = 0; i < w->count; i++) {
         const bnk_phase *phase = &w->phases[i];
-        if (phase->tasks <= 1) {
+        /* Whoever forked while it ran a member has the call in the child as well, but none of the pool's threads. */
+        if (phase->tasks <= 1 || bnk_were_left_behind(workers)) {
             share(phase, w->context, 0, 1);
             continue;
         }
         pool_work mine = { phase, w->context, threads };
         if (phase->tasks < threads) mine.members = (int32_t)phase->tasks;
-        pool->run(pool->pool, mine.members, member_of_pool, &mine);
+        workers->pool.run(workers->pool.pool, mine.members, member_of_pool, &mine);
     }
 }
 
@@ -132,8 +164,8 @@ void bnk_parallel(int32_t threads, const bnk_phase *phases, int count, void *con
     }
     const bnk_workers workers = bnk_hire();
     work w = { phases, count, context, workers.other };
-    if (workers.pool)
-        run_on_pool(team, &w, workers.pool);
+    if (workers.pool.run)
+        run_on_pool(team, &w, &workers);
     else if (workers.other)
         workers.other->parallel(member_of_other, &w, (unsigned)team, 0);
     else

@@ -8,19 +8,21 @@
 /* Asking the CPU costs microseconds in a virtual machine, so that answers are kept. They never
  * change: two threads that ask at once write the same. */
 
-int32_t bnk_supported_isa(void)
+uint32_t bnk_supported_isas(void)
 {
+    uint32_t isas = 1 << BNK_ISA_GENERIC;
 #if defined(__x86_64__)
     /* These look at the operating system's support for the registers too. */
     __builtin_cpu_init();
-    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                     __builtin_cpu_supports("f16c");
-    const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-    return avx2 && avx512 ? BNK_ISA_AVX512 : avx2 ? BNK_ISA_AVX2 : BNK_ISA_GENERIC;
-#else
-    return BNK_ISA_GENERIC;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c")) {
+        isas |= 1 << BNK_ISA_AVX2;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+            isas |= 1 << BNK_ISA_AVX512;
+    }
 #endif
+    return isas;
 }
 
 /* One line of a file in /sys, without its end; 0 if it cannot be read. */

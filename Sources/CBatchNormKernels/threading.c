@@ -13,6 +13,7 @@ static _Atomic int32_t threading = BNK_THREADING_AUTO;
 /* The pool in use and the one before it, which a setter may still wait for. */
 static bnk_pool pools[2];
 static int current;
+static _Atomic int32_t forks; /* between the first process and this one */
 static pthread_mutex_t setting_lock = PTHREAD_MUTEX_INITIALIZER; /* one setter at a time */
 static pthread_mutex_t pool_lock = PTHREAD_MUTEX_INITIALIZER;    /* pools and current */
 static pthread_cond_t pool_is_idle = PTHREAD_COND_INITIALIZER;
@@ -37,6 +38,7 @@ static void in_child(void)
     static const pthread_mutex_t unlocked = PTHREAD_MUTEX_INITIALIZER;
     static const pthread_cond_t no_waiters = PTHREAD_COND_INITIALIZER;
     bnk_forget_other_openmp();
+    forks++;
     if (threading != BNK_THREADING_OWN) threading = BNK_THREADING_AUTO;
     pools[0] = pools[1] = (bnk_pool){ .run = NULL };
     setting_lock = unlocked; /* its owner, if it had one, is not here */
@@ -91,24 +93,33 @@ int32_t bnk_threading(void)
 
 bnk_workers bnk_hire(void)
 {
-    bnk_workers workers = { NULL, NULL };
+    bnk_workers workers = { .pool = { .run = NULL }, .other = NULL };
     if (threading == BNK_THREADING_POOL) {
         pthread_mutex_lock(&pool_lock);
         if (pools[current].run) { /* else it was taken back meanwhile */
-            workers.pool = &pools[current];
-            workers.pool->users++;
+            pools[current].users++;
+            workers.pool = pools[current];
+            workers.slot = current;
+            workers.forks = forks;
         }
         pthread_mutex_unlock(&pool_lock);
-        if (workers.pool) return workers;
+        if (workers.pool.run) return workers;
     }
     if (threading != BNK_THREADING_OWN) workers.other = bnk_other_openmp();
     return workers;
 }
 
+int bnk_were_left_behind(const bnk_workers *workers)
+{
+    return workers->forks != forks;
+}
+
 void bnk_dismiss(bnk_workers workers)
 {
-    if (!workers.pool) return;
+    if (!workers.pool.run) return;
     pthread_mutex_lock(&pool_lock);
-    if (--workers.pool->users == 0) pthread_cond_broadcast(&pool_is_idle);
+    /* In a child that was forked meanwhile nobody counts: its own pool may stand there. */
+    if (!bnk_were_left_behind(&workers) && --pools[workers.slot].users == 0)
+        pthread_cond_broadcast(&pool_is_idle);
     pthread_mutex_unlock(&pool_lock);
 }

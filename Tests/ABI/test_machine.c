@@ -37,9 +37,36 @@ static void threads(void **state)
     check_refused(bn_set_num_threads(INT32_MIN), BN_STATUS_INVALID_OPTION, "threads|-2147483648");
     check(bn_get_num_threads() == 9, "a refused setting changed the threads to %d",
           bn_get_num_threads());
+    /* Any number may be set; what is told, and used, is what the machine can run. */
+    bn_set_num_threads(INT32_MAX);
+    const int32_t most = bn_get_num_threads();
+    check(most >= 64 && most < 100000, "%d threads, set to %d", most, INT32_MAX);
+    bn_set_num_threads(1000000);
+    check(bn_get_num_threads() == most, "%d threads, before %d", bn_get_num_threads(), most);
     check(bn_set_num_threads(0) == BN_STATUS_OK, "0 threads: %s", bn_last_error_message());
     check(bn_get_num_threads() == usual, "back to the default: %d, was %d", bn_get_num_threads(),
           usual);
+}
+
+/* libomp ends a process whose threads it cannot start; a pool is not asked for more members either. */
+static void no_number_of_threads_is_too_large(void **state)
+{
+    (void)state;
+    const bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 1000, 64, 8, 8);
+    fixture f = fixture_make(problem, PLACE_END);
+    pool_log log = { .calls = 0 };
+    bn_set_num_threads(1000000);
+    const int32_t most = bn_get_num_threads();
+    for (int on_pool = 0; on_pool < 2; on_pool++) {
+        if (on_pool) bn_set_thread_pool(pool_forward, &log);
+        run_training(&f);
+        run_inference(&f);
+        run_backward(&f);
+        bn_plan_info plan = BN_PLAN_INFO_INIT;
+        check(bn_explain(&problem, BN_OPERATION_BACKWARD, &plan) == BN_STATUS_OK, "explain");
+        check(plan.threads <= most, "%d threads of at most %d", plan.threads, most);
+    }
+    check(log.widest > 2 && log.widest <= most, "%d members of at most %d", log.widest, most);
 }
 
 /* The first part runs before there is another OpenMP runtime in the process. */
@@ -157,18 +184,54 @@ static void the_environment_caps_the_instruction_set(void **state)
     check(isa_of_child("") == best, "an empty name caps");
 }
 
+/* This program again, with libomp's number from the environment. */
+static void the_environment_s_number_of_threads_has_an_end(void **state)
+{
+    (void)state;
+    static const char *const numbers[] = { "1000000", "0", "64", "65" };
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        fflush(NULL);
+        const pid_t child = fork();
+        check(child >= 0, "fork");
+        if (child == 0) {
+            setenv("OMP_NUM_THREADS", numbers[i], 1);
+            freopen("/dev/null", "w", stderr); /* libomp says what it thinks of them */
+            execl("/proc/self/exe", "test_machine", "use-threads", (char *)NULL);
+            _exit(98);
+        }
+        int status = 0;
+        check(waitpid(child, &status, 0) == child, "waitpid");
+        check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "OMP_NUM_THREADS=%s: status %x",
+              numbers[i], (unsigned)status);
+    }
+}
+
+static int use_threads(void)
+{
+    static float values[64 * 64 * 1024];
+    const bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 64, 64, 32, 32);
+    bn_forward_training_args args = BN_FORWARD_TRAINING_ARGS_INIT;
+    args.input = args.output = values;
+    args.input_count = args.output_count = 64 * 64 * 1024;
+    if (bn_get_num_threads() < 1) return 1;
+    return bn_forward_training(&problem, &args) == BN_STATUS_OK ? 0 : 2;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 2 && strcmp(argv[1], "use-threads") == 0) return use_threads();
     if (argc == 2 && strcmp(argv[1], "tell-isa") == 0) return bn_get_isa();
     unsetenv("BATCHNORM_MAX_ISA"); /* whoever runs the tests may have set it */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(version, fixture_teardown),
         cmocka_unit_test_teardown(threads, fixture_teardown),
+        cmocka_unit_test_teardown(no_number_of_threads_is_too_large, fixture_teardown),
         cmocka_unit_test_teardown(threading, fixture_teardown),
         cmocka_unit_test_teardown(threads_of_a_shared_runtime, fixture_teardown),
         cmocka_unit_test_teardown(instruction_sets, fixture_teardown),
         cmocka_unit_test_teardown(instruction_set_names, fixture_teardown),
         cmocka_unit_test_teardown(the_environment_caps_the_instruction_set, fixture_teardown),
+        cmocka_unit_test_teardown(the_environment_s_number_of_threads_has_an_end, fixture_teardown),
     };
     return cmocka_run_group_tests_name("abi: machine", tests, NULL, NULL);
 }

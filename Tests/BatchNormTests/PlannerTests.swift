@@ -37,7 +37,7 @@ import Testing
                     1...grid.channels ~= plan.run && 1...grid.rows ~= plan.group_rows
                     && 1...grid.inner ~= plan.segment && plan.fold >= 1
                     && 1...Int32(machine.threads) ~= plan.threads
-                    && plan.isa <= machine.isa.rawValue
+                    && plan.isa == machine.isa.rawValue
                 let followsItsForm =
                     plan.by_columns == 0
                     ? plan.run == 1 && plan.fold == 1

@@ -78,7 +78,7 @@ int manners_of(bnk_plan cut, bool thorough, bnk_plan manners[MAX_MANNERS])
     static const int32_t all_threads[] = { 1, 3, 2, 5, 8 };
     const int different_threads = thorough ? 5 : 2;
     int count = 0;
-    for (int32_t isa = BNK_ISA_GENERIC; isa <= bnk_supported_isa(); isa++)
+    for (int32_t isa = next_isa(-1); isa >= 0; isa = next_isa(isa))
         for (int32_t fused = 0; fused < 2; fused++)
             for (int32_t stream = 0; stream < 2; stream++)
                 for (int t = 0; t < different_threads; t++) {

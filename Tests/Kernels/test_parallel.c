@@ -6,7 +6,9 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -188,6 +190,69 @@ static void after_a_fork(void **state)
     }
 }
 
+/* A pool one of whose members forks, on the calling thread or on one of its own. */
+typedef struct forking {
+    bool on_own_thread;
+    pid_t child; /* 0 in the child, -1 before the fork */
+    int32_t calls;
+    int32_t calls_at_fork;
+} forking;
+
+/* In the child of a thread of the pool there is nothing but this thread. */
+static void *fork_here(void *argument)
+{
+    forking *f = argument;
+    fflush(NULL);
+    f->child = fork();
+    if (f->child == 0) {
+        alarm(60);
+        f->calls_at_fork = f->calls;
+        if (f->on_own_thread) _exit(run_all_phases() ? 2 : 0);
+    }
+    return NULL;
+}
+
+static void forking_pool(void *pool, int32_t members, bnk_member member, void *context)
+{
+    forking *f = pool;
+    f->calls++;
+    if (f->child == -1) {
+        pthread_t thread;
+        if (!f->on_own_thread)
+            fork_here(f);
+        else if (pthread_create(&thread, NULL, fork_here, f) != 0 ||
+                 pthread_join(thread, NULL) != 0)
+            abort();
+    }
+    for (int32_t i = 0; i < members; i++) member(context, i);
+}
+
+/* The call goes on in both processes, in the child without the pool, which the parent may have freed. */
+static void forked_by_a_member(void **state)
+{
+    (void)state;
+    for (int on_own_thread = 0; on_own_thread < 2; on_own_thread++) {
+        forking f = { .on_own_thread = on_own_thread, .child = -1 };
+        bnk_set_pool(forking_pool, &f, NULL);
+        const char *failure = run_all_phases();
+        if (f.child == 0) {
+            if (failure) _exit(3);
+            if (f.calls != f.calls_at_fork) _exit(4);
+            if (bnk_threading() != BNK_THREADING_AUTO) _exit(5);
+            /* A pool of the child's own is counted from the start: taking it back waits for nobody. */
+            bnk_set_pool(pool_threads, NULL, NULL);
+            if (run_all_phases()) _exit(6);
+            bnk_set_pool(NULL, NULL, NULL);
+            _exit(0);
+        }
+        check(!failure, "the parent: %s", failure);
+        int status = 0;
+        check(f.child > 0 && waitpid(f.child, &status, 0) == f.child, "waitpid");
+        check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: the child's status is %x",
+              on_own_thread ? "a thread of the pool" : "the calling thread", (unsigned)status);
+    }
+}
+
 /* ---- pools ---- */
 
 static void pools_do_every_task_once(void **state)
@@ -320,6 +385,7 @@ int main(void)
         cmocka_unit_test_teardown(a_runtime_that_comes_is_noticed, back_to_auto),
         cmocka_unit_test_teardown(inside_a_region_of_the_callers, back_to_auto),
         cmocka_unit_test_teardown(after_a_fork, back_to_auto),
+        cmocka_unit_test_teardown(forked_by_a_member, back_to_auto),
         cmocka_unit_test_teardown(a_pool_is_called_as_often_as_need_be, back_to_auto),
         cmocka_unit_test_teardown(a_pool_in_use_is_waited_for, back_to_auto),
         cmocka_unit_test_teardown(settings_change_under_calls, back_to_auto),

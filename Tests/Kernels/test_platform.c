@@ -6,18 +6,68 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "../../Sources/CBatchNormKernels/leaves.h"
 #include "bnk.h"
 
-static void the_instruction_set_is_one_of_ours(void **state)
+static void the_instruction_sets_are_ours(void **state)
 {
     (void)state;
-    const int32_t isa = bnk_supported_isa();
-    check(isa >= BNK_ISA_GENERIC && isa < BNK_ISA_COUNT, "isa is %d", isa);
-    check(isa == bnk_supported_isa(), "asked twice, answered differently");
+    const uint32_t isas = bnk_supported_isas();
+    check(isas >> BNK_ISA_GENERIC & 1, "generic is not among %x", isas);
+    check(isas >> BNK_ISA_COUNT == 0, "sets %x, only %d are known", isas, BNK_ISA_COUNT);
+    check(isas == bnk_supported_isas(), "asked twice, answered differently");
 #if defined(__x86_64__)
-    check(isa >= BNK_ISA_AVX2 || !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
-          "the CPU has AVX2 and FMA, the answer is %d", isa);
+    check(isas >> BNK_ISA_AVX2 & 1 ||
+              !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+          "the CPU has AVX2 and FMA, the answer is %x", isas);
 #endif
+    for (int32_t isa = 0; isa < BNK_ISA_COUNT; isa++)
+        for (int32_t half = BNK_HALF_NONE; half <= BNK_HALF_FLOAT16; half++) {
+            const bnk_grid grid = { 1, 1, 1, 0, half };
+            check(!(isas >> isa & 1) || bnk_leaves_for(isa, &grid) != NULL,
+                  "instruction set %d has no leaves for half %d", isa, half);
+        }
+}
+
+/* Whatever the CPU has and whatever is asked for, what is chosen is one that it has. */
+static void a_cap_leaves_what_the_cpu_has(void **state)
+{
+    (void)state;
+    enum { GENERIC = 1 << BNK_ISA_GENERIC, AVX2 = 1 << BNK_ISA_AVX2, AVX512 = 1 << BNK_ISA_AVX512 };
+    static const struct {
+        uint32_t supported;
+        int32_t cap, expected;
+    } cases[] = {
+        { GENERIC | AVX2 | AVX512, BNK_ISA_AVX512, BNK_ISA_AVX512 },
+        { GENERIC | AVX2 | AVX512, BNK_ISA_AVX2, BNK_ISA_AVX2 },
+        { GENERIC | AVX2 | AVX512, BNK_ISA_GENERIC, BNK_ISA_GENERIC },
+        { GENERIC | AVX2, BNK_ISA_AVX512, BNK_ISA_AVX2 },
+        { GENERIC, BNK_ISA_AVX2, BNK_ISA_GENERIC }, /* on another family's CPU */
+        /* Sets that do not build on each other: a smaller number is none of a larger one's. */
+        { GENERIC | AVX512, BNK_ISA_AVX2, BNK_ISA_AVX512 },
+        { GENERIC | AVX512, BNK_ISA_GENERIC, BNK_ISA_GENERIC },
+        { GENERIC | AVX2, -1, BNK_ISA_AVX2 },
+        { GENERIC | AVX2, BNK_ISA_COUNT, BNK_ISA_AVX2 },
+        { GENERIC | AVX2, 1 << 30, BNK_ISA_AVX2 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const int32_t isa = bnk_choose_isa(cases[i].supported, cases[i].cap);
+        check(isa == cases[i].expected, "cap %d of %x leaves %d, expected %d", cases[i].cap,
+              cases[i].supported, isa, cases[i].expected);
+    }
+}
+
+/* The number is anybody's; what comes of it can be run. */
+static void teams_have_an_end(void **state)
+{
+    (void)state;
+    for (int32_t wanted = 1; wanted <= 64; wanted++)
+        check(bnk_most_threads(wanted) == wanted, "%d threads become %d", wanted,
+              bnk_most_threads(wanted));
+    const int32_t most = bnk_most_threads(INT32_MAX);
+    check(most >= 64 && most <= 1 << 16, "a team of %d", most);
+    check(bnk_most_threads(most) == most && bnk_most_threads(most + 1) == most,
+          "the most is %d, and then %d", most, bnk_most_threads(most + 1));
 }
 
 static void caches_grow_with_their_level(void **state)
@@ -80,7 +130,9 @@ static void text_belongs_to_its_thread(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_instruction_set_is_one_of_ours),
+        cmocka_unit_test(the_instruction_sets_are_ours),
+        cmocka_unit_test(a_cap_leaves_what_the_cpu_has),
+        cmocka_unit_test(teams_have_an_end),
         cmocka_unit_test(caches_grow_with_their_level),
         cmocka_unit_test(there_is_a_thread),
         cmocka_unit_test(memory_is_aligned_and_usable),

@@ -47,7 +47,7 @@ typedef struct bnk_plan {
     int32_t fused;   /* 1: a task takes a run of channels through reduction and application;
                            0: first all pieces are reduced, then all are applied */
     int32_t stream;  /* 1: non-temporal stores, for outputs that no cache will hold */
-    int32_t isa;     /* BNK_ISA_*, at most what bnk_supported_isa() says */
+    int32_t isa;     /* BNK_ISA_*, one that bnk_supported_isas() says */
 } bnk_plan;
 
 enum { BNK_MAX_COLUMNS = 1024 };
@@ -189,18 +189,22 @@ void bnk_statistics_from_running(const bnk_grid *grid, const void *running_mean,
                                  const void *running_var, double epsilon, double *mean,
                                  double *invstd);
 
-/* The machine (platform.c; the last two parallel.c). */
-int32_t bnk_supported_isa(void);   /* the best that this CPU and OS can run */
+/* The machine (platform.c; the last three parallel.c). A set of instruction sets has bit 1 << BNK_ISA_*. */
+uint32_t bnk_supported_isas(void); /* those that this CPU and OS can run; generic always */
 int64_t bnk_cache_size(int level); /* bytes of L1d, L2 (per core) or L3; a usual value if unknown */
 int32_t bnk_default_threads(void); /* what OpenMP would use in a region of the calling thread */
+int32_t bnk_most_threads(int32_t wanted); /* of a team: wanted, or less; see bn_set_num_threads */
 const char *bnk_thread_runtime(
     void); /* whose threads the next call uses: a file's name, or "pool" */
 
 /* Settings of the process (settings.c). */
 void bnk_set_threads(int32_t threads); /* 0: bnk_default_threads() */
-int32_t bnk_threads(void);
+int32_t bnk_threads(void);             /* at most bnk_most_threads() */
 void bnk_set_max_isa(int32_t isa);
-int32_t bnk_isa(void); /* the supported one, capped by the above and by BATCHNORM_MAX_ISA */
+int32_t bnk_isa(void); /* the best one left by the above, or by BATCHNORM_MAX_ISA */
+/* The best of these sets that the cap leaves: itself and what it builds on. A cap that is none of them, say of
+ * another family of CPUs, leaves all. */
+int32_t bnk_choose_isa(uint32_t supported, int32_t cap);
 
 /* Whose threads calls run on (threading.c). */
 enum {

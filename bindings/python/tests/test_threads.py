@@ -289,3 +289,12 @@ def test_a_forked_child_can_go_on(rng: np.random.Generator) -> None:
     assert os.read(read, 1) == b"\0"
     os.waitpid(child, 0)
     os.close(read)
+
+
+def test_no_number_of_threads_is_too_large(machine: None, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(64, 64, 32, 32)).astype(np.float32)
+    expected = F.forward_training(x).output
+    for number in (1_000_000, 2**31 - 1):
+        batchnorm.set_num_threads(number)
+        assert 64 <= batchnorm.get_num_threads() < 1 << 16
+        assert F.forward_training(x).output.tobytes() == expected.tobytes()

@@ -36,7 +36,8 @@ def set_num_threads(threads: int) -> None:
     """Limit the threads of a call. Small calls use fewer.
 
     0 (the default) is what the OpenMP runtime in use says: OMP_NUM_THREADS,
-    `torch.set_num_threads`, else the cores.
+    `torch.set_num_threads`, else the cores. Whatever the number, a call uses at most as many
+    threads as the process may use processors, or 64 if these are fewer.
 
     Raises `BatchNormError` if `threads` is negative.
 
@@ -52,6 +53,8 @@ def set_num_threads(threads: int) -> None:
 
 def get_num_threads() -> int:
     """The largest number of threads that a call may use.
+
+    What was set, or the default, as far as the machine can run it.
 
     Examples
     --------
@@ -108,8 +111,9 @@ def get_thread_runtime() -> str:
 def set_max_isa(isa: InstructionSet) -> None:
     """Cap the instruction set, for tests: `isa` is "generic", "avx2" or "avx512".
 
-    A cap above what the CPU has is allowed and changes nothing. The environment variable
-    BATCHNORM_MAX_ISA does the same from outside. Raises `ValueError` for any other word.
+    What is left is that one and those that it builds on. One that this CPU does not have, be it
+    newer or of another family, leaves all that it has. The environment variable BATCHNORM_MAX_ISA
+    does the same from outside. Raises `ValueError` for any other word.
 
     Examples
     --------
