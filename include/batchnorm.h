@@ -80,6 +80,14 @@
  * that is written overlaps no other buffer of the call, except where a function says that two may
  * be the very same memory ("in place").
  *
+ * Structs: each begins with struct_size, its sizeof as the caller was compiled, which the initializers set. Later
+ * versions of this header add members at the end, with 0 for "as before". A library takes structs of other
+ * versions: members that a shorter one does not reach count as 0, and bytes of a longer one that the library does
+ * not know must be 0. struct_size is a multiple of 8, at least the struct's BN_..._LEAST and at most 4096; else, and
+ * for unknown bytes that are not 0, BN_STATUS_STRUCT_SIZE. Results are written as far as the struct reaches and not
+ * beyond. A struct that holds results alone (bn_plan_info, bn_layer_get_options) needs struct_size set and nothing
+ * else; what the library does not know of it becomes 0.
+ *
  * ------------------------------------------------------------------------------------------
  * 2  A FIRST PROGRAM
  * ------------------------------------------------------------------------------------------
@@ -141,7 +149,7 @@ enum {
 
     /* 1xx: the call itself */
     BN_STATUS_NULL_POINTER = 100,   /* a required pointer is NULL */
-    BN_STATUS_STRUCT_SIZE = 101,    /* struct_size is none that this library knows */
+    BN_STATUS_STRUCT_SIZE = 101,    /* struct_size is none that this library takes, see section 1 */
     BN_STATUS_INVALID_OPTION = 102, /* an enum, flag or reserved member has an unknown value */
     BN_STATUS_EXCLUSIVE = 103,      /* two arguments were given of which only one may be */
 
@@ -202,8 +210,10 @@ BN_API const char *bn_last_error_message(void);
  * 4  PROBLEM
  * ------------------------------------------------------------------------------------------ */
 
-/* The element type of tensors. Parameters (weight, bias), running statistics and the parameters' gradients
- * have the parameter type: float64 if that is the dtype, else float32.
+/* The element type of tensors, and by it two types that the `void *` of this header point to:
+ *   tensor type     the dtype itself: all of N*C*S elements (input, output, residual and their gradients)
+ *   parameter type  float64 if the dtype is FLOAT64, else float32, also for BFLOAT16 and FLOAT16: all of C elements
+ *                   (weight, bias, running statistics, and the gradients of weight and bias)
  * BFLOAT16 (the upper half of a float32) and FLOAT16 (IEEE 754 binary16) are computed with in float32:
  * sums are as wide as ever, and each output is rounded once, to nearest even, subnormals kept. */
 typedef int32_t bn_dtype;
@@ -232,19 +242,39 @@ typedef struct bn_problem {
     int64_t sizes[5];
 } bn_problem;
 
+enum { BN_PROBLEM_LEAST = offsetof(bn_problem, sizes) + 5 * sizeof(int64_t) };
+
+/* A number of any integer type as a member, for the macros below: C++ refuses size_t in braces. */
+#ifdef __cplusplus
+#define BN_AS(type, number) static_cast<type>(number)
+#else
+#define BN_AS(type, number) ((type)(number))
+#endif
+
 #define BN_PROBLEM_INIT \
     { sizeof(bn_problem), BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 0, { 0, 0, 0, 0, 0 } }
-/* The usual case, in one line: (N,C,H,W). */
-#define BN_PROBLEM_2D(dtype, layout, n, c, h, w) \
-    { sizeof(bn_problem), (dtype), (layout), 4, { (n), (c), (h), (w), 0 } }
+/* In one line: a matrix (N,C); (N,C,L); (N,C,H,W); (N,C,D,H,W). Sizes may be of any integer type. */
+#define BN_PROBLEM_MATRIX(dtype, n, c)                                                 \
+    { sizeof(bn_problem), BN_AS(bn_dtype, dtype), BN_LAYOUT_NCHW, 2,                   \
+      { BN_AS(int64_t, n), BN_AS(int64_t, c), 0, 0, 0 } }
+#define BN_PROBLEM_1D(dtype, layout, n, c, l)                                          \
+    { sizeof(bn_problem), BN_AS(bn_dtype, dtype), BN_AS(bn_layout, layout), 3,         \
+      { BN_AS(int64_t, n), BN_AS(int64_t, c), BN_AS(int64_t, l), 0, 0 } }
+#define BN_PROBLEM_2D(dtype, layout, n, c, h, w)                                       \
+    { sizeof(bn_problem), BN_AS(bn_dtype, dtype), BN_AS(bn_layout, layout), 4,         \
+      { BN_AS(int64_t, n), BN_AS(int64_t, c), BN_AS(int64_t, h), BN_AS(int64_t, w), 0 } }
+#define BN_PROBLEM_3D(dtype, layout, n, c, d, h, w)                                    \
+    { sizeof(bn_problem), BN_AS(bn_dtype, dtype), BN_AS(bn_layout, layout), 5,         \
+      { BN_AS(int64_t, n), BN_AS(int64_t, c), BN_AS(int64_t, d), BN_AS(int64_t, h),    \
+        BN_AS(int64_t, w) } }
 
 /* ------------------------------------------------------------------------------------------
  * 5  OPERATIONS
  * ------------------------------------------------------------------------------------------
  * Stateless: everything that a call reads or writes is in its arguments. Pointers stand next to
- * the number of elements that they point to; a count other than the shape's is an error. `void *`
- * members have the problem's dtype; `double *` members are float64 always. A NULL pointer with
- * count 0 means "absent" where a member is marked optional.
+ * the number of elements that they point to; a count other than the shape's is an error. Of `void *`
+ * members each says whether it points to the tensor type or the parameter type (section 4); `double *` members are
+ * float64 always. A NULL pointer with count 0 means "absent" where a member is marked optional.
  */
 
 /* How running statistics take in a batch.
@@ -322,18 +352,18 @@ typedef struct bn_forward_training_args {
     double epsilon;   /* >= 0; with epsilon 0 a channel of variance 0 gets invstd 0, so y = bias */
     double momentum;  /* finite; used if averaging is EXPONENTIAL and running_mean is given */
 
-    const void *input; /* N*C*S, in */
+    const void *input; /* N*C*S of the tensor type, in */
     int64_t input_count;
-    void *output; /* N*C*S, out; may be `input` itself (in place), but backward needs the input */
+    void *output; /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
     int64_t output_count;
-    const void *weight; /* C, in, optional: absent means 1 */
+    const void *weight; /* C of the parameter type, in, optional: absent means 1 */
     int64_t weight_count;
-    const void *bias; /* C, in, optional: absent means 0 */
+    const void *bias; /* C of the parameter type, in, optional: absent means 0 */
     int64_t bias_count;
 
-    void *running_mean; /* C, in and out, optional; both or neither */
+    void *running_mean; /* C of the parameter type, in and out, optional; both or neither */
     int64_t running_mean_count;
-    void *running_var; /* C, in and out, optional */
+    void *running_var; /* C of the parameter type, in and out, optional */
     int64_t running_var_count;
     int64_t *num_batches_tracked; /* 1, in and out, optional (required if CUMULATIVE); + 1 when the
                                      running statistics take in a batch */
@@ -347,11 +377,13 @@ typedef struct bn_forward_training_args {
     int64_t values_per_channel;    /* out: M, without masked ones */
     bn_statistics statistics_used; /* out: BATCH, or RUNNING by the one-value policy (saved_* then
                                       hold the running mean and its invstd) */
+    int32_t reserved_end; /* 0 */
 
     /* Fusion and masks, all optional: see above. */
-    bn_activation activation;
     double negative_slope; /* used if LEAKY_RELU */
-    const void *residual;  /* N*C*S, in; may be `output` (in place) */
+    bn_activation activation;
+    bn_masked masked;
+    const void *residual;  /* N*C*S of the tensor type, in; may be `output` (in place) */
     int64_t residual_count;
     uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, out */
     int64_t activation_mask_count;
@@ -359,21 +391,20 @@ typedef struct bn_forward_training_args {
     int64_t mask_count;
     const int64_t *lengths; /* N, in; rank 3 only */
     int64_t lengths_count;
-    bn_masked masked;
-    int32_t reserved_end; /* 0 */
 
     /* What saved_mean lacks of the mean, which is the sum of the two that is not carried out. float64 gradients
      * need it where the mean is large beside the deviation; those of other types have no use for it. */
     double *saved_mean_rest; /* C, out, optional */
     int64_t saved_mean_rest_count;
 } bn_forward_training_args;
+enum { BN_FORWARD_TRAINING_ARGS_LEAST = offsetof(bn_forward_training_args, weight) };
 
 #define BN_FORWARD_TRAINING_ARGS_INIT                                                         \
     { sizeof(bn_forward_training_args), BN_AVERAGING_EXPONENTIAL, BN_VARIANCE_UNBIASED,       \
       BN_ONE_VALUE_ERROR, BN_NONFINITE_REPORT, 0, 1e-5, 0.1,                                  \
       NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0,           \
-      0, 0, BN_STATISTICS_BATCH, BN_ACTIVATION_NONE, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0,  \
-      BN_MASKED_ZERO, 0, NULL, 0 }
+      0, 0, BN_STATISTICS_BATCH, 0, 0.01, BN_ACTIVATION_NONE, BN_MASKED_ZERO,                   \
+      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 
 /* Forward in training: normalizes by the statistics of this batch, saves what backward needs and
  * takes the batch into the running statistics.
@@ -388,24 +419,24 @@ typedef struct bn_forward_inference_args {
     int32_t reserved;     /* 0 */
     double epsilon;
 
-    const void *input; /* N*C*S, in */
+    const void *input; /* N*C*S of the tensor type, in */
     int64_t input_count;
-    void *output; /* N*C*S, out; may be `input` itself (in place) */
+    void *output; /* N*C*S of the tensor type, out; may be `input` itself (in place) */
     int64_t output_count;
-    const void *weight; /* C, in, optional: absent means 1 */
+    const void *weight; /* C of the parameter type, in, optional: absent means 1 */
     int64_t weight_count;
-    const void *bias; /* C, in, optional: absent means 0 */
+    const void *bias; /* C of the parameter type, in, optional: absent means 0 */
     int64_t bias_count;
-    const void *running_mean; /* C, in */
+    const void *running_mean; /* C of the parameter type, in */
     int64_t running_mean_count;
-    const void *running_var; /* C, in */
+    const void *running_var; /* C of the parameter type, in */
     int64_t running_var_count;
 
     /* Fusion and masks, all optional: as in bn_forward_training_args. */
+    double negative_slope; /* used if LEAKY_RELU */
     bn_activation activation;
     bn_masked masked;
-    double negative_slope;
-    const void *residual; /* N*C*S, in; may be `output` (in place) */
+    const void *residual; /* N*C*S of the tensor type, in; may be `output` (in place) */
     int64_t residual_count;
     uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, out */
     int64_t activation_mask_count;
@@ -414,11 +445,12 @@ typedef struct bn_forward_inference_args {
     const int64_t *lengths; /* N, in; rank 3 only */
     int64_t lengths_count;
 } bn_forward_inference_args;
+enum { BN_FORWARD_INFERENCE_ARGS_LEAST = offsetof(bn_forward_inference_args, weight) };
 
 #define BN_FORWARD_INFERENCE_ARGS_INIT                                                        \
     { sizeof(bn_forward_inference_args), 0, 1e-5,                                             \
       NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0,                                   \
-      BN_ACTIVATION_NONE, BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+      0.01, BN_ACTIVATION_NONE, BN_MASKED_ZERO, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 
 /* Forward in inference: y = (x - running_mean) / sqrt(running_var + epsilon) * weight + bias.
  * Errors: 1xx to 3xx, BN_STATUS_EPSILON, BN_STATUS_NEGATIVE_SLOPE.
@@ -433,39 +465,39 @@ typedef struct bn_backward_args {
                                  ("frozen": inference, or fine-tuning) */
     double epsilon;           /* used if RUNNING; must then be the forward's */
 
-    const void *input; /* N*C*S, in: the forward's input */
+    const void *input; /* N*C*S of the tensor type, in: the forward's input */
     int64_t input_count;
-    const void *grad_output; /* N*C*S, in */
+    const void *grad_output; /* N*C*S of the tensor type, in */
     int64_t grad_output_count;
-    void *grad_input; /* N*C*S, out, optional; may be grad_output or input itself (in place) */
+    void *grad_input; /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
     int64_t grad_input_count;
-    void *grad_weight; /* C, out, optional */
+    void *grad_weight; /* C of the parameter type, out, optional */
     int64_t grad_weight_count;
-    void *grad_bias; /* C, out, optional */
+    void *grad_bias; /* C of the parameter type, out, optional */
     int64_t grad_bias_count;
-    const void *weight; /* C, in, optional: absent means 1 */
+    const void *weight; /* C of the parameter type, in, optional: absent means 1 */
     int64_t weight_count;
 
     const double *saved_mean; /* C, in; required if BATCH: what the forward wrote */
     int64_t saved_mean_count;
     const double *saved_invstd; /* C, in; required if BATCH */
     int64_t saved_invstd_count;
-    const void *running_mean; /* C, in; required if RUNNING, as they were in the forward */
+    const void *running_mean; /* C of the parameter type, in; required if RUNNING, as they were in the forward */
     int64_t running_mean_count;
-    const void *running_var; /* C, in; required if RUNNING */
+    const void *running_var; /* C of the parameter type, in; required if RUNNING */
     int64_t running_var_count;
 
     /* Fusion and masks, all optional. They must be the forward's. */
+    double negative_slope; /* used if LEAKY_RELU */
     bn_activation activation;
     bn_masked masked;
-    double negative_slope;
     /* Where the activation let pass: one of these two, or both, of which the mask is used. Ignored if there is
      * no activation. */
     const uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, in: what the forward wrote */
     int64_t activation_mask_count;
-    const void *output; /* N*C*S, in: the forward's output */
+    const void *output; /* N*C*S of the tensor type, in: the forward's output */
     int64_t output_count;
-    void *grad_residual; /* N*C*S, out; may be grad_output (in place) */
+    void *grad_residual; /* N*C*S of the tensor type, out; may be grad_output (in place) */
     int64_t grad_residual_count;
     const uint8_t *mask; /* N*S, in; not together with lengths */
     int64_t mask_count;
@@ -475,11 +507,12 @@ typedef struct bn_backward_args {
     const double *saved_mean_rest; /* C, in, optional: what the forward wrote; absent means 0. Used if BATCH */
     int64_t saved_mean_rest_count;
 } bn_backward_args;
+enum { BN_BACKWARD_ARGS_LEAST = offsetof(bn_backward_args, grad_input) };
 
 #define BN_BACKWARD_ARGS_INIT                                                                 \
     { sizeof(bn_backward_args), BN_STATISTICS_BATCH, 1e-5,                                    \
       NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, \
-      BN_ACTIVATION_NONE, BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0,    \
+      0.01, BN_ACTIVATION_NONE, BN_MASKED_ZERO, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0,    \
       NULL, 0 }
 
 /* Backward: the gradients of a loss with respect to input, weight and bias, each of them skipped
@@ -538,13 +571,14 @@ typedef struct bn_moments {
     double *mean_rest;    /* C */
     double *m2;           /* C: sum((x - mean)^2), not negative; NaN if a value is NaN or infinite */
 } bn_moments;
+enum { BN_MOMENTS_LEAST = offsetof(bn_moments, m2) + sizeof(double *) };
 
 #define BN_MOMENTS_INIT { sizeof(bn_moments), 0, 0, 0, NULL, NULL, NULL }
 
 /* The moments of a tensor: writes count and arrays of `moments`, whose channels and pointers are set. What
  * count and arrays said before does not matter. NaN or infinity in a channel makes that channel's m2, and
  * as a rule its mean, NaN or infinite, and is no error. Of an empty batch: count 0 and zeros.
- * input: N*C*S. mask (N*S) or lengths (N), both optional: as in bn_forward_training_args; masked values
+ * input: N*C*S of the tensor type. mask (N*S) or lengths (N), both optional: as in bn_forward_training_args; masked values
  * are not counted, and of a tensor that is masked as a whole count is 0. Errors: 1xx to 3xx. */
 BN_API bn_status bn_moments_compute(const bn_problem *problem, const void *input,
                                     int64_t input_count, const uint8_t *mask, int64_t mask_count,
@@ -619,6 +653,7 @@ typedef struct bn_grad_sums {
     double *sum_dy;       /* C: sum(grad_output) */
     double *sum_dy_xmu;   /* C: sum(grad_output * (input - mean)) */
 } bn_grad_sums;
+enum { BN_GRAD_SUMS_LEAST = offsetof(bn_grad_sums, sum_dy_xmu) + sizeof(double *) };
 
 #define BN_GRAD_SUMS_INIT { sizeof(bn_grad_sums), 0, 0, 0, NULL, NULL }
 
@@ -654,7 +689,7 @@ typedef struct bn_layer bn_layer;
 
 typedef struct bn_layer_options {
     uint32_t struct_size;       /* sizeof(bn_layer_options) */
-    bn_dtype dtype;             /* of tensors, parameters and running statistics */
+    bn_dtype dtype;             /* of tensors; parameters and statistics have its parameter type */
     int64_t num_features;       /* C >= 1 */
     double epsilon;             /* >= 0 */
     double momentum;            /* finite; ignored if CUMULATIVE */
@@ -667,6 +702,7 @@ typedef struct bn_layer_options {
     int32_t track_running_stats;    /* 0 or 1; if 0, evaluation uses the batch's statistics too */
     int32_t reserved;               /* 0 */
 } bn_layer_options;
+enum { BN_LAYER_OPTIONS_LEAST = offsetof(bn_layer_options, reserved) + sizeof(int32_t) };
 
 #define BN_LAYER_OPTIONS_INIT                                                                 \
     { sizeof(bn_layer_options), BN_DTYPE_FLOAT32, 0, 1e-5, 0.1, BN_AVERAGING_EXPONENTIAL,     \
@@ -685,7 +721,7 @@ BN_API bn_status bn_layer_get_options(const bn_layer *layer, bn_layer_options *o
 BN_API bn_status bn_layer_set_training(bn_layer *layer, int32_t training);
 BN_API bn_status bn_layer_get_training(const bn_layer *layer, int32_t *training);
 
-/* Forward in the layer's mode. input and output: N*C*S of the problem's shape; they may be the same
+/* Forward in the layer's mode. input and output: N*C*S of the tensor type; they may be the same
  * memory. In evaluation a layer without running statistics uses the batch's. With more than that:
  * bn_layer_forward_with. */
 BN_API bn_status bn_layer_forward(bn_layer *layer, const bn_problem *problem,
@@ -694,7 +730,8 @@ BN_API bn_status bn_layer_forward(bn_layer *layer, const bn_problem *problem,
 
 /* Backward of the layer's last forward, with the statistics which that one used; may be called more
  * than once. The problem must be that forward's (BN_STATUS_LAYER_MISMATCH otherwise), input its input.
- * grad_input, grad_weight, grad_bias: optional, written, not added (see bn_backward). */
+ * input, grad_output, grad_input: N*C*S of the tensor type. grad_weight, grad_bias: C of the parameter type. All
+ * three gradients are optional, and written, not added (see bn_backward). */
 BN_API bn_status bn_layer_backward(bn_layer *layer, const bn_problem *problem,
                                    const void *input, int64_t input_count,
                                    const void *grad_output, int64_t grad_output_count,
@@ -716,24 +753,25 @@ enum { BN_PASS_NORMAL = 0, BN_PASS_KEEP_RUNNING = 1, BN_PASS_RECOMPUTE = 2 };
 typedef struct bn_layer_forward_args {
     uint32_t struct_size; /* sizeof(bn_layer_forward_args) */
     bn_pass pass;
-    const void *input; /* N*C*S, in */
+    const void *input; /* N*C*S of the tensor type, in */
     int64_t input_count;
-    void *output; /* N*C*S, out; may be `input` itself (in place), but backward needs the input */
+    void *output; /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
     int64_t output_count;
+    double negative_slope; /* used if LEAKY_RELU */
     bn_activation activation;
     bn_masked masked;
-    double negative_slope; /* used if LEAKY_RELU */
-    const void *residual;  /* N*C*S, in; may be `output` (in place) */
+    const void *residual;  /* N*C*S of the tensor type, in; may be `output` (in place) */
     int64_t residual_count;
     const uint8_t *mask; /* N*S, in; not together with lengths */
     int64_t mask_count;
     const int64_t *lengths; /* N, in; rank 3 only */
     int64_t lengths_count;
 } bn_layer_forward_args;
+enum { BN_LAYER_FORWARD_ARGS_LEAST = offsetof(bn_layer_forward_args, negative_slope) };
 
 #define BN_LAYER_FORWARD_ARGS_INIT                                                            \
-    { sizeof(bn_layer_forward_args), BN_PASS_NORMAL, NULL, 0, NULL, 0, BN_ACTIVATION_NONE,    \
-      BN_MASKED_ZERO, 0.01, NULL, 0, NULL, 0, NULL, 0 }
+    { sizeof(bn_layer_forward_args), BN_PASS_NORMAL, NULL, 0, NULL, 0, 0.01,                  \
+      BN_ACTIVATION_NONE, BN_MASKED_ZERO, NULL, 0, NULL, 0, NULL, 0 }
 
 /* bn_layer_forward with an activation, a residual, masked positions, or another pass.
  *
@@ -748,19 +786,20 @@ BN_API bn_status bn_layer_forward_with(bn_layer *layer, const bn_problem *proble
 typedef struct bn_layer_backward_args {
     uint32_t struct_size; /* sizeof(bn_layer_backward_args) */
     int32_t reserved;     /* 0 */
-    const void *input;    /* N*C*S, in: the last forward's input */
+    const void *input;    /* N*C*S of the tensor type, in: the last forward's input */
     int64_t input_count;
-    const void *grad_output; /* N*C*S, in */
+    const void *grad_output; /* N*C*S of the tensor type, in */
     int64_t grad_output_count;
-    void *grad_input; /* N*C*S, out, optional; may be grad_output or input itself (in place) */
+    void *grad_input; /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
     int64_t grad_input_count;
-    void *grad_weight; /* C, out, optional */
+    void *grad_weight; /* C of the parameter type, out, optional */
     int64_t grad_weight_count;
-    void *grad_bias; /* C, out, optional */
+    void *grad_bias; /* C of the parameter type, out, optional */
     int64_t grad_bias_count;
-    void *grad_residual; /* N*C*S, out, optional; may be grad_output (in place) */
+    void *grad_residual; /* N*C*S of the tensor type, out, optional; may be grad_output (in place) */
     int64_t grad_residual_count;
 } bn_layer_backward_args;
+enum { BN_LAYER_BACKWARD_ARGS_LEAST = offsetof(bn_layer_backward_args, grad_input) };
 
 #define BN_LAYER_BACKWARD_ARGS_INIT                                                           \
     { sizeof(bn_layer_backward_args), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
@@ -769,8 +808,8 @@ typedef struct bn_layer_backward_args {
 BN_API bn_status bn_layer_backward_with(bn_layer *layer, const bn_problem *problem,
                                         const bn_layer_backward_args *args);
 
-/* Copies out of and into the layer. `count` must be C. Element type: the layer's dtype. Setters check
- * everything first and then copy all of it. */
+/* Copies out of and into the layer: C elements of the parameter type, which is float32 also where the layer's
+ * tensors are BFLOAT16 or FLOAT16. `count` must be C. Setters check everything first and then copy all of it. */
 BN_API bn_status bn_layer_get_weight(const bn_layer *layer, void *out, int64_t count);
 BN_API bn_status bn_layer_set_weight(bn_layer *layer, const void *values, int64_t count);
 BN_API bn_status bn_layer_get_bias(const bn_layer *layer, void *out, int64_t count);
@@ -782,7 +821,7 @@ BN_API bn_status bn_layer_set_running_var(bn_layer *layer, const void *values, i
 BN_API bn_status bn_layer_get_num_batches_tracked(const bn_layer *layer, int64_t *count);
 BN_API bn_status bn_layer_set_num_batches_tracked(bn_layer *layer, int64_t count);
 
-/* The layer's own weight or bias, C elements of its dtype, for optimizers that update in place; NULL if
+/* The layer's own weight or bias, C elements of the parameter type, for optimizers that update in place; NULL if
  * the layer has none (or `layer` is NULL). Borrowed: valid until bn_layer_destroy. */
 BN_API void *bn_layer_weight_data(bn_layer *layer);
 BN_API void *bn_layer_bias_data(bn_layer *layer);
@@ -844,29 +883,33 @@ BN_API bn_status bn_layer_create_from_state(const void *state, int64_t size, bn_
  * lies behind it. Only PyTorch's transposed convolutions count output channels within a group. */
 typedef struct bn_weight_shape {
     uint32_t struct_size; /* sizeof(bn_weight_shape) */
-    bn_dtype dtype;       /* of all buffers of the call */
+    bn_dtype dtype;       /* of all buffers of the call: FLOAT32 or FLOAT64; a layer's parameter type */
     int64_t groups;       /* >= 1 */
     int64_t outer;        /* >= 0 */
     int64_t channels;     /* >= 1, of a group */
     int64_t inner;        /* >= 0 */
 } bn_weight_shape;
+enum { BN_WEIGHT_SHAPE_LEAST = offsetof(bn_weight_shape, inner) + sizeof(int64_t) };
 
 /* [O][...]: convolutions of PyTorch and ONNX, [O][I/groups][spatial...] (OIHW), also grouped and depthwise
  * ones, also channels-last (OHWI), and linear layers [O][I]. `values`: of one output channel. */
 #define BN_WEIGHT_OUTPUT_FIRST(dtype, output, values) \
-    { sizeof(bn_weight_shape), (dtype), 1, 1, (output), (values) }
+    { sizeof(bn_weight_shape), BN_AS(bn_dtype, dtype), 1, 1, BN_AS(int64_t, output), \
+      BN_AS(int64_t, values) }
 /* [...][O]: convolutions [spatial...][I/groups][O] (HWIO) and dense layers [I][O] of Keras, Flax and JAX. Of
  * a Keras depthwise kernel [spatial...][I][multiplier], `output` is I * multiplier. */
 #define BN_WEIGHT_OUTPUT_LAST(dtype, values, output) \
-    { sizeof(bn_weight_shape), (dtype), 1, (values), (output), 1 }
+    { sizeof(bn_weight_shape), BN_AS(bn_dtype, dtype), 1, BN_AS(int64_t, values), \
+      BN_AS(int64_t, output), 1 }
 /* [I][O/groups][spatial...]: transposed convolutions of PyTorch and ONNX. */
 #define BN_WEIGHT_TRANSPOSED(dtype, groups, input_per_group, output_per_group, spatial)     \
-    { sizeof(bn_weight_shape), (dtype), (groups), (input_per_group), (output_per_group), \
-      (spatial) }
+    { sizeof(bn_weight_shape), BN_AS(bn_dtype, dtype), BN_AS(int64_t, groups),               \
+      BN_AS(int64_t, input_per_group), BN_AS(int64_t, output_per_group),                    \
+      BN_AS(int64_t, spatial) }
 /* No layer before: with conv_weight absent, folded_weight and folded_bias are the affine pair, C values each:
  * y = x * folded_weight + folded_bias. */
 #define BN_WEIGHT_AFFINE(dtype, c) \
-    { sizeof(bn_weight_shape), (dtype), 1, 1, (c), 1 }
+    { sizeof(bn_weight_shape), BN_AS(bn_dtype, dtype), 1, 1, BN_AS(int64_t, c), 1 }
 
 /* Arguments of bn_fold and bn_layer_fold. C is groups*channels, W groups*outer*channels*inner. */
 typedef struct bn_fold_args {
@@ -874,22 +917,22 @@ typedef struct bn_fold_args {
     int32_t reserved;     /* 0 */
     double epsilon;       /* >= 0; with epsilon 0, a channel of variance 0 gets scale 0 */
 
-    const void *running_mean; /* C, in */
+    const void *running_mean; /* C of the parameter type, in */
     int64_t running_mean_count;
-    const void *running_var; /* C, in; >= 0 */
+    const void *running_var; /* C of the parameter type, in; >= 0 */
     int64_t running_var_count;
-    const void *weight; /* C, in, optional: absent means 1 */
+    const void *weight; /* C of the parameter type, in, optional: absent means 1 */
     int64_t weight_count;
-    const void *bias; /* C, in, optional: absent means 0 */
+    const void *bias; /* C of the parameter type, in, optional: absent means 0 */
     int64_t bias_count;
 
-    const void *conv_weight; /* W, in; optional if W is C: absent means 1 */
+    const void *conv_weight; /* W of the parameter type, in; optional if W is C: absent means 1 */
     int64_t conv_weight_count;
-    const void *conv_bias; /* C, in, optional: absent means 0 */
+    const void *conv_bias; /* C of the parameter type, in, optional: absent means 0 */
     int64_t conv_bias_count;
-    void *folded_weight; /* W, out, optional; may be conv_weight itself (in place) */
+    void *folded_weight; /* W of the parameter type, out, optional; may be conv_weight itself (in place) */
     int64_t folded_weight_count;
-    void *folded_bias; /* C, out, optional; may be conv_bias itself (in place) */
+    void *folded_bias; /* C of the parameter type, out, optional; may be conv_bias itself (in place) */
     int64_t folded_bias_count;
 
     double weight_error; /* out: the largest |rounded - float64| of a folded weight, relative to the largest
@@ -899,6 +942,7 @@ typedef struct bn_fold_args {
                             |weight| and |bias| of the normalization in its channel, which is the size of
                             its output: how far folding shifts that. It grows with |mean| / deviation */
 } bn_fold_args;
+enum { BN_FOLD_ARGS_LEAST = offsetof(bn_fold_args, weight_error) };
 
 #define BN_FOLD_ARGS_INIT                                                                     \
     { sizeof(bn_fold_args), 0, 1e-5, NULL, 0, NULL, 0, NULL, 0, NULL, 0,                      \
@@ -914,7 +958,7 @@ BN_API bn_status bn_fold(const bn_weight_shape *shape, bn_fold_args *args);
 
 /* As bn_fold, with the layer's epsilon, running statistics, weight and bias, in either mode; these members of
  * args are ignored. BN_STATUS_NO_RUNNING_STATISTICS if the layer keeps none; BN_STATUS_LAYER_MISMATCH
- * if dtype or C differ from the layer's. */
+ * if dtype is not the layer's parameter type, or C differs from the layer's. */
 BN_API bn_status bn_layer_fold(const bn_layer *layer, const bn_weight_shape *shape,
                                bn_fold_args *args);
 
@@ -1043,6 +1087,7 @@ typedef struct bn_plan_info {
     int64_t l2_bytes; /* caches as the plan assumes them: one core's second level, the last level */
     int64_t l3_bytes;
 } bn_plan_info;
+enum { BN_PLAN_INFO_LEAST = offsetof(bn_plan_info, threads) };
 
 #define BN_PLAN_INFO_INIT                                                                     \
     { sizeof(bn_plan_info), BN_ISA_GENERIC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }

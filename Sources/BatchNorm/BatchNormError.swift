@@ -10,8 +10,10 @@ public enum BatchNormError: Error, Equatable, Sendable {
 
     /// Something required is not there (in C: a pointer is NULL).
     case missing(Argument)
-    /// A C structure has a size that this library does not know. Swift callers never see it.
-    case structSize(Argument, actual: Int, expected: Int)
+    /// A C structure has a size that none can have. Swift callers never see it.
+    case structSize(Argument, actual: Int, least: Int, most: Int)
+    /// A C structure is of a newer version and sets a member that this library does not know. Swift callers never see it.
+    case unknownMember(Argument, offset: Int, actual: Int, known: Int)
     /// An option or reserved member has an unknown value.
     case invalidOption(Argument, actual: Int)
     /// None of the two is there, of which one is required.

@@ -208,12 +208,24 @@ extension BatchNormError {
         case .missing(let argument):
             text.append(argument.name)
             text.append(" is NULL, but required")
-        case .structSize(let argument, let actual, let expected):
+        case .structSize(let argument, let actual, let least, let most):
             text.append(argument.name)
             text.append("->struct_size is ")
             text.append(actual)
-            text.append(", expected ")
-            text.append(expected)
+            text.append(", expected a multiple of 8 from ")
+            text.append(least)
+            text.append(" to ")
+            text.append(most)
+        case .unknownMember(let argument, let offset, let actual, let known):
+            text.append("byte ")
+            text.append(offset)
+            text.append(" of ")
+            text.append(argument.name)
+            text.append(" is ")
+            text.append(actual)
+            text.append(", expected 0: this library knows its first ")
+            text.append(known)
+            text.append(" bytes, and newer members only as 0")
         case .invalidOption(let argument, let actual):
             text.append(argument.name)
             text.append(" is ")

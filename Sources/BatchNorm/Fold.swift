@@ -83,6 +83,8 @@ public struct WeightShape: Equatable, Sendable {
     fileprivate func forEachIndex(
         of output: Int, _ body: (Int) throws(BatchNormError) -> Void
     ) throws(BatchNormError) {
+        // Without values there may be any number of rows.
+        guard count > 0 else { return }
         let (group, channel) = output.quotientAndRemainder(dividingBy: channels)
         for row in 0..<outer {
             let start = ((group &* outer &+ row) &* channels &+ channel) &* inner

@@ -9,7 +9,7 @@ package final class LayerCore {
 
     /// Weight, bias, running mean and running variance, as far as there are any.
     private var parameters = Memory()
-    /// Mean, invstd and mean's rest of the last forward: 3 * C float64 values, from the first forward on.
+    /// Mean, invstd and mean's rest of the last forward: 3 * C float64 values, from the first forward with values on.
     private var saved = Memory()
     /// Of the last forward, where it had an activation: one bit a value, whether that let pass.
     private var bits = Memory()
@@ -155,7 +155,6 @@ package final class LayerCore {
         output: MutableView, extras: ForwardExtras = ForwardExtras()
     ) throws(BatchNormError) {
         try requireMatch(scalar, shape)
-        try reserveSaved()
         switch pass {
         case .recompute:
             try recompute(shape, input: input, output: output, extras)
@@ -178,14 +177,16 @@ package final class LayerCore {
         job.runningMean = runningMean
         job.runningVar = runningVar
         job.keepsRunning = keepsRunning
-        job.savedMean = savedMean
-        job.savedInvstd = savedInvstd
-        job.savedMeanRest = savedMeanRest
         job.extras = extras
         let outcome = try withUnsafeMutablePointer(to: &batches) {
             (counter) throws(BatchNormError) in
             job.numBatchesTracked = counter
             try job.validate()
+            // Only now is it known that the caller has values of so many channels.
+            if !shape.isEmpty { try reserveSaved() }
+            job.savedMean = savedMean
+            job.savedInvstd = savedInvstd
+            job.savedMeanRest = savedMeanRest
             try keepBits(of: &job.extras, shape)
             return try job.runValidated(workspace: &workspace)
         }
@@ -200,7 +201,7 @@ package final class LayerCore {
             scalar: scalar, shape: shape, epsilon: options.training.epsilon, input: input,
             output: output, runningMean: runningMean.constant, runningVar: runningVar.constant)
         job.extras = extras
-        try run(&job)
+        try run(&job, savesRunning: true)
         // Remembered as numbers, so that backward stays right when the running statistics move on.
         Kernels.statisticsFromRunning(
             channels: channels, scalar, mean: runningMean.address, variance: runningVar.address,
@@ -221,6 +222,7 @@ package final class LayerCore {
             output: output)
         job.saved = (savedMean.constant, savedInvstd.constant)
         job.savedMeanRest = savedMeanRest.constant
+        job.needsStatistics = hasSaved
         job.extras = extras
         try run(&job, repeating: last)
         try remember(shape, last.outcome, extras)
@@ -260,12 +262,13 @@ package final class LayerCore {
     }
 
     private func run(
-        _ job: inout ForwardInference, repeating last: LastForward? = nil
+        _ job: inout ForwardInference, savesRunning: Bool = false, repeating last: LastForward? = nil
     ) throws(BatchNormError) {
         job.weight = weight.constant
         job.bias = bias.constant
         try job.validate()
         if let last { try requireExtras(job.extras, of: last) }
+        if savesRunning { try reserveSaved() }
         try keepBits(of: &job.extras, job.shape)
         try job.runValidated(workspace: &workspace)
     }
@@ -279,7 +282,9 @@ package final class LayerCore {
         let last = try requireLastForward(shape)
         var job = Backward(
             scalar: scalar, shape: shape, statistics: last.outcome.statistics,
-            source: .saved(mean: savedMean.constant, invstd: savedInvstd.constant), input: input,
+            source: hasSaved
+                ? .saved(mean: savedMean.constant, invstd: savedInvstd.constant) : .nothing,
+            input: input,
             gradOutput: gradOutput)
         job.savedMeanRest = savedMeanRest.constant
         job.weight = weight.constant
@@ -307,18 +312,22 @@ package final class LayerCore {
 
     // MARK: What the last forward saved
 
+    /// False until a forward had values.
+    private var hasSaved: Bool { saved.address != nil }
+
     private func reserveSaved() throws(BatchNormError) {
-        guard saved.address == nil else { return }
+        guard !hasSaved else { return }
         try saved.reserve(3 &* channels &* 8)
         saved.address?.initializeMemory(as: Double.self, repeating: 0, count: 3 &* channels)
     }
 
-    private var savedMean: MutableView { MutableView(saved.address, count: channels) }
-    private var savedInvstd: MutableView {
-        MutableView(saved.address?.advanced(by: channels &* 8), count: channels)
-    }
-    private var savedMeanRest: MutableView {
-        MutableView(saved.address?.advanced(by: channels &* 16), count: channels)
+    private var savedMean: MutableView { savedArray(0) }
+    private var savedInvstd: MutableView { savedArray(1) }
+    private var savedMeanRest: MutableView { savedArray(2) }
+
+    private func savedArray(_ index: Int) -> MutableView {
+        guard let address = saved.address else { return .absent }
+        return MutableView(address + index &* channels &* 8, count: channels)
     }
 
     private func bits(of shape: Shape) -> MutableView {
@@ -369,13 +378,17 @@ package final class LayerCore {
 
     /// Copies out the mean that the last forward normalized with.
     package func getSavedMean(into out: MutableView) throws(BatchNormError) {
-        _ = try outcome()
-        try copy(savedMean.constant, .float64, to: out)
+        try getSaved(savedMean, into: out)
     }
 
     /// Copies out the inverse standard deviation that the last forward normalized with.
     package func getSavedInvstd(into out: MutableView) throws(BatchNormError) {
+        try getSaved(savedInvstd, into: out)
+    }
+
+    private func getSaved(_ view: MutableView, into out: MutableView) throws(BatchNormError) {
         _ = try outcome()
-        try copy(savedInvstd.constant, .float64, to: out)
+        try copy(view.constant, .float64, to: out)
+        if !hasSaved { out.zero() }
     }
 }

@@ -219,6 +219,8 @@ package struct ForwardInference {
     package var saved: (mean: View, invstd: View)?
     /// What the saved mean lacks.
     package var savedMeanRest = View.absent
+    /// False of an empty batch, where a layer has had no other.
+    var needsStatistics = true
 
     package init(
         scalar: ScalarType, shape: Shape, epsilon: Double, input: View, output: MutableView,
@@ -273,11 +275,13 @@ package struct ForwardInference {
         try buffers.write(output, .output, count: shape.count, elementSize: size)
         try buffers.read(optional: weight, .weight, count: channels, elementSize: parameterSize)
         try buffers.read(optional: bias, .bias, count: channels, elementSize: parameterSize)
-        if let saved {
+        switch saved {
+        case _ where !needsStatistics: break
+        case let saved?:
             try buffers.read(saved.mean, .savedMean, count: channels, elementSize: 8)
             try buffers.read(saved.invstd, .savedInvstd, count: channels, elementSize: 8)
             try buffers.read(optional: savedMeanRest, .savedMeanRest, count: channels, elementSize: 8)
-        } else {
+        case nil:
             try buffers.read(runningMean, .runningMean, count: channels, elementSize: parameterSize)
             try buffers.read(runningVar, .runningVar, count: channels, elementSize: parameterSize)
         }
@@ -292,8 +296,10 @@ package struct Backward {
     package enum Source {
         /// float64 values that the forward saved.
         case saved(mean: View, invstd: View)
-        /// Running statistics, of the problem's element type.
+        /// Running statistics, of the parameter type.
         case running(mean: View, variance: View, epsilon: Double)
+        /// An empty batch's, where a layer has had no other.
+        case nothing
     }
 
     package var scalar: ScalarType
@@ -377,6 +383,7 @@ package struct Backward {
             job.running_mean = mean.address
             job.running_var = variance.address
             job.epsilon = epsilon
+        case .nothing: break
         }
         job.frozen = statistics == .running ? 1 : 0
         return job
@@ -403,6 +410,7 @@ package struct Backward {
             try requireEpsilon(epsilon)
             try buffers.read(mean, .runningMean, count: channels, elementSize: parameterSize)
             try buffers.read(variance, .runningVar, count: channels, elementSize: parameterSize)
+        case .nothing: break
         }
         try extras.validate(shape, elementSize: size, &buffers)
         if let sums { try sums.requireReadable(channels: channels, &buffers) }

@@ -229,6 +229,7 @@ extension Backward {
                 optional: savedMeanRest, .savedMeanRest, count: shape.channels, elementSize: 8)
         case .running(let mean, _, _):
             try buffers.read(mean, .runningMean, count: shape.channels, elementSize: scalar.parameter.size)
+        case .nothing: break
         }
         try sums.requireWritable(channels: shape.channels, &buffers)
         try extras.validate(shape, elementSize: size, &buffers)

@@ -41,8 +41,8 @@ package func requireBuffer(
     }
 }
 
-/// Checks the buffers of one call, first each by itself and then against each other.
-struct BufferCheck {
+/// Checks the buffers of one call, however many, first each by itself and then against each other.
+struct BufferCheck: ~Copyable {
     private struct Region {
         var argument = BatchNormError.Argument.input
         var start: UInt = 0
@@ -50,10 +50,28 @@ struct BufferCheck {
         var isWritten = false
     }
 
-    /// No operation has more buffers.
-    private static var capacity: Int { 20 }
-    private var regions = InlineArray<20, Region>(repeating: Region())
+    /// As many as any operation has, so that a check allocates nothing.
+    private var first = InlineArray<24, Region>(repeating: Region())
+    /// Those beyond.
+    private var more = Memory()
     private var used = 0
+
+    private func region(_ index: Int) -> Region {
+        guard index >= first.count else { return first[index] }
+        let address = more.address?.assumingMemoryBound(to: Region.self)
+        return address?[index &- first.count] ?? Region()
+    }
+
+    private mutating func append(_ region: Region) throws(BatchNormError) {
+        if used < first.count {
+            first[used] = region
+        } else {
+            let index = used &- first.count
+            try more.grow((index / first.count &+ 1) &* first.count &* MemoryLayout<Region>.stride)
+            more.address?.assumingMemoryBound(to: Region.self)[index] = region
+        }
+        used &+= 1
+    }
 
     /// A required buffer that is read.
     mutating func read(
@@ -92,20 +110,19 @@ struct BufferCheck {
     ) throws(BatchNormError) {
         try requireBuffer(
             address, count: actual, is: count, elementSize: elementSize, argument)
-        guard used < Self.capacity else { return }
         // `Shape` has made sure that no count times its element size overflows.
-        regions[used] = Region(
-            argument: argument, start: UInt(bitPattern: address),
-            bytes: UInt(bitPattern: count &* elementSize), isWritten: isWritten)
-        used &+= 1
+        try append(
+            Region(
+                argument: argument, start: UInt(bitPattern: address),
+                bytes: UInt(bitPattern: count &* elementSize), isWritten: isWritten))
     }
 
     /// Throws if a written buffer overlaps another, except where the two are one and may be.
     func requireSeparate() throws(BatchNormError) {
-        for one in 0..<used where regions[one].isWritten {
+        for one in 0..<used where region(one).isWritten {
             for two in 0..<used where two != one {
-                let a = regions[one]
-                let b = regions[two]
+                let a = region(one)
+                let b = region(two)
                 // Of two written buffers each is looked at as `one`; only one order says "in place".
                 guard Self.overlap(a, b) else { continue }
                 let isSame = a.start == b.start && a.bytes == b.bytes

@@ -1,5 +1,5 @@
 // What every exported function uses at the border: running a body, turning its error into a status and this thread's
-// message, and reading the C structs. Exported functions resolve, call and translate; nothing else happens in this
+// message, and options. Structs.swift reads and writes the C structs. Exported functions resolve, call and translate; nothing else happens in this
 // module.
 
 import BatchNorm
@@ -23,15 +23,6 @@ func require<Pointer>(
 ) throws(BatchNormError) -> Pointer {
     guard let pointer else { throw .missing(argument) }
     return pointer
-}
-
-/// Throws unless a struct has the one size that this library knows.
-func requireSize<Struct>(
-    _ size: UInt32, of type: Struct.Type, _ argument: BatchNormError.Argument
-) throws(BatchNormError) {
-    guard size == MemoryLayout<Struct>.size else {
-        throw .structSize(argument, actual: Int(size), expected: MemoryLayout<Struct>.size)
-    }
 }
 
 /// Throws unless a reserved member is 0.
@@ -88,10 +79,7 @@ struct Problem {
     let shape: Shape
 
     init(_ pointer: UnsafePointer<bn_problem>?) throws(BatchNormError) {
-        let pointer = try require(pointer, .problem)
-        // Only the size may be read before it is known how large the struct is.
-        try requireSize(firstMember(of: pointer), of: bn_problem.self, .problem)
-        let problem = pointer.pointee
+        let problem = try read(pointer, .problem)
         scalar = try option(problem.dtype, .dtype)
         let layout: Layout = try option(problem.layout, .layout)
         let sizes = problem.sizes
@@ -101,20 +89,6 @@ struct Problem {
                 rank: Int(problem.rank)),
             layout: layout)
     }
-}
-
-/// Arguments of a call: NULL and size checked.
-func arguments<Struct>(
-    _ pointer: UnsafePointer<Struct>?, _ argument: BatchNormError.Argument = .args
-) throws(BatchNormError) -> Struct {
-    let pointer = try require(pointer, argument)
-    try requireSize(firstMember(of: pointer), of: Struct.self, argument)
-    return pointer.pointee
-}
-
-/// `struct_size`, which every public struct begins with.
-private func firstMember<Struct>(of pointer: UnsafePointer<Struct>) -> UInt32 {
-    UnsafeRawPointer(pointer).load(as: UInt32.self)
 }
 
 /// The text of a Swift literal, which lives as long as the program.

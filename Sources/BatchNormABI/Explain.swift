@@ -10,8 +10,7 @@ public func bn_explain(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let plan = try BatchNormPlan(problem, operation)
-        _ = try arguments(UnsafePointer(info), .info)
-        info?.pointee = bn_plan_info(plan)
+        try fill(info, .info, with: bn_plan_info(plan))
     }
 }
 
@@ -47,7 +46,6 @@ extension BatchNormPlan {
 extension bn_plan_info {
     fileprivate init(_ plan: BatchNormPlan) {
         self.init()
-        struct_size = UInt32(MemoryLayout<bn_plan_info>.size)
         isa = plan.isa.rawValue
         threads = Int32(clamping: plan.threads)
         by_columns = plan.isByColumns ? 1 : 0

@@ -9,14 +9,15 @@ public func bn_fold(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let (scalar, shape) = try weightShape(shape)
-        let given = try foldArguments(args)
+        var given = try foldArguments(args)
         var fold = Fold(
             scalar: scalar, shape: shape, epsilon: given.epsilon,
             runningMean: View(given.running_mean, count: Int(given.running_mean_count)),
             runningVar: View(given.running_var, count: Int(given.running_var_count)))
         fold.weight = View(given.weight, count: Int(given.weight_count))
         fold.bias = View(given.bias, count: Int(given.bias_count))
-        args?.pointee.take(try fold.run(given))
+        given.take(try fold.run(given))
+        write(given, to: args)
     }
 }
 
@@ -28,15 +29,16 @@ public func bn_layer_fold(
     perform { () throws(BatchNormError) in
         let layer = try LayerCore.from(layer)
         let (scalar, shape) = try weightShape(shape)
-        let given = try foldArguments(args)
-        args?.pointee.take(try layer.fold(scalar, shape).run(given))
+        var given = try foldArguments(args)
+        given.take(try layer.fold(scalar, shape).run(given))
+        write(given, to: args)
     }
 }
 
 private func weightShape(
     _ pointer: UnsafePointer<bn_weight_shape>?
 ) throws(BatchNormError) -> (ScalarType, WeightShape) {
-    let given = try arguments(pointer, .shape)
+    let given = try read(pointer, .shape)
     return (
         try option(given.dtype, .dtype),
         try WeightShape(
@@ -48,7 +50,7 @@ private func weightShape(
 private func foldArguments(
     _ pointer: UnsafeMutablePointer<bn_fold_args>?
 ) throws(BatchNormError) -> bn_fold_args {
-    let given = try arguments(UnsafePointer(pointer))
+    let given = try read(UnsafePointer(pointer))
     try requireReserved(given.reserved)
     return given
 }

@@ -23,7 +23,7 @@ public func bn_layer_create(
     _ options: UnsafePointer<bn_layer_options>?, _ layer: UnsafeMutablePointer<OpaquePointer?>?
 ) -> bn_status {
     perform { () throws(BatchNormError) in
-        let given = try arguments(options, .options)
+        let given = try read(options, .options)
         let target = try require(layer, .layer)
         let scalar: ScalarType = try option(given.dtype, .dtype)
         target.pointee = try LayerCore(scalar: scalar, options: LayerOptions(given)).intoHandle()
@@ -59,8 +59,8 @@ extension bn_layer_options {
     fileprivate init(_ layer: LayerCore) {
         let training = layer.options.training
         self.init(
-            struct_size: UInt32(MemoryLayout<bn_layer_options>.size), dtype: layer.scalar.rawValue,
-            num_features: Int64(layer.options.numFeatures), epsilon: training.epsilon,
+            struct_size: 0, dtype: layer.scalar.rawValue, num_features: Int64(layer.options.numFeatures),
+            epsilon: training.epsilon,
             momentum: training.momentum, averaging: training.averaging.rawValue,
             running_variance: training.runningVariance.rawValue,
             one_value: training.oneValue.rawValue, nonfinite: training.nonfinite.rawValue,
@@ -75,8 +75,7 @@ public func bn_layer_get_options(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let layer = try LayerCore.from(layer)
-        _ = try arguments(UnsafePointer(options), .options)
-        options?.pointee = bn_layer_options(layer)
+        try fill(options, .options, with: bn_layer_options(layer))
     }
 }
 
@@ -144,7 +143,7 @@ public func bn_layer_forward_with(
     perform { () throws(BatchNormError) in
         let layer = try LayerCore.from(layer)
         let problem = try Problem(problem)
-        let given = try arguments(args)
+        let given = try read(args)
         try layer.forward(
             problem.scalar, problem.shape, pass: option(given.pass, .pass),
             input: View(given.input, count: Int(given.input_count)),
@@ -161,7 +160,7 @@ public func bn_layer_backward_with(
     perform { () throws(BatchNormError) in
         let layer = try LayerCore.from(layer)
         let problem = try Problem(problem)
-        let given = try arguments(args)
+        let given = try read(args)
         try requireReserved(given.reserved)
         try layer.backward(
             problem.scalar, problem.shape, input: View(given.input, count: Int(given.input_count)),

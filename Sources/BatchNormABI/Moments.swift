@@ -53,13 +53,12 @@ public func bn_normalize(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
-        let given = try arguments(UnsafePointer(args))
+        var given = try read(UnsafePointer(args))
         var job = try ForwardTraining(problem, given)
         job.moments = try MomentsView(moments, .moments)
         let outcome = try job.run()
-        args?.pointee.nonfinite_channels = Int64(outcome.nonfiniteChannels)
-        args?.pointee.values_per_channel = Int64(outcome.valuesPerChannel)
-        args?.pointee.statistics_used = outcome.statistics.rawValue
+        given.take(outcome)
+        write(given, to: args)
         try outcome.require(job.options.nonfinite, of: problem.shape.channels)
     }
 }
@@ -73,7 +72,7 @@ public func bn_normalize_saved(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
-        let given = try arguments(args)
+        let given = try read(args)
         var job = try ForwardInference(problem, given)
         job.saved = (
             View(saved_mean, count: Int(saved_mean_count)),
@@ -91,7 +90,7 @@ public func bn_backward_reduce(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
-        let given = try arguments(args)
+        let given = try read(args)
         let view = try GradSumsView(UnsafePointer(sums))
         let count = try Backward(problem, given).reduce(into: view)
         sums?.pointee.count = Int64(count)
@@ -105,7 +104,7 @@ public func bn_backward_apply(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
-        let given = try arguments(args)
+        let given = try read(args)
         var job = try Backward(problem, given)
         job.sums = try GradSumsView(sums)
         try job.run()
@@ -116,7 +115,7 @@ extension MomentsView {
     fileprivate init(
         _ pointer: UnsafePointer<bn_moments>?, _ argument: BatchNormError.Argument
     ) throws(BatchNormError) {
-        let moments = try arguments(pointer, argument)
+        let moments = try read(pointer, argument)
         try requireReserved(moments.reserved)
         let channels = Int(moments.channels)
         self.init(
@@ -128,7 +127,7 @@ extension MomentsView {
 
 extension GradSumsView {
     fileprivate init(_ pointer: UnsafePointer<bn_grad_sums>?) throws(BatchNormError) {
-        let sums = try arguments(pointer, .sums)
+        let sums = try read(pointer, .sums)
         try requireReserved(sums.reserved)
         let channels = Int(sums.channels)
         self.init(

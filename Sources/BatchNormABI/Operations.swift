@@ -9,12 +9,11 @@ public func bn_forward_training(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
-        let given = try arguments(UnsafePointer(args))
+        var given = try read(UnsafePointer(args))
         let job = try ForwardTraining(problem, given)
         let outcome = try job.run()
-        args?.pointee.nonfinite_channels = Int64(outcome.nonfiniteChannels)
-        args?.pointee.values_per_channel = Int64(outcome.valuesPerChannel)
-        args?.pointee.statistics_used = outcome.statistics.rawValue
+        given.take(outcome)
+        write(given, to: args)
         try outcome.require(job.options.nonfinite, of: problem.shape.channels)
     }
 }
@@ -25,7 +24,7 @@ public func bn_forward_inference(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
-        let given = try arguments(args)
+        let given = try read(args)
         try ForwardInference(problem, given).run()
     }
 }
@@ -36,8 +35,16 @@ public func bn_backward(
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
-        let given = try arguments(args)
+        let given = try read(args)
         try Backward(problem, given).run()
+    }
+}
+
+extension bn_forward_training_args {
+    mutating func take(_ outcome: ForwardTraining.Outcome) {
+        nonfinite_channels = Int64(outcome.nonfiniteChannels)
+        values_per_channel = Int64(outcome.valuesPerChannel)
+        statistics_used = outcome.statistics.rawValue
     }
 }
 

@@ -9,7 +9,7 @@ extension BatchNormError {
         let status =
             switch self {
             case .missing, .missingBoth: BN_STATUS_NULL_POINTER
-            case .structSize: BN_STATUS_STRUCT_SIZE
+            case .structSize, .unknownMember: BN_STATUS_STRUCT_SIZE
             case .invalidOption, .foldedType: BN_STATUS_INVALID_OPTION
             case .exclusive: BN_STATUS_EXCLUSIVE
             case .rank, .lengthsRank: BN_STATUS_RANK

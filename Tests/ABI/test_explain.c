@@ -239,7 +239,8 @@ static void errors_are_the_operations(void **state)
     check_refused(bn_explain(&problem, 5, &info), BN_STATUS_INVALID_OPTION, "operation|5");
     check_refused(bn_explain(&problem, operations[0], NULL), BN_STATUS_NULL_POINTER, "info");
     info.struct_size = 4;
-    check_refused(bn_explain(&problem, operations[0], &info), BN_STATUS_STRUCT_SIZE, "info|4|128");
+    check_refused(bn_explain(&problem, operations[0], &info), BN_STATUS_STRUCT_SIZE,
+                  "info|4|8 to 4096");
 }
 
 /* The operation's own answer depends on its policy; the plan does not. */

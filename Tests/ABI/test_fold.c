@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "layers.h"
 
@@ -319,6 +320,42 @@ static void refuses(scene *s, bn_status expected, const char *words)
     set_args(&s->f);
 }
 
+/* Nothing to fold: what stands beside a 0 is a number, and no work. */
+static void a_weight_without_values_is_folded_at_once(void **state)
+{
+    (void)state;
+    static const int64_t most = (int64_t)1 << 62;
+    const bn_weight_shape shapes[] = {
+        { sizeof(bn_weight_shape), BN_DTYPE_FLOAT32, 1, most, 1, 0 },
+        { sizeof(bn_weight_shape), BN_DTYPE_FLOAT32, 1, 0, 1, most },
+        { sizeof(bn_weight_shape), BN_DTYPE_FLOAT32, 2, most, 1, 0 },
+        { sizeof(bn_weight_shape), BN_DTYPE_FLOAT32, 1, INT64_MAX, 2, 0 },
+    };
+    bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+    alarm(60); /* a loop over such a number never ends */
+    for (size_t i = 0; i < LENGTH(shapes); i++) {
+        const int64_t channels = shapes[i].groups * shapes[i].channels;
+        const float mean[2] = { 1, 2 }, var[2] = { 4, 9 }, value = 0;
+        float bias[2] = { 10, 20 }, nothing = -1;
+        bn_fold_args args = BN_FOLD_ARGS_INIT;
+        args.epsilon = 0;
+        args.running_mean = mean, args.running_mean_count = channels;
+        args.running_var = var, args.running_var_count = channels;
+        args.conv_weight = &value, args.folded_weight = &nothing;
+        args.conv_bias = args.folded_bias = bias;
+        args.conv_bias_count = args.folded_bias_count = channels;
+        check_ok(bn_fold(&shapes[i], &args), "bn_fold");
+        check(bias[0] == 4.5f && (channels == 1 || bias[1] == 6), "the bias is %g, %g", bias[0],
+              bias[1]);
+        check(nothing == -1 && args.weight_error == 0, "a weight of no values was written");
+        options.num_features = channels;
+        bn_layer *layer = layer_of(&options);
+        check_ok(bn_layer_fold(layer, &shapes[i], &args), "bn_layer_fold");
+        bn_layer_destroy(layer);
+    }
+    alarm(0);
+}
+
 static void bad_arguments(void **state)
 {
     (void)state;
@@ -330,7 +367,7 @@ static void bad_arguments(void **state)
     f->shape.struct_size = 39;
     refuses(&s, BN_STATUS_STRUCT_SIZE, "shape|struct_size|39|40");
     a->struct_size = 8;
-    refuses(&s, BN_STATUS_STRUCT_SIZE, "args|struct_size|8|160");
+    refuses(&s, BN_STATUS_STRUCT_SIZE, "args|struct_size|8|144");
     a->reserved = 1;
     refuses(&s, BN_STATUS_INVALID_OPTION, "reserved|1|0");
     f->shape.dtype = 77;
@@ -463,6 +500,7 @@ int main(void)
         cmocka_unit_test_teardown(an_affine_pair, fixture_teardown),
         cmocka_unit_test_teardown(what_rounding_costs, fixture_teardown),
         cmocka_unit_test_teardown(bad_arguments, fixture_teardown),
+        cmocka_unit_test_teardown(a_weight_without_values_is_folded_at_once, fixture_teardown),
         cmocka_unit_test_teardown(bad_numbers, fixture_teardown),
         cmocka_unit_test_teardown(bad_layers, fixture_teardown),
     };

@@ -437,6 +437,49 @@ static void layers_of_halves(void **state)
     for_every_twin(a_layer_does_what_the_functions_do);
 }
 
+/* Getters and setters move C floats, no less and no more: the arrays end at a guard page. */
+static void getters_of_halves_have_the_parameter_type(void **state)
+{
+    (void)state;
+    enum { C = 5 };
+    typedef bn_status get(const bn_layer *layer, void *out, int64_t count);
+    typedef bn_status set(bn_layer * layer, const void *values, int64_t count);
+    static const struct {
+        const char *name;
+        get *get;
+        set *set;
+    } arrays[] = {
+        { "weight", bn_layer_get_weight, bn_layer_set_weight },
+        { "bias", bn_layer_get_bias, bn_layer_set_bias },
+        { "running_mean", bn_layer_get_running_mean, bn_layer_set_running_mean },
+        { "running_var", bn_layer_get_running_var, bn_layer_set_running_var },
+    };
+    for (bn_dtype dtype = BN_DTYPE_FLOAT32; dtype <= BN_DTYPE_FLOAT16; dtype++) {
+        bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+        options.dtype = dtype;
+        options.num_features = C;
+        bn_layer *layer = layer_of(&options);
+        const bool is_double = dtype == BN_DTYPE_FLOAT64;
+        for (size_t i = 0; i < LENGTH(arrays); i++)
+            for (placement where = PLACE_END; where <= PLACE_SHIFTED; where++) {
+                elements values = guarded_elements(C, is_double, where);
+                elements got = guarded_elements(C, is_double, where);
+                elements_fill_normal(values, i, 1.25, 0.5); /* more digits than a half has */
+                elements_fill_junk(got);
+                check_ok(arrays[i].set(layer, values.data, C), arrays[i].name);
+                check_ok(arrays[i].get(layer, got.data, C), arrays[i].name);
+                check(elements_first_difference(got, values) < 0 && guarded_intact(),
+                      "%s of dtype %d is no array of %s", arrays[i].name, dtype,
+                      is_double ? "double" : "float");
+                const void *own = i == 0 ? bn_layer_weight_data(layer) : bn_layer_bias_data(layer);
+                check(i > 1 || memcmp(own, values.data, elements_bytes(values)) == 0,
+                      "%s_data of dtype %d is another array", arrays[i].name, dtype);
+            }
+        bn_layer_destroy(layer);
+        guarded_free_all();
+    }
+}
+
 /* ---- the rest ---- */
 
 static void explained(void **state)
@@ -496,6 +539,7 @@ int main(void)
         cmocka_unit_test_teardown(backward_is_that_of_float32, fixture_teardown),
         cmocka_unit_test_teardown(squares_beyond_float32, fixture_teardown),
         cmocka_unit_test_teardown(layers_of_halves, fixture_teardown),
+        cmocka_unit_test_teardown(getters_of_halves_have_the_parameter_type, fixture_teardown),
         cmocka_unit_test_teardown(explained, fixture_teardown),
         cmocka_unit_test_teardown(bad_halves_are_refused, fixture_teardown),
     };

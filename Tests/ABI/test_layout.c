@@ -22,6 +22,31 @@ static void check_pins(const pin *pins, size_t count)
 #define SIZE(type, size) { "sizeof(" #type ")", sizeof(type), size }
 #define AT(type, member, offset) { #type "." #member, offsetof(type, member), offset }
 
+/* Programs may have been compiled with structs of these sizes, and no shorter ones. */
+static void least_sizes(void **state)
+{
+    (void)state;
+#define LEAST(name, size)           \
+    {                               \
+        #name, (size_t)(name), size \
+    }
+    const pin pins[] = {
+        LEAST(BN_PROBLEM_LEAST, 56),
+        LEAST(BN_FORWARD_TRAINING_ARGS_LEAST, 72),
+        LEAST(BN_FORWARD_INFERENCE_ARGS_LEAST, 48),
+        LEAST(BN_BACKWARD_ARGS_LEAST, 48),
+        LEAST(BN_MOMENTS_LEAST, 48),
+        LEAST(BN_GRAD_SUMS_LEAST, 40),
+        LEAST(BN_LAYER_OPTIONS_LEAST, 64),
+        LEAST(BN_LAYER_FORWARD_ARGS_LEAST, 40),
+        LEAST(BN_LAYER_BACKWARD_ARGS_LEAST, 40),
+        LEAST(BN_WEIGHT_SHAPE_LEAST, 40),
+        LEAST(BN_FOLD_ARGS_LEAST, 144),
+        LEAST(BN_PLAN_INFO_LEAST, 8),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
 static void problem_layout(void **state)
 {
     (void)state;
@@ -65,18 +90,18 @@ static void forward_training_layout(void **state)
         AT(bn_forward_training_args, nonfinite_channels, 176),
         AT(bn_forward_training_args, values_per_channel, 184),
         AT(bn_forward_training_args, statistics_used, 192),
-        AT(bn_forward_training_args, activation, 196),
+        AT(bn_forward_training_args, activation, 208),
         AT(bn_forward_training_args, negative_slope, 200),
-        AT(bn_forward_training_args, residual, 208),
-        AT(bn_forward_training_args, residual_count, 216),
-        AT(bn_forward_training_args, activation_mask, 224),
-        AT(bn_forward_training_args, activation_mask_count, 232),
-        AT(bn_forward_training_args, mask, 240),
-        AT(bn_forward_training_args, mask_count, 248),
-        AT(bn_forward_training_args, lengths, 256),
-        AT(bn_forward_training_args, lengths_count, 264),
-        AT(bn_forward_training_args, masked, 272),
-        AT(bn_forward_training_args, reserved_end, 276),
+        AT(bn_forward_training_args, residual, 216),
+        AT(bn_forward_training_args, residual_count, 224),
+        AT(bn_forward_training_args, activation_mask, 232),
+        AT(bn_forward_training_args, activation_mask_count, 240),
+        AT(bn_forward_training_args, mask, 248),
+        AT(bn_forward_training_args, mask_count, 256),
+        AT(bn_forward_training_args, lengths, 264),
+        AT(bn_forward_training_args, lengths_count, 272),
+        AT(bn_forward_training_args, masked, 212),
+        AT(bn_forward_training_args, reserved_end, 196),
         AT(bn_forward_training_args, saved_mean_rest, 280),
         AT(bn_forward_training_args, saved_mean_rest_count, 288),
     };
@@ -103,9 +128,9 @@ static void forward_inference_layout(void **state)
         AT(bn_forward_inference_args, running_mean_count, 88),
         AT(bn_forward_inference_args, running_var, 96),
         AT(bn_forward_inference_args, running_var_count, 104),
-        AT(bn_forward_inference_args, activation, 112),
-        AT(bn_forward_inference_args, masked, 116),
-        AT(bn_forward_inference_args, negative_slope, 120),
+        AT(bn_forward_inference_args, activation, 120),
+        AT(bn_forward_inference_args, masked, 124),
+        AT(bn_forward_inference_args, negative_slope, 112),
         AT(bn_forward_inference_args, residual, 128),
         AT(bn_forward_inference_args, residual_count, 136),
         AT(bn_forward_inference_args, activation_mask, 144),
@@ -146,9 +171,9 @@ static void backward_layout(void **state)
         AT(bn_backward_args, running_mean_count, 152),
         AT(bn_backward_args, running_var, 160),
         AT(bn_backward_args, running_var_count, 168),
-        AT(bn_backward_args, activation, 176),
-        AT(bn_backward_args, masked, 180),
-        AT(bn_backward_args, negative_slope, 184),
+        AT(bn_backward_args, activation, 184),
+        AT(bn_backward_args, masked, 188),
+        AT(bn_backward_args, negative_slope, 176),
         AT(bn_backward_args, activation_mask, 192),
         AT(bn_backward_args, activation_mask_count, 200),
         AT(bn_backward_args, output, 208),
@@ -291,9 +316,9 @@ static void layer_args_layout(void **state)
         AT(bn_layer_forward_args, input_count, 16),
         AT(bn_layer_forward_args, output, 24),
         AT(bn_layer_forward_args, output_count, 32),
-        AT(bn_layer_forward_args, activation, 40),
-        AT(bn_layer_forward_args, masked, 44),
-        AT(bn_layer_forward_args, negative_slope, 48),
+        AT(bn_layer_forward_args, activation, 48),
+        AT(bn_layer_forward_args, masked, 52),
+        AT(bn_layer_forward_args, negative_slope, 40),
         AT(bn_layer_forward_args, residual, 56),
         AT(bn_layer_forward_args, residual_count, 64),
         AT(bn_layer_forward_args, mask, 72),
@@ -486,6 +511,7 @@ static void initializers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(least_sizes),
         cmocka_unit_test(problem_layout),
         cmocka_unit_test(forward_training_layout),
         cmocka_unit_test(forward_inference_layout),

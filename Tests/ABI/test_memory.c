@@ -297,6 +297,76 @@ static void a_state_without_memory(void **state)
     bn_layer_destroy(layer);
 }
 
+/* A number of channels that nobody has backed by data: a state of 92 bytes may say any. */
+static void channels_alone_take_no_memory(void **state)
+{
+    (void)state;
+    enum { FEW_BYTES = 4096 };
+    const int64_t channels = (int64_t)1 << 50;
+    bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+    options.num_features = channels;
+    options.has_weight = options.has_bias = options.track_running_stats = 0;
+    bn_layer *layer = layer_of(&options), *made = NULL;
+    const state_bytes saved = state_of(layer);
+    check(saved.size == 92, "the state has %lld bytes", (long long)saved.size);
+    const bn_problem one = BN_PROBLEM_MATRIX(BN_DTYPE_FLOAT32, 1, channels);
+    const bn_problem none = BN_PROBLEM_1D(BN_DTYPE_FLOAT32, BN_LAYOUT_NHWC, 2, channels, 0);
+    float value = 0, result = 0;
+    double saved_mean = 0;
+    watch(0);
+    check_ok(bn_layer_create_from_state(saved.bytes, saved.size, &made), "create_from_state");
+    for (int training = 0; training < 2; training++) {
+        check_ok(bn_layer_set_training(made, training), "set_training");
+        check_refused(bn_layer_forward(made, &one, NULL, 0, NULL, 0), BN_STATUS_NULL_POINTER,
+                      "input");
+        check_refused(bn_layer_forward(made, &one, &value, 1, &result, 1), BN_STATUS_COUNT_MISMATCH,
+                      "input_count|1|1125899906842624");
+        check_refused(
+            bn_layer_backward(made, &one, &value, 1, &value, 1, NULL, 0, NULL, 0, NULL, 0),
+            training ? BN_STATUS_LAYER_MISMATCH : BN_STATUS_NO_FORWARD, "forward");
+        /* An empty batch has no values either. */
+        check_ok(bn_layer_forward(made, &none, NULL, 0, NULL, 0), "an empty forward");
+        check_ok(bn_layer_backward(made, &none, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0),
+                 "an empty backward");
+        bn_layer_forward_args again = BN_LAYER_FORWARD_ARGS_INIT;
+        again.pass = BN_PASS_RECOMPUTE;
+        check_ok(bn_layer_forward_with(made, &none, &again), "an empty recomputation");
+        check_refused(bn_layer_get_saved_mean(made, &saved_mean, 1), BN_STATUS_COUNT_MISMATCH,
+                      "count|1|1125899906842624");
+    }
+    stop();
+    check(seen.bytes < FEW_BYTES, "%lld bytes for no values", (long long)seen.bytes);
+    free(saved.bytes);
+    bn_layer_destroy(layer);
+    bn_layer_destroy(made);
+}
+
+/* Until a forward had values, its statistics are 0. */
+static void after_an_empty_batch_comes_another(void **state)
+{
+    (void)state;
+    bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+    options.num_features = 2;
+    options.track_running_stats = 0;
+    bn_layer *layer = layer_of(&options);
+    const bn_problem none = BN_PROBLEM_MATRIX(BN_DTYPE_FLOAT32, 0, 2);
+    const bn_problem some = BN_PROBLEM_MATRIX(BN_DTYPE_FLOAT32, 2, 2);
+    const float input[] = { 1, 10, 3, 30 };
+    float output[4], gradient[2] = { 7, 7 };
+    double mean[2] = { 7, 7 }, invstd[2] = { 7, 7 };
+    check_ok(bn_layer_forward(layer, &none, NULL, 0, NULL, 0), "an empty forward");
+    check_ok(bn_layer_get_saved_mean(layer, mean, 2), "get_saved_mean");
+    check_ok(bn_layer_get_saved_invstd(layer, invstd, 2), "get_saved_invstd");
+    check(mean[0] == 0 && mean[1] == 0 && invstd[0] == 0 && invstd[1] == 0, "not 0");
+    check_ok(bn_layer_backward(layer, &none, NULL, 0, NULL, 0, NULL, 0, gradient, 2, NULL, 0),
+             "an empty backward");
+    check(gradient[0] == 0 && gradient[1] == 0, "grad_weight is %g", gradient[0]);
+    check_ok(bn_layer_forward(layer, &some, input, 4, output, 4), "a forward");
+    check_ok(bn_layer_get_saved_mean(layer, mean, 2), "get_saved_mean");
+    check(mean[0] == 2 && mean[1] == 20, "means %g, %g", mean[0], mean[1]);
+    bn_layer_destroy(layer);
+}
+
 /* ---- none in the steady state ---- */
 
 static void the_steady_state_allocates_nothing(void **state)
@@ -502,6 +572,8 @@ int main(void)
         cmocka_unit_test_teardown(a_refused_layer_is_none, fixture_teardown),
         cmocka_unit_test_teardown(a_layer_without_memory_stays_as_it_is, fixture_teardown),
         cmocka_unit_test_teardown(a_state_without_memory, fixture_teardown),
+        cmocka_unit_test_teardown(channels_alone_take_no_memory, fixture_teardown),
+        cmocka_unit_test_teardown(after_an_empty_batch_comes_another, fixture_teardown),
         cmocka_unit_test_teardown(the_steady_state_allocates_nothing, fixture_teardown),
         cmocka_unit_test_teardown(nothing_is_left_behind, fixture_teardown),
         cmocka_unit_test_teardown(errors_allocate_nothing, fixture_teardown),

@@ -5,8 +5,9 @@
 #include "check.h"
 
 #include <math.h>
+#include <unistd.h>
 
-#include "fixture.h"
+#include "layers.h"
 
 static const int64_t sizes_of_rank[6][5] = {
     { 0 }, { 0 }, { 7, 5 }, { 7, 5, 301 }, { 7, 5, 11, 3 }, { 3, 5, 4, 3, 2 },
@@ -652,6 +653,74 @@ static void epsilon_enters_the_frozen_backward(void **state)
     check_gradients(&f, running_statistics(&f, 0.5), true, f.weight, "epsilon 0.5");
 }
 
+/* Sizes beside a 0 are numbers, and no work: each call returns at once. */
+static void empty_batches_of_any_size(void **state)
+{
+    (void)state;
+    static const int64_t most = (int64_t)1 << 62;
+    const int64_t sizes[][5] = { { most, 2, 0, 0, 0 },
+                                 { 0, 2, most, 0, 0 },
+                                 { most, 2, 0, most, 0 },
+                                 { 0, 2, most, most, 0 },
+                                 { most, 2, most, 0, most },
+                                 { most, 2, most, most, 0 },
+                                 { INT64_MAX, 2, INT64_MAX, 0, INT64_MAX } };
+    static const int ranks[] = { 3, 3, 4, 4, 5, 5, 5 };
+    const double mean[2] = { 1, 2 }, invstd[2] = { 3, 4 };
+    const float running[2] = { 1, 2 };
+    double arrays[3][2];
+    const uint8_t mask = 0;
+    alarm(60);
+    for (size_t i = 0; i < LENGTH(sizes); i++)
+        for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++) {
+            const bn_problem problem = problem_of(BN_DTYPE_FLOAT32, layout, ranks[i], sizes[i]);
+            bn_forward_training_args training = BN_FORWARD_TRAINING_ARGS_INIT;
+            training.mask = &mask;
+            check_ok(bn_forward_training(&problem, &training), "bn_forward_training");
+            bn_forward_inference_args inference = BN_FORWARD_INFERENCE_ARGS_INIT;
+            inference.running_mean = inference.running_var = running;
+            inference.running_mean_count = inference.running_var_count = 2;
+            inference.mask = &mask;
+            check_ok(bn_forward_inference(&problem, &inference), "bn_forward_inference");
+            bn_backward_args backward = BN_BACKWARD_ARGS_INIT;
+            float grad_weight[2] = { 7, 7 };
+            backward.saved_mean = mean, backward.saved_mean_count = 2;
+            backward.saved_invstd = invstd, backward.saved_invstd_count = 2;
+            backward.grad_weight = grad_weight, backward.grad_weight_count = 2;
+            backward.mask = &mask;
+            check_ok(bn_backward(&problem, &backward), "bn_backward");
+            check(grad_weight[0] == 0 && grad_weight[1] == 0, "grad_weight is not 0");
+            bn_moments moments = BN_MOMENTS_INIT;
+            moments.channels = 2;
+            moments.mean = arrays[0], moments.mean_rest = arrays[1], moments.m2 = arrays[2];
+            check_ok(bn_moments_compute(&problem, NULL, 0, &mask, 0, NULL, 0, &moments), "moments");
+            bn_grad_sums sums = BN_GRAD_SUMS_INIT;
+            sums.channels = 2, sums.sum_dy = arrays[0], sums.sum_dy_xmu = arrays[1];
+            check_ok(bn_backward_reduce(&problem, &backward, &sums), "bn_backward_reduce");
+            for (bn_operation op = BN_OPERATION_FORWARD_TRAINING;
+                 op <= BN_OPERATION_BACKWARD_FROZEN; op++) {
+                bn_plan_info plan = BN_PLAN_INFO_INIT;
+                char text[BN_EXPLAIN_TEXT_SIZE];
+                check_ok(bn_explain(&problem, op, &plan), "bn_explain");
+                check_ok(bn_explain_text(&problem, op, text, sizeof text), "bn_explain_text");
+            }
+            bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+            options.num_features = 2;
+            bn_layer *layer = layer_of(&options);
+            bn_layer_forward_args forward = BN_LAYER_FORWARD_ARGS_INIT;
+            forward.activation = BN_ACTIVATION_RELU;
+            forward.mask = &mask;
+            for (bn_pass pass = BN_PASS_NORMAL; pass <= BN_PASS_RECOMPUTE; pass++) {
+                forward.pass = pass;
+                check_ok(bn_layer_forward_with(layer, &problem, &forward), "forward_with");
+            }
+            bn_layer_backward_args back = BN_LAYER_BACKWARD_ARGS_INIT;
+            check_ok(bn_layer_backward_with(layer, &problem, &back), "backward_with");
+            bn_layer_destroy(layer);
+        }
+    alarm(0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -673,6 +742,7 @@ int main(void)
         cmocka_unit_test_teardown(no_variance_and_no_epsilon, fixture_teardown),
         cmocka_unit_test_teardown(unneeded_members_are_ignored, fixture_teardown),
         cmocka_unit_test_teardown(epsilon_enters_the_frozen_backward, fixture_teardown),
+        cmocka_unit_test_teardown(empty_batches_of_any_size, fixture_teardown),
     };
     return cmocka_run_group_tests_name("abi: operations", tests, NULL, NULL);
 }

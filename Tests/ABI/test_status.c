@@ -129,13 +129,13 @@ static void struct_sizes(void **state)
         refuses(&f, op, BN_STATUS_STRUCT_SIZE, "problem|struct_size|4294967295|56");
     }
     f.training.struct_size = 199;
-    refuses(&f, TRAINING, BN_STATUS_STRUCT_SIZE, "args|struct_size|199|296");
+    refuses(&f, TRAINING, BN_STATUS_STRUCT_SIZE, "args|struct_size|199|72|4096");
     f.training.struct_size = 0;
-    refuses(&f, TRAINING, BN_STATUS_STRUCT_SIZE, "args|struct_size|0|296");
-    f.inference.struct_size = 120;
-    refuses(&f, INFERENCE, BN_STATUS_STRUCT_SIZE, "args|struct_size|120|192");
+    refuses(&f, TRAINING, BN_STATUS_STRUCT_SIZE, "args|struct_size|0|72|4096");
+    f.inference.struct_size = 40;
+    refuses(&f, INFERENCE, BN_STATUS_STRUCT_SIZE, "args|struct_size|40|48|4096");
     f.backward.struct_size = 8;
-    refuses(&f, BACKWARD, BN_STATUS_STRUCT_SIZE, "args|struct_size|8|288");
+    refuses(&f, BACKWARD, BN_STATUS_STRUCT_SIZE, "args|struct_size|8|48|4096");
 
     /* A struct that says it is small is read no further: behind these four bytes lies a guard page. */
     uint32_t *small = guarded(4, 4, PLACE_END);
@@ -143,11 +143,11 @@ static void struct_sizes(void **state)
     check_refused(bn_forward_training((const bn_problem *)small, &f.training),
                   BN_STATUS_STRUCT_SIZE, "problem|4|56");
     check_refused(bn_forward_training(&f.problem, (bn_forward_training_args *)small),
-                  BN_STATUS_STRUCT_SIZE, "args|4|296");
+                  BN_STATUS_STRUCT_SIZE, "args|4|72|4096");
     check_refused(bn_forward_inference(&f.problem, (bn_forward_inference_args *)small),
-                  BN_STATUS_STRUCT_SIZE, "args|4|192");
+                  BN_STATUS_STRUCT_SIZE, "args|4|48|4096");
     check_refused(bn_backward(&f.problem, (bn_backward_args *)small), BN_STATUS_STRUCT_SIZE,
-                  "args|4|288");
+                  "args|4|48|4096");
 }
 
 static void unknown_options(void **state)

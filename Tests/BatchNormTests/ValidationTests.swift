@@ -268,7 +268,14 @@ import Testing
     @Test(
         arguments: [
             (.missing(.input), "input is NULL, but required"),
-            (.structSize(.problem, actual: 3, expected: 56), "problem->struct_size is 3, expected 56"),
+            (
+                .structSize(.problem, actual: 3, least: 56, most: 4096),
+                "problem->struct_size is 3, expected a multiple of 8 from 56 to 4096"
+            ),
+            (
+                .unknownMember(.args, offset: 300, actual: 7, known: 296),
+                "byte 300 of args is 7, expected 0: this library knows its first 296 bytes, and newer members only as 0"
+            ),
             (.invalidOption(.layout, actual: 7), "layout is 7, expected 1 (NCHW) or 2 (NHWC)"),
             (.negativeSize(dimension: 2, actual: -1), "sizes[2] is -1, expected 0 or more"),
             (
@@ -320,6 +327,37 @@ import Testing
             BatchNormError.noForward.write(to: &text)
             #expect(String(decoding: text.bytes, as: UTF8.self) == "the lay")
             #expect(buffer[7] == 0)
+        }
+    }
+}
+
+@Suite struct BufferTests {
+    /// Every pair is looked at, wherever the two stand in a list of any length.
+    @Test(arguments: [2, 20, 23, 24, 25, 26, 49, 120])
+    func overlapsAreFoundAmongAnyNumber(count: Int) throws {
+        let memory = UnsafeMutableRawPointer.allocate(byteCount: 8 * count + 8, alignment: 8)
+        defer { memory.deallocate() }
+        func check(written: Int, at place: Int) throws {
+            var buffers = BufferCheck()
+            for index in 0..<count {
+                let address = memory + 8 * (index == written ? place : index)
+                if index == written {
+                    try buffers.write(
+                        MutableView(address, count: 1), .output, count: 1, elementSize: 8)
+                } else {
+                    try buffers.read(View(address, count: 1), .weight, count: 1, elementSize: 8)
+                }
+            }
+            try buffers.requireSeparate()
+        }
+        for written in 0..<count {
+            try check(written: written, at: written)
+            try check(written: written, at: count)
+            for place in Set([0, count / 2, count - 1]) where place != written {
+                #expect(throws: BatchNormError.overlap(written: .output, other: .weight)) {
+                    try check(written: written, at: place)
+                }
+            }
         }
     }
 }

@@ -133,6 +133,58 @@ class Header(unittest.TestCase):
                         source,
                     )
 
+    def test_macros_take_any_integer(self) -> None:
+        """Sizes come as size_t from C++ containers; braces take no narrowing."""
+        compilers = {"gcc": "c11", "g++": "c++17", CLANG: "c11", f"{CLANG}++": "c++17"}
+        macros = {
+            "bn_problem": [
+                "BN_PROBLEM_MATRIX(dtype, n, c)",
+                "BN_PROBLEM_1D(dtype, layout, n, c, s)",
+                "BN_PROBLEM_2D(dtype, layout, n, c, s, s)",
+                "BN_PROBLEM_3D(dtype, layout, n, c, s, s, s)",
+            ],
+            "bn_weight_shape": [
+                "BN_WEIGHT_OUTPUT_FIRST(dtype, n, c)",
+                "BN_WEIGHT_OUTPUT_LAST(dtype, n, c)",
+                "BN_WEIGHT_TRANSPOSED(dtype, n, c, s, s)",
+                "BN_WEIGHT_AFFINE(dtype, c)",
+            ],
+        }
+        defined = re.findall(r"^#define (BN_(?:PROBLEM|WEIGHT)_\w+)\(", HEADER.read_text(), re.M)
+        used = [macro.split("(")[0] for values in macros.values() for macro in values]
+        self.assertEqual(sorted(defined), sorted(used))
+        program = "#include <batchnorm.h>\n"
+        for number in ("size_t", "int", "int64_t", "unsigned", "short"):
+            for struct, values in macros.items():
+                for index, macro in enumerate(values):
+                    function = f"{struct} {struct}_{index}_{number}"
+                    parameters = f"({number} n, {number} c, {number} s)"
+                    program += (
+                        f"{function}{parameters};\n{function}{parameters} {{\n"
+                        "    const bn_dtype dtype = BN_DTYPE_FLOAT32;\n"
+                        "    const bn_layout layout = BN_LAYOUT_NHWC;\n"
+                        "    (void)n, (void)s, (void)layout;\n"
+                        f"    {struct} made = {macro};\n    return made;\n}}\n"
+                    )
+        warnings = ["-Wall", "-Wextra", "-Wconversion", "-Wsign-conversion", "-Werror"]
+        for compiler, standard in compilers.items():
+            with self.subTest(compiler=compiler), tempfile.TemporaryDirectory() as folder:
+                if not shutil.which(compiler):
+                    self.skipTest(f"{compiler} is not installed")
+                is_cpp = "++" in compiler
+                source = Path(folder, "macros.cpp" if is_cpp else "macros.c")
+                source.write_text(program)
+                options = [*warnings, "-Wold-style-cast"] if is_cpp else warnings
+                run(
+                    compiler,
+                    f"-std={standard}",
+                    *options,
+                    "-fsyntax-only",
+                    "-I",
+                    HEADER.parent,
+                    source,
+                )
+
     def test_first_program_compiles_and_is_complete(self) -> None:
         """Section 2 of the header, as printed."""
         text = re.search(r"A FIRST PROGRAM\n \* -+\n(.*?) \* Build:", HEADER.read_text(), re.DOTALL)
