@@ -989,8 +989,9 @@ BN_API int32_t bn_get_num_threads(void);
  * OWN. A libiomp5 or second libomp is not shared, and LLVM's runtimes may end a process that starts two. POOL: a pool that the caller has given, see bn_set_thread_pool.
  *
  * Threads do not survive a fork, and neither does libgomp: in a forked child SHARED is not to be had,
- * AUTO means OWN, and SHARED and POOL are back at AUTO. A call that a pool's thread forks out of goes on in the child
- * without the pool: the child may return from `run` if that needs no other thread, and may call the library anew. */
+ * AUTO means OWN, and SHARED and POOL are back at AUTO. That holds also if a pool's `run`, or a thread of the pool, forks
+ * in the middle of a call: the child may call the library, and return from `run` if this waits for no other thread;
+ * what is left of the call is then done without the pool. */
 typedef int32_t bn_threading;
 enum {
     BN_THREADING_AUTO = 0,
