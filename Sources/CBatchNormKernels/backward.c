@@ -82,7 +82,7 @@ static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums 
 {
     const int32_t is_double = t->cut.grid->is_double;
     const double mean = mean_of(t, piece->channel);
-    bnk_lane_sums lanes = { { 0 } };
+    bnk_lane_sums lanes = { .first = { 0 } };
     if (!other && !is_double)
         add_rows(t, piece, 0, piece->rows, 0, piece->length, 2 * t->cut.stride, mean, &lanes);
     for (int64_t row = 0, together; (other || is_double) && row < piece->rows; row += together) {

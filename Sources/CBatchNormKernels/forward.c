@@ -153,7 +153,7 @@ static void add_masked_rows(const training *t, const row_tile *tile, const doubl
 static void tile_sums(const training *t, const row_tile *tile, bool masked, const double *pivot,
                       double *sum, double *squares, bnk_application *other)
 {
-    bnk_lane_sums lanes = { { 0 } };
+    bnk_lane_sums lanes = { .first = { 0 } };
     (masked ? add_masked_rows : add_rows)(t, tile, pivot, &lanes, other);
     bnk_lane_totals(&lanes, t->cut.grid->is_double, sum, squares);
 }
