@@ -170,8 +170,9 @@ enum {
     BN_STATUS_EPSILON = 400,        /* epsilon is negative, infinite or NaN */
     BN_STATUS_MOMENTUM = 401,       /* momentum is infinite or NaN */
     BN_STATUS_ONE_VALUE = 402,      /* training on one value per channel, see bn_one_value */
-    BN_STATUS_NONFINITE = 403,      /* NaN or infinity in the input, see bn_nonfinite */
-    BN_STATUS_BATCH_COUNTER = 404,  /* the number of batches tracked is negative or at its end */
+    BN_STATUS_NONFINITE = 403,      /* NaN or infinity in the input or in running statistics, see bn_nonfinite */
+    BN_STATUS_BATCH_COUNTER = 404,  /* the number of batches tracked is negative or at its end, or less than
+                                       that of skipped ones */
     BN_STATUS_NEGATIVE_SLOPE = 405, /* a leaky ReLU's slope is negative, infinite or NaN */
     BN_STATUS_MOMENTS = 406,        /* moments or gradient sums with a count or m2 that none can have */
     BN_STATUS_NUMBER = 410,         /* folding: NaN, infinity, a negative variance or an overflow */
@@ -279,8 +280,17 @@ enum { BN_PROBLEM_LEAST = offsetof(bn_problem, sizes) + 5 * sizeof(int64_t) };
 
 /* How running statistics take in a batch.
  * EXPONENTIAL: new = (1 - momentum) * old + momentum * batch (PyTorch's direction of momentum;
- * Keras, Flax and ONNX call 1 - momentum "momentum"). CUMULATIVE: momentum is 1/k at the k-th batch,
- * so that the result is the plain mean over all batches (PyTorch's momentum=None). */
+ * Keras, Flax and ONNX call 1 - momentum "momentum"). CUMULATIVE: momentum is 1/k at the k-th batch that
+ * the statistic takes in, so that the result is the plain mean over these (PyTorch's momentum=None).
+ *
+ * With momentum 1, as at the first batch if CUMULATIVE, the new value is the batch's, whatever the old one
+ * was. Otherwise an old value that is NaN or infinite stays as it is, for no average mends it:
+ * args.nonfinite_running_channels tells how many channels have one. Mean and variance each go by
+ * themselves.
+ *
+ * Not every statistic takes in every batch that is counted: NaN and infinity leave a channel's alone (see
+ * bn_nonfinite), one value per channel the variances (see bn_one_value), and what is NaN or infinite itself
+ * stays. args.skipped_batches keeps count of that. */
 typedef int32_t bn_averaging;
 enum { BN_AVERAGING_EXPONENTIAL = 0, BN_AVERAGING_CUMULATIVE = 1 };
 
@@ -295,13 +305,14 @@ enum { BN_VARIANCE_UNBIASED = 0, BN_VARIANCE_BIASED = 1 };
 typedef int32_t bn_one_value;
 enum { BN_ONE_VALUE_ERROR = 0, BN_ONE_VALUE_USE_RUNNING = 1, BN_ONE_VALUE_ALLOW = 2 };
 
-/* What training does with NaN or infinity. In either case the outputs of such a channel are NaN
- * (0, or the input, where masked: masked values themselves do not count), its
- * running statistics keep their old value, and all other channels are untouched, to the bit. Statistics
- * that overflow count as well: a variance beyond float32's range in running_var (the output is right
- * then), and float64 values whose squares overflow.
+/* What training does with NaN or infinity in the input. In either case the outputs of such a channel are
+ * NaN (0, or the input, where masked: masked values themselves do not count), its running statistics keep
+ * their old value, and all other channels are untouched, to the bit. Float64 values whose squares overflow
+ * count as well; and so does a batch that would take running_mean or running_var beyond the range of its
+ * type, as a variance of 1e40 does in float32: the output is right then, and both keep their old value.
  * REPORT: success; args.nonfinite_channels tells how many. ERROR: BN_STATUS_NONFINITE, returned after
- * all of that has been done, so that outputs and the other channels' statistics are valid. */
+ * all of that has been done, so that outputs and the other channels' statistics are valid; also where
+ * args.nonfinite_running_channels is not 0. The message tells which it was. */
 typedef int32_t bn_nonfinite;
 enum { BN_NONFINITE_REPORT = 0, BN_NONFINITE_ERROR = 1 };
 
@@ -338,7 +349,7 @@ enum { BN_MASKED_ZERO = 0, BN_MASKED_PASS = 1 };
  * `lengths` has for each sample how many of its L steps are not. Follows Keras' mask= (True: takes part),
  * but counts in M what takes part, in every sample alike.
  * If all positions are masked, a call succeeds, writes the output as above, and neither statistics,
- * saved values nor counter; grad_weight and grad_bias are 0.
+ * saved values nor counters; grad_weight and grad_bias are 0.
  */
 
 /* Arguments of bn_forward_training. */
@@ -367,13 +378,20 @@ typedef struct bn_forward_training_args {
     int64_t running_var_count;
     int64_t *num_batches_tracked; /* 1, in and out, optional (required if CUMULATIVE); + 1 when the
                                      running statistics take in a batch */
+    int64_t *skipped_batches; /* 2*C, in and out, optional: of each channel, how many of these batches its
+                                 running mean has not taken in, and then of each, how many its running
+                                 variance; 0 at first. NULL: CUMULATIVE counts all as taken in, so that
+                                 the share of a skipped one stays with the old value */
+    int64_t skipped_batches_count;
 
     double *saved_mean; /* C, out, optional: what backward needs. float64 whatever the dtype, */
     int64_t saved_mean_count; /* because a mean in float32 may be off by more than the deviation */
     double *saved_invstd; /* C, out, optional */
     int64_t saved_invstd_count;
 
-    int64_t nonfinite_channels;    /* out: channels with NaN or infinite statistics */
+    int64_t nonfinite_channels; /* out: channels of this batch with NaN or infinity, see bn_nonfinite */
+    int64_t nonfinite_running_channels; /* out: channels whose running mean or variance was NaN or infinite
+                                           and has stayed so, see bn_averaging */
     int64_t values_per_channel;    /* out: M, without masked ones */
     bn_statistics statistics_used; /* out: BATCH, or RUNNING by the one-value policy (saved_* then
                                       hold the running mean and its invstd) */
@@ -402,14 +420,14 @@ enum { BN_FORWARD_TRAINING_ARGS_LEAST = offsetof(bn_forward_training_args, weigh
 #define BN_FORWARD_TRAINING_ARGS_INIT                                                         \
     { sizeof(bn_forward_training_args), BN_AVERAGING_EXPONENTIAL, BN_VARIANCE_UNBIASED,       \
       BN_ONE_VALUE_ERROR, BN_NONFINITE_REPORT, 0, 1e-5, 0.1,                                  \
-      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0,           \
-      0, 0, BN_STATISTICS_BATCH, 0, 0.01, BN_ACTIVATION_NONE, BN_MASKED_ZERO,                   \
+      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0, NULL, 0,  \
+      0, 0, 0, BN_STATISTICS_BATCH, 0, 0.01, BN_ACTIVATION_NONE, BN_MASKED_ZERO,              \
       NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
 
 /* Forward in training: normalizes by the statistics of this batch, saves what backward needs and
  * takes the batch into the running statistics.
  *
- * An empty batch (N or S is 0) succeeds and writes neither statistics, saved values nor counter.
+ * An empty batch (N or S is 0) succeeds and writes neither statistics, saved values nor counters.
  * Errors: all of 1xx to 4xx. Follows torch.nn.functional.batch_norm(training=True). */
 BN_API bn_status bn_forward_training(const bn_problem *problem, bn_forward_training_args *args);
 
@@ -611,8 +629,8 @@ BN_API bn_status bn_moments_statistics(const bn_moments *moments, double epsilon
  * a problem with N = 0 takes moments into running statistics without normalizing anything. That is how
  * running statistics are recalibrated ("PreciseBN", Wu and Johnson 2021, arXiv:2105.07576) from the data
  * of many batches: exactly, by merging the moments of all and momentum 1; or as fvcore's
- * update_bn_stats does, by the plain mean of each batch's statistics, with BN_AVERAGING_CUMULATIVE and the
- * counter at 0, a call for each batch. Exactly:
+ * update_bn_stats does, by the plain mean of each batch's statistics, with BN_AVERAGING_CUMULATIVE and all
+ * counters at 0, a call for each batch. Exactly:
  *
  *     bn_moments all = BN_MOMENTS_INIT, own = BN_MOMENTS_INIT;    and arrays of C elements for both
  *     for each batch:
@@ -821,28 +839,40 @@ BN_API bn_status bn_layer_set_running_var(bn_layer *layer, const void *values, i
 BN_API bn_status bn_layer_get_num_batches_tracked(const bn_layer *layer, int64_t *count);
 BN_API bn_status bn_layer_set_num_batches_tracked(bn_layer *layer, int64_t count);
 
+/* Of the batches in num_batches_tracked, how many each channel's running mean has not taken in, and then
+ * how many each running variance: 2*C counters, as in bn_forward_training_args. Setting
+ * num_batches_tracked makes all of them 0, so set these afterwards; BN_STATUS_BATCH_COUNTER if one is
+ * negative or above num_batches_tracked. */
+BN_API bn_status bn_layer_get_skipped_batches(const bn_layer *layer, int64_t *skipped_batches,
+                                              int64_t skipped_batches_count);
+BN_API bn_status bn_layer_set_skipped_batches(bn_layer *layer, const int64_t *skipped_batches,
+                                              int64_t skipped_batches_count);
+
 /* The layer's own weight or bias, C elements of the parameter type, for optimizers that update in place; NULL if
  * the layer has none (or `layer` is NULL). Borrowed: valid until bn_layer_destroy. */
 BN_API void *bn_layer_weight_data(bn_layer *layer);
 BN_API void *bn_layer_bias_data(bn_layer *layer);
 
 /* Of the last forward: mean and invstd that it normalized with (C float64 values), which statistics
- * these were, and how many channels had NaN or infinity. BN_STATUS_NO_FORWARD before the first. */
+ * these were, and how many channels had NaN or infinity, in the input and in the running statistics that
+ * it updated (0 if none: see bn_forward_training_args). BN_STATUS_NO_FORWARD before the first. */
 BN_API bn_status bn_layer_get_saved_mean(const bn_layer *layer, double *out, int64_t count);
 BN_API bn_status bn_layer_get_saved_invstd(const bn_layer *layer, double *out, int64_t count);
 BN_API bn_status bn_layer_get_statistics_used(const bn_layer *layer, bn_statistics *statistics);
 BN_API bn_status bn_layer_get_nonfinite_channels(const bn_layer *layer, int64_t *channels);
+BN_API bn_status bn_layer_get_nonfinite_running_channels(const bn_layer *layer, int64_t *channels);
 
-/* Running statistics back to mean 0, variance 1, counter 0, as reset_running_stats().
+/* Running statistics back to mean 0, variance 1, all counters 0, as reset_running_stats().
  * BN_STATUS_NO_RUNNING_STATISTICS if the layer keeps none. */
 BN_API bn_status bn_layer_reset_running_stats(bn_layer *layer);
 
 /* ------------------------------------------------------------------------------------------
  * 8  STATE
  * ------------------------------------------------------------------------------------------
- * A layer's options, mode, weight, bias, running statistics and counter as one block of bytes:
+ * A layer's options, mode, weight, bias, running statistics and their counters as one block of bytes:
  * little-endian, versioned, with a CRC-32 over all of it. It is the same on every machine. What backward
- * needs is not part of it. Loading checks everything before it changes anything.
+ * needs is not part of it. Loading checks everything before it changes anything. States of version 1,
+ * which knew no skipped batches, load as if there were none.
  */
 
 /* The size of bn_layer_save_state's result in bytes. */
@@ -852,7 +882,7 @@ BN_API bn_status bn_layer_state_size(const bn_layer *layer, int64_t *size);
  * nothing is written beyond that. */
 BN_API bn_status bn_layer_save_state(const bn_layer *layer, void *out, int64_t size);
 
-/* Takes over mode, parameters, statistics and counter from a state whose options (dtype, channels,
+/* Takes over mode, parameters, statistics and counters from a state whose options (dtype, channels,
  * has_weight, has_bias, track_running_stats) are this layer's; BN_STATUS_LAYER_MISMATCH otherwise. */
 BN_API bn_status bn_layer_load_state(bn_layer *layer, const void *state, int64_t size);
 

@@ -61,11 +61,13 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case oneValue(Sizes)
     /// `OneValuePolicy.useRunning` met one value per channel, but there are no running statistics.
     case oneValueWithoutRunningStatistics(Sizes)
-    /// So many channels hold NaN or infinity. Outputs, and the statistics of the other channels, **have** been
-    /// written; see `NonfinitePolicy`.
-    case nonfinite(channels: Int, of: Int)
+    /// So many channels of the input hold NaN or infinity, and the running statistics of so many. Outputs, and the
+    /// statistics of the other channels, **have** been written; see `NonfinitePolicy`.
+    case nonfinite(channels: Int, runningChannels: Int, of: Int)
     /// The number of batches tracked is negative or at its end.
     case batchCounter(actual: Int)
+    /// A number of skipped batches is negative, or more than there are tracked.
+    case skippedBatches(index: Int, actual: Int, limit: Int)
     /// Moments that are of one value per channel; as `oneValue`.
     case oneValueOfMoments
     /// Moments or gradient sums are of too few values for what is asked of them.
@@ -133,7 +135,7 @@ public enum BatchNormError: Error, Equatable, Sendable {
     /// What an error is about: an argument, or a member of one. The names are those of batchnorm.h.
     public enum Argument: Int32, Sendable {
         case problem, args, options, layer, state, out, values, size, count, channels
-        case input, output, weight, bias, runningMean, runningVar, numBatchesTracked
+        case input, output, weight, bias, runningMean, runningVar, numBatchesTracked, skippedBatches
         case savedMean, savedInvstd
         case gradOutput, gradInput, gradWeight, gradBias
         case residual, gradResidual, activation, activationMask, mask, lengths, masked

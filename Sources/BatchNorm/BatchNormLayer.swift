@@ -8,7 +8,7 @@
 ///     layer.isTraining = false
 ///     let prediction = try layer.forward(image)
 ///
-/// A new layer is in training mode; its weight is 1, bias 0, running mean 0, running variance 1, counter 0. One layer
+/// A new layer is in training mode; its weight is 1, bias 0, running mean 0, running variance 1, counters 0. One layer
 /// serves tensors of every rank, layout and batch size with its number of channels. Once its memory has grown to a
 /// batch's size, the span functions allocate nothing.
 ///
@@ -149,6 +149,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         var saved = SavedStatistics(
             channels: options.numFeatures, statistics: outcome.statistics)
         saved.nonfiniteChannels = outcome.nonfiniteChannels
+        saved.nonfiniteRunningChannels = outcome.nonfiniteRunningChannels
         try saved.withViews { (mean, invstd) throws(BatchNormError) in
             try core.getSavedMean(into: mean)
             try core.getSavedInvstd(into: invstd)
@@ -169,6 +170,17 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     /// How many batches the running statistics have taken in; nil if the layer keeps none.
     public var numBatchesTracked: Int? {
         options.trackRunningStats ? Int(core.batches) : nil
+    }
+    /// Of these batches, how many each channel's running mean has not taken in, and then how many each running variance;
+    /// nil if the layer keeps none. See `RunningStatistics.skippedBatches`.
+    public var skippedBatches: [Int]? {
+        guard options.trackRunningStats else { return nil }
+        var counters = [Int](repeating: 0, count: core.skippedBatches.count)
+        counters.withUnsafeMutableBufferPointer { out in
+            // The counters are there, and of that number.
+            try? core.getSkippedBatches(into: MutableView(out))
+        }
+        return counters
     }
 
     /// Sets the weight, one per channel.
@@ -199,14 +211,22 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         try core.set(.runningVar, to: View(values.span))
     }
 
-    /// Sets the number of batches that the running statistics have taken in.
+    /// Sets the number of batches that the running statistics have taken in, of which none counts as skipped.
     ///
     /// - Throws: `.batchCounter` if it is negative, or `.noRunningStatistics` if the layer keeps none.
     public func setNumBatchesTracked(_ count: Int) throws(BatchNormError) {
         try core.setNumBatchesTracked(Int64(count))
     }
 
-    /// Sets the running statistics back to mean 0, variance 1, counter 0.
+    /// Sets how many of the batches each running mean, and then each running variance, has not taken in.
+    ///
+    /// - Throws: `.countMismatch`, `.skippedBatches` if one is negative or above `numBatchesTracked`, or
+    ///   `.noRunningStatistics` if the layer keeps none.
+    public func setSkippedBatches(_ counters: [Int]) throws(BatchNormError) {
+        try core.setSkippedBatches(to: View(counters.span))
+    }
+
+    /// Sets the running statistics back to mean 0, variance 1, all counters 0.
     ///
     /// - Throws: `.noRunningStatistics` if the layer keeps none.
     public func resetRunningStats() throws(BatchNormError) {
@@ -263,7 +283,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         self.core = core
     }
 
-    /// Options, mode, parameters, running statistics and counter as one block of bytes: little-endian, versioned, with
+    /// Options, mode, parameters, running statistics and counters as one block of bytes: little-endian, versioned, with
     /// a checksum; the same on every machine, and the same as the C library's. What backward needs is not part of it.
     public func state() -> [UInt8] {
         let size = core.stateByteCount
@@ -274,7 +294,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         }
     }
 
-    /// Takes over mode, parameters, statistics and counter from a layer of the same kind.
+    /// Takes over mode, parameters, statistics and counters from a layer of the same kind.
     ///
     /// - Throws: As `init(state:)`; also `.channelsMismatch` or `.optionMismatch` if element type, number of channels
     ///   or the presence of weight, bias or running statistics differ. Then nothing has changed.

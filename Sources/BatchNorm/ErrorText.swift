@@ -86,6 +86,7 @@ extension BatchNormError.Argument {
         case .runningMean: "running_mean"
         case .runningVar: "running_var"
         case .numBatchesTracked: "num_batches_tracked"
+        case .skippedBatches: "skipped_batches"
         case .savedMean: "saved_mean"
         case .savedInvstd: "saved_invstd"
         case .gradOutput: "grad_output"
@@ -162,6 +163,7 @@ extension BatchNormError.Argument {
         case .epsilon: "a finite number of at least 0"
         case .momentum: "a finite number"
         case .numBatchesTracked, .threads: "0 or more"
+        case .skippedBatches: "0 to num_batches_tracked"
         case .isa: "0 (generic), 1 (avx2) or 2 (avx512)"
         case .threading: "0 (auto), 1 (own) or 2 (shared)"
         case .operation:
@@ -179,6 +181,7 @@ extension BatchNormError.Argument {
         case .lengths: "N"
         case .convWeight, .foldedWeight: "groups*outer*channels*inner"
         case .convBias, .foldedBias: "groups*channels"
+        case .skippedBatches: "2*num_features"
         default: "num_features"
         }
     }
@@ -333,16 +336,35 @@ extension BatchNormError {
             text.append(sizes)
             text.append(" have 1 value per channel and one_value is 1 (use running), ")
             text.append("but there are no running statistics")
-        case .nonfinite(let channels, let total):
-            text.append(channels)
-            text.append(" of ")
-            text.append(total)
-            text.append(" channels hold NaN or infinity, expected finite values")
+        case .nonfinite(let channels, let running, let total):
+            if channels > 0 {
+                text.append("the input has NaN, infinity or an overflow in ")
+                text.append(channels)
+                text.append(" of ")
+                text.append(total)
+                text.append(" channels, expected finite values")
+            }
+            if channels > 0, running > 0 { text.append("; ") }
+            if running > 0 {
+                text.append("the running statistics were NaN or infinite before in ")
+                text.append(running)
+                text.append(" of ")
+                text.append(total)
+                text.append(" channels, and stay so: expected finite values, set or reset them")
+            }
         case .batchCounter(let actual):
             text.append("num_batches_tracked is ")
             text.append(actual)
             text.append(", expected 0 or more and less than ")
             text.append(Int.max)
+        case .skippedBatches(let index, let actual, let limit):
+            text.append("skipped_batches[")
+            text.append(index)
+            text.append("] is ")
+            text.append(actual)
+            text.append(", expected 0 to ")
+            text.append(limit)
+            text.append(" (num_batches_tracked)")
         case .momentsCount(let argument, let actual, let expected):
             text.append(argument.name)
             text.append("->count is ")
@@ -437,7 +459,7 @@ extension BatchNormError {
         case .stateVersion(let actual, let expected):
             text.append("the state has format version ")
             text.append(actual)
-            text.append(", expected ")
+            text.append(", expected 1 to ")
             text.append(expected)
         case .stateChecksum(let actual, let expected):
             text.append("the state is damaged: its CRC-32 is ")

@@ -129,11 +129,12 @@ extension ForwardTraining {
     func run<Scalar>(
         _ running: inout RunningStatistics<Scalar>, _ mask: PositionMask? = nil
     ) throws(BatchNormError) -> SavedStatistics {
-        try running.withViews { (mean, variance, counter) throws(BatchNormError) in
+        try running.withViews { (mean, variance, counter, skipped) throws(BatchNormError) in
             var job = self
             job.runningMean = mean
             job.runningVar = variance
             job.numBatchesTracked = counter
+            job.skippedBatches = skipped
             return try job.runAndSave(mask)
         }
     }
@@ -152,6 +153,7 @@ extension ForwardTraining {
         try outcome.require(options.nonfinite, of: shape.channels)
         saved.statistics = outcome.statistics
         saved.nonfiniteChannels = outcome.nonfiniteChannels
+        saved.nonfiniteRunningChannels = outcome.nonfiniteRunningChannels
         saved.activationMask = activationMask
         saved.positionMask = mask
         saved.hasResidual = !extras.residual.isAbsent

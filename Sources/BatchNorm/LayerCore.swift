@@ -9,6 +9,8 @@ package final class LayerCore {
 
     /// Weight, bias, running mean and running variance, as far as there are any.
     private var parameters = Memory()
+    /// Where there are running statistics: 2 * C counters, see skipped_batches in batchnorm.h.
+    private var skipped = Memory()
     /// Mean, invstd and mean's rest of the last forward: 3 * C float64 values, from the first forward with values on.
     private var saved = Memory()
     /// Of the last forward, where it had an activation: one bit a value, whether that let pass.
@@ -44,10 +46,12 @@ package final class LayerCore {
         let arrays = try Shape(sizes: Sizes(4, options.numFeatures, rank: 2), layout: .nchw)
         try arrays.requireAddressable(.float64)
         try parameters.reserve(options.arrayCount &* arrayBytes)
+        if options.trackRunningStats { try skipped.reserve(2 &* channels &* 8) }
         fill(weight, with: 1)
         fill(bias, with: 0)
         fill(runningMean, with: 0)
         fill(runningVar, with: 1)
+        skippedBatches.zero()
     }
 
     private var channels: Int { options.numFeatures }
@@ -63,6 +67,10 @@ package final class LayerCore {
     }
     package var runningVar: MutableView {
         options.trackRunningStats ? array(options.arrayCount &- 1) : .absent
+    }
+
+    package var skippedBatches: MutableView {
+        options.trackRunningStats ? MutableView(skipped.address, count: 2 &* channels) : .absent
     }
 
     private func array(_ index: Int) -> MutableView {
@@ -133,18 +141,41 @@ package final class LayerCore {
         return batches
     }
 
+    /// None of these batches counts as skipped.
     package func setNumBatchesTracked(_ count: Int64) throws(BatchNormError) {
         guard options.trackRunningStats else { throw .noRunningStatistics }
         guard count >= 0 else { throw .batchCounter(actual: Int(count)) }
         batches = count
+        skippedBatches.zero()
     }
 
-    /// Mean 0, variance 1, counter 0.
+    /// Copies out how many batches each running mean, and then each running variance, has not taken in.
+    package func getSkippedBatches(into out: MutableView) throws(BatchNormError) {
+        try requireSkippedBatches(out.constant)
+        guard let to = out.address, let from = skippedBatches.address else { return }
+        to.copyMemory(from: from, byteCount: 2 &* channels &* 8)
+    }
+
+    package func setSkippedBatches(to counters: View) throws(BatchNormError) {
+        try requireSkippedBatches(counters)
+        try SkippedBatches.require(counters, of: batches)
+        guard let to = skippedBatches.address, let from = counters.address else { return }
+        to.copyMemory(from: from, byteCount: 2 &* channels &* 8)
+    }
+
+    private func requireSkippedBatches(_ counters: View) throws(BatchNormError) {
+        guard options.trackRunningStats else { throw .noRunningStatistics }
+        try requireBuffer(
+            counters.address, count: counters.count, is: 2 &* channels, elementSize: 8, .skippedBatches)
+    }
+
+    /// Mean 0, variance 1, all counters 0.
     package func resetRunningStats() throws(BatchNormError) {
         guard options.trackRunningStats else { throw .noRunningStatistics }
         fill(runningMean, with: 0)
         fill(runningVar, with: 1)
         batches = 0
+        skippedBatches.zero()
     }
 
     // MARK: Forward and backward
@@ -176,6 +207,7 @@ package final class LayerCore {
         job.bias = bias.constant
         job.runningMean = runningMean
         job.runningVar = runningVar
+        job.skippedBatches = skippedBatches
         job.keepsRunning = keepsRunning
         job.extras = extras
         let outcome = try withUnsafeMutablePointer(to: &batches) {
@@ -209,7 +241,7 @@ package final class LayerCore {
             savedInvstd: savedInvstd.address)
         savedMeanRest.zero()
         let outcome = ForwardTraining.Outcome(
-            statistics: .running, nonfiniteChannels: 0, valuesPerChannel: shape.valuesPerChannel)
+            statistics: .running, valuesPerChannel: shape.valuesPerChannel)
         try remember(shape, outcome, extras)
     }
 
@@ -367,7 +399,7 @@ package final class LayerCore {
         return lastForward
     }
 
-    /// Which statistics the last forward used, and how many channels were not finite.
+    /// Which statistics the last forward used, and how many channels of what were not finite.
     package func outcome() throws(BatchNormError) -> ForwardTraining.Outcome {
         guard let lastForward else { throw .noForward }
         return lastForward.outcome

@@ -2,24 +2,30 @@
 //
 //     magic 8 bytes | version u32 | dtype i32 | size i64 | num_features i64 | num_batches_tracked i64 |
 //     epsilon f64 | momentum f64 | averaging, running_variance, one_value, nonfinite, has_weight, has_bias,
-//     track_running_stats, training i32 | weight, bias, running_mean, running_var as there are | CRC-32 u32
+//     track_running_stats, training i32 | weight, bias, running_mean, running_var as there are |
+//     skipped_batches 2 * num_features i64 if there are running statistics | CRC-32 u32
+//
+// This is version 2; version 1 has no skipped_batches, of which there are none then.
 
 /// A state's fixed part. Reading one means checking everything, the checksum included.
 private struct StateHeader {
     static var byteCount: Int { 88 }
-    static var version: Int { 1 }
+    static var version: Int { 2 }
     /// As PNG's: a byte that no text has, and line ends that a transfer as text would change.
     static var magic: UInt64 { 0x0a1a_0a0d_534e_4289 }
 
+    var version = Self.version
     var scalar: ScalarType
     var options: LayerOptions
     var batches: Int64
     var isTraining: Bool
 
+    private var hasSkippedBatches: Bool { version >= 2 && options.trackRunningStats }
+
     /// The size of the whole state; nil if it does not fit in 63 bits.
     var stateByteCount: Int? {
         let (bytes, overflow) = options.numFeatures.multipliedReportingOverflow(
-            by: options.arrayCount &* scalar.parameter.size)
+            by: options.arrayCount &* scalar.parameter.size &+ (hasSkippedBatches ? 16 : 0))
         guard !overflow, bytes <= Int.max - Self.byteCount - 4 else { return nil }
         return Self.byteCount &+ bytes &+ 4
     }
@@ -134,7 +140,7 @@ extension StateHeader {
         }
         var reader = ByteReader(memory, at: 8)
         let version = reader.next(as: UInt32.self)
-        guard version == Self.version else {
+        guard 1...Self.version ~= Int(version) else {
             throw .stateVersion(actual: Int(version), expected: Self.version)
         }
         let dtype = reader.next(as: Int32.self)
@@ -175,10 +181,25 @@ extension StateHeader {
         guard momentum.isFinite || training.averaging == .cumulative else {
             throw .stateInvalid(.momentum, actual: .real(momentum))
         }
-        self.init(scalar: scalar, options: options, batches: batches, isTraining: isTraining)
+        self.init(
+            version: Int(version), scalar: scalar, options: options, batches: batches,
+            isTraining: isTraining)
         guard stateByteCount == size else {
             throw .stateInvalid(.numFeatures, actual: .integer(channels))
         }
+        guard var counters = skippedBatches(in: memory) else { return }
+        for _ in 0..<2 &* channels {
+            let skipped = counters.next(as: Int64.self)
+            guard 0 <= skipped, skipped <= batches else {
+                throw .stateInvalid(.skippedBatches, actual: .integer(Int(skipped)))
+            }
+        }
+    }
+
+    /// At the skipped batches of a checked state; nil if it has none.
+    func skippedBatches(in memory: UnsafeRawPointer) -> ByteReader? {
+        guard hasSkippedBatches, let size = stateByteCount else { return nil }
+        return ByteReader(memory, at: size &- 4 &- 16 &* options.numFeatures)
     }
 
     private static func requireChecksum(
@@ -235,10 +256,11 @@ extension LayerCore {
         writer.append(bias, scalar)
         writer.append(runningMean, scalar)
         writer.append(runningVar, scalar)
+        writer.append(skippedBatches, .float64)
         writer.appendChecksum()
     }
 
-    /// Takes over mode, parameters, statistics and counter from the state of a layer of the same kind.
+    /// Takes over mode, parameters, statistics and counters from the state of a layer of the same kind.
     package func loadState(_ state: UnsafeRawPointer?, size: Int) throws(BatchNormError) {
         let header = try StateHeader(state, size: size)
         guard header.scalar == scalar else {
@@ -280,6 +302,10 @@ extension LayerCore {
         reader.next(into: bias, scalar)
         reader.next(into: runningMean, scalar)
         reader.next(into: runningVar, scalar)
+        skippedBatches.zero()
+        if var counters = header.skippedBatches(in: state) {
+            counters.next(into: skippedBatches, .float64)
+        }
         batches = header.batches
         isTraining = header.isTraining
     }

@@ -99,16 +99,17 @@ public struct Moments: Equatable, Sendable {
     /// Takes these moments into running statistics, as `forwardTraining` does with those of its input. Moments of no
     /// values change nothing.
     ///
-    /// - Returns: How many channels held NaN or infinity; theirs stay as they are.
+    /// - Returns: How many channels of these moments held NaN or infinity, and how many channels' running statistics; see
+    ///   `NonfinitePolicy` and `Averaging`.
     @discardableResult
     public func update<Scalar: BatchNormScalar>(
         _ running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
-    ) throws(BatchNormError) -> Int {
+    ) throws(BatchNormError) -> (nonfiniteChannels: Int, nonfiniteRunningChannels: Int) {
         var nothing = MutableSpan<Scalar>()
-        return try normalize(
+        let saved = try normalize(
             input: Span(), shape: .nc(0, channels), output: &nothing, moments: self,
-            running: &running, options: options
-        ).nonfiniteChannels
+            running: &running, options: options)
+        return (saved.nonfiniteChannels, saved.nonfiniteRunningChannels)
     }
 }
 
@@ -438,7 +439,7 @@ public struct StatisticsAccumulator: Sendable {
             numBatchesTracked: means.numBatchesTracked)
         let channels = running.mean.indices
         let lost = channels.count { !running.mean[$0].isFinite || !running.variance[$0].isFinite }
-        guard lost == 0 else { throw .nonfinite(channels: lost, of: channels.count) }
+        guard lost == 0 else { throw .nonfinite(channels: lost, runningChannels: 0, of: channels.count) }
         return running
     }
 }

@@ -8,7 +8,9 @@ import CBatchNormKernels
 package struct ForwardTraining {
     package struct Outcome {
         package var statistics: Statistics
-        package var nonfiniteChannels: Int
+        package var nonfiniteChannels = 0
+        /// Of the running statistics, where the batch could not mend them.
+        package var nonfiniteRunningChannels = 0
         /// M, without those at masked positions.
         package var valuesPerChannel: Int
     }
@@ -23,6 +25,8 @@ package struct ForwardTraining {
     package var runningMean = MutableView.absent
     package var runningVar = MutableView.absent
     package var numBatchesTracked: UnsafeMutablePointer<Int64>?
+    /// Of each mean and then of each variance: see skipped_batches in batchnorm.h.
+    package var skippedBatches = MutableView.absent
     package var savedMean = MutableView.absent
     package var savedInvstd = MutableView.absent
     /// What `savedMean` lacks of the mean: for a recomputation with the same bits, and float64 gradients.
@@ -65,7 +69,7 @@ package struct ForwardTraining {
         guard count > 0 else {
             output.fillMasked(extras.positions.masked, from: input, scalar)
             extras.activationMask.clear()
-            return Outcome(statistics: .batch, nonfiniteChannels: 0, valuesPerChannel: 0)
+            return Outcome(statistics: .batch, valuesPerChannel: 0)
         }
         if count == 1 {
             switch options.oneValue {
@@ -94,6 +98,12 @@ package struct ForwardTraining {
             case .exponential: options.momentum
             case .cumulative: 1 / (Double(counter) + 1)
             }
+        if updatesRunning, let skipped = skippedBatches.address {
+            job.skipped = skipped.assumingMemoryBound(to: Int64.self)
+            if options.averaging == .cumulative, SkippedBatches.any(skippedBatches.constant) {
+                job.batches = counter &+ 1
+            }
+        }
         job.variance_scale =
             switch options.runningVariance {
             case _ where values == 1: 0
@@ -120,7 +130,7 @@ package struct ForwardTraining {
         if updatesRunning { numBatchesTracked?.pointee = counter &+ 1 }
         return Outcome(
             statistics: .batch, nonfiniteChannels: Int(job.nonfinite_channels),
-            valuesPerChannel: count)
+            nonfiniteRunningChannels: Int(job.nonfinite_running_channels), valuesPerChannel: count)
     }
 
     func validate() throws(BatchNormError) {
@@ -150,6 +160,8 @@ package struct ForwardTraining {
             let counter = MutableView(numBatchesTracked, count: 1)
             try buffers.write(counter, .numBatchesTracked, count: 1, elementSize: 8)
         }
+        try buffers.write(
+            optional: skippedBatches, .skippedBatches, count: 2 &* channels, elementSize: 8)
         try extras.validate(shape, elementSize: size, &buffers)
         if let moments { try moments.requireReadable(.moments, channels: channels, &buffers) }
         try buffers.requireSeparate()
@@ -159,9 +171,10 @@ package struct ForwardTraining {
                 guard 0 <= counter, counter < .max else {
                     throw .batchCounter(actual: Int(counter))
                 }
-            } else if options.averaging == .cumulative {
+            } else if options.averaging == .cumulative || !skippedBatches.isAbsent {
                 throw .missing(.numBatchesTracked)
             }
+            try SkippedBatches.require(skippedBatches.constant, of: numBatchesTracked?.pointee ?? 0)
         }
         if let moments { try moments.requireValid(.moments, least: shape.isEmpty ? 0 : 1) }
     }
@@ -180,7 +193,7 @@ package struct ForwardTraining {
         }
         savedMeanRest.zero()
         guard !shape.isEmpty else {
-            return Outcome(statistics: .running, nonfiniteChannels: 0, valuesPerChannel: 1)
+            return Outcome(statistics: .running, valuesPerChannel: 1)
         }
         var job = bnk_inference()
         job.input = input.address
@@ -191,15 +204,16 @@ package struct ForwardTraining {
         job.running_mean = UnsafeRawPointer(runningMean.address)
         job.running_var = UnsafeRawPointer(runningVar.address)
         Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
-        return Outcome(statistics: .running, nonfiniteChannels: 0, valuesPerChannel: 1)
+        return Outcome(statistics: .running, valuesPerChannel: 1)
     }
 }
 
 extension ForwardTraining.Outcome {
     /// Throws if there are non-finite channels and the policy makes them an error.
     package func require(_ policy: NonfinitePolicy, of channels: Int) throws(BatchNormError) {
-        guard policy == .error, nonfiniteChannels > 0 else { return }
-        throw .nonfinite(channels: nonfiniteChannels, of: channels)
+        guard policy == .error, nonfiniteChannels > 0 || nonfiniteRunningChannels > 0 else { return }
+        throw .nonfinite(
+            channels: nonfiniteChannels, runningChannels: nonfiniteRunningChannels, of: channels)
     }
 }
 

@@ -1,10 +1,15 @@
 // The choices a caller has. Raw values are those of the C header and of saved states: pinned.
 
 /// How running statistics take in a batch.
+///
+/// With momentum 1, as at the first batch of a cumulative average, the new value is the batch's, whatever the old one
+/// was. Otherwise an old value that is NaN or infinite stays as it is, mean and variance each by itself, for no average
+/// mends it; `SavedStatistics.nonfiniteRunningChannels` tells how many channels have one.
 public enum Averaging: Int32, Sendable {
     /// `new = (1 - momentum) * old + momentum * batch`: PyTorch's direction of momentum.
     case exponential = 0
-    /// Momentum is 1/k at the k-th batch: the plain mean over all batches, PyTorch's `momentum=None`.
+    /// Momentum is 1/k at the k-th batch that the statistic takes in: the plain mean over these, PyTorch's
+    /// `momentum=None`. See `RunningStatistics.skippedBatches`.
     case cumulative = 1
 }
 
@@ -31,7 +36,8 @@ public enum OneValuePolicy: Int32, Sendable {
 public enum NonfinitePolicy: Int32, Sendable {
     /// Succeeds and tells the number of such channels.
     case report = 0
-    /// Throws `BatchNormError.nonfinite` after outputs and statistics have been written.
+    /// Throws `BatchNormError.nonfinite` after outputs and statistics have been written, also if running statistics were
+    /// NaN or infinite and have stayed so.
     case error = 1
 }
 

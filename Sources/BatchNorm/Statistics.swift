@@ -8,12 +8,21 @@ public struct RunningStatistics<Scalar: BatchNormScalar>: Equatable, Sendable {
     public var variance: [Scalar.Parameter]
     /// How many batches have been taken in.
     public var numBatchesTracked: Int
+    /// Of these batches, how many each channel's mean has **not** taken in, and then how many each variance: two numbers
+    /// per channel. NaN and infinity leave a channel alone, one value per channel (`OneValuePolicy.allow`) its variance.
+    /// Cumulative averages weigh a batch by what a channel has taken in.
+    public var skippedBatches: [Int]
 
-    /// Statistics from elsewhere, of a trained model for example.
-    public init(mean: [Scalar.Parameter], variance: [Scalar.Parameter], numBatchesTracked: Int = 0) {
+    /// Statistics from elsewhere, of a trained model for example. Without `skippedBatches` there are none.
+    public init(
+        mean: [Scalar.Parameter], variance: [Scalar.Parameter], numBatchesTracked: Int = 0,
+        skippedBatches: [Int]? = nil
+    ) {
         self.mean = mean
         self.variance = variance
         self.numBatchesTracked = numBatchesTracked
+        self.skippedBatches =
+            skippedBatches ?? Array(repeating: 0, count: mean.count + variance.count)
     }
 
     /// Mean 0 and variance 1, as before the first batch.
@@ -37,6 +46,8 @@ public struct SavedStatistics: Equatable, Sendable {
     public var statistics: Statistics
     /// How many channels of the batch held NaN or infinity.
     public var nonfiniteChannels: Int
+    /// How many channels' running mean or variance was NaN or infinite, and has stayed so: see `Averaging`.
+    public var nonfiniteRunningChannels = 0
     /// Where the forward's activation let pass; nil if it had none.
     public var activationMask: ActivationMask?
     /// Which positions took part; nil: all.
@@ -90,15 +101,20 @@ public struct SavedStatistics: Equatable, Sendable {
 }
 
 extension RunningStatistics {
-    /// Lends mean, variance and counter to a call that writes them.
+    /// Lends mean, variance and counters to a call that writes them.
     mutating func withViews<Result, Failure: Error>(
-        _ body: (MutableView, MutableView, UnsafeMutablePointer<Int64>) throws(Failure) -> Result
+        _ body: (
+            _ mean: MutableView, _ variance: MutableView, _ counter: UnsafeMutablePointer<Int64>,
+            _ skipped: MutableView
+        ) throws(Failure) -> Result
     ) throws(Failure) -> Result {
         var counter = Int64(numBatchesTracked)
         defer { numBatchesTracked = Int(counter) }
         return try mean.withUnsafeMutableBufferPointer { (mean) throws(Failure) in
             try variance.withUnsafeMutableBufferPointer { (variance) throws(Failure) in
-                try body(MutableView(mean), MutableView(variance), &counter)
+                try skippedBatches.withUnsafeMutableBufferPointer { (skipped) throws(Failure) in
+                    try body(MutableView(mean), MutableView(variance), &counter, MutableView(skipped))
+                }
             }
         }
     }

@@ -41,6 +41,31 @@ package func requireBuffer(
     }
 }
 
+/// How many batches each channel's running mean has not taken in, and then how many each running variance: counters in
+/// memory, of the batches that were tracked.
+enum SkippedBatches {
+    /// Whether any batch was skipped.
+    static func any(_ counters: View) -> Bool {
+        guard let counters = numbers(counters) else { return false }
+        // All of them, so that the loop goes many at a time.
+        return counters.reduce(0) { $0 | $1 } != 0
+    }
+
+    /// Throws unless each is a number of the batches.
+    static func require(_ counters: View, of batches: Int64) throws(BatchNormError) {
+        guard any(counters), let counters = numbers(counters) else { return }
+        for (index, skipped) in counters.enumerated() where skipped < 0 || skipped > batches {
+            throw .skippedBatches(index: index, actual: Int(skipped), limit: Int(batches))
+        }
+    }
+
+    private static func numbers(_ counters: View) -> UnsafeBufferPointer<Int64>? {
+        guard let address = counters.address else { return nil }
+        return UnsafeBufferPointer(
+            start: address.assumingMemoryBound(to: Int64.self), count: counters.count)
+    }
+}
+
 /// Checks the buffers of one call, however many, first each by itself and then against each other.
 struct BufferCheck: ~Copyable {
     private struct Region {

@@ -273,6 +273,24 @@ public func bn_layer_set_num_batches_tracked(_ layer: OpaquePointer?, _ count: I
     }
 }
 
+@_cdecl("bn_layer_get_skipped_batches") @implementation
+public func bn_layer_get_skipped_batches(
+    _ layer: OpaquePointer?, _ skipped: UnsafeMutablePointer<Int64>?, _ count: Int64
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        try LayerCore.from(layer).getSkippedBatches(into: MutableView(skipped, count: Int(count)))
+    }
+}
+
+@_cdecl("bn_layer_set_skipped_batches") @implementation
+public func bn_layer_set_skipped_batches(
+    _ layer: OpaquePointer?, _ skipped: UnsafePointer<Int64>?, _ count: Int64
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        try LayerCore.from(layer).setSkippedBatches(to: View(skipped, count: Int(count)))
+    }
+}
+
 @_cdecl("bn_layer_weight_data") @implementation
 public func bn_layer_weight_data(_ layer: OpaquePointer?) -> UnsafeMutableRawPointer? {
     (try? LayerCore.from(layer))?.weight.address
@@ -320,6 +338,16 @@ public func bn_layer_get_nonfinite_channels(
     perform { () throws(BatchNormError) in
         let outcome = try LayerCore.from(layer).outcome()
         try require(channels, .channels).pointee = Int64(outcome.nonfiniteChannels)
+    }
+}
+
+@_cdecl("bn_layer_get_nonfinite_running_channels") @implementation
+public func bn_layer_get_nonfinite_running_channels(
+    _ layer: OpaquePointer?, _ channels: UnsafeMutablePointer<Int64>?
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        let outcome = try LayerCore.from(layer).outcome()
+        try require(channels, .channels).pointee = Int64(outcome.nonfiniteRunningChannels)
     }
 }
 

@@ -41,8 +41,10 @@ public func bn_backward(
 }
 
 extension bn_forward_training_args {
+    /// What a forward tells about itself.
     mutating func take(_ outcome: ForwardTraining.Outcome) {
         nonfinite_channels = Int64(outcome.nonfiniteChannels)
+        nonfinite_running_channels = Int64(outcome.nonfiniteRunningChannels)
         values_per_channel = Int64(outcome.valuesPerChannel)
         statistics_used = outcome.statistics.rawValue
     }
@@ -69,6 +71,7 @@ extension ForwardTraining {
         runningMean = MutableView(args.running_mean, count: Int(args.running_mean_count))
         runningVar = MutableView(args.running_var, count: Int(args.running_var_count))
         numBatchesTracked = args.num_batches_tracked
+        skippedBatches = MutableView(args.skipped_batches, count: Int(args.skipped_batches_count))
         savedMean = MutableView(args.saved_mean, count: Int(args.saved_mean_count))
         savedInvstd = MutableView(args.saved_invstd, count: Int(args.saved_invstd_count))
         savedMeanRest = MutableView(args.saved_mean_rest, count: Int(args.saved_mean_rest_count))

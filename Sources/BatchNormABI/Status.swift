@@ -26,7 +26,7 @@ extension BatchNormError {
             case .negativeSlope: BN_STATUS_NEGATIVE_SLOPE
             case .oneValue, .oneValueOfMoments, .oneValueWithoutRunningStatistics: BN_STATUS_ONE_VALUE
             case .nonfinite: BN_STATUS_NONFINITE
-            case .batchCounter: BN_STATUS_BATCH_COUNTER
+            case .batchCounter, .skippedBatches: BN_STATUS_BATCH_COUNTER
             case .momentsCount, .momentsCountOverflow, .momentsM2: BN_STATUS_MOMENTS
             case .number: BN_STATUS_NUMBER
             case .noRunningStatistics: BN_STATUS_NO_RUNNING_STATISTICS

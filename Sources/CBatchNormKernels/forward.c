@@ -397,37 +397,72 @@ static bnk_moments moments_at(const bnk_moment_arrays *moments, int64_t channel)
                           moments->m2[channel] };
 }
 
+/* This batch's share in running statistic `i` of 2 * channels. */
+static double share_of(const bnk_forward *job, int64_t i)
+{
+    return job->batches ? 1 / (double)(job->batches - job->skipped[i]) : job->momentum;
+}
+
+/* With a share of 1 the old value does not count, be it NaN. */
+static double averaged(double old, double batch, double share)
+{
+    return share == 1 ? batch : (1 - share) * old + share * batch;
+}
+
+/* What came of a channel's running statistics. */
+typedef struct update {
+    bool fits;      /* 0: the batch is NaN or infinite, or would make one of them so; both stay */
+    bool is_finite; /* 0: one of them was NaN or infinite, and has stayed so */
+} update;
+
+/* Takes a batch into a channel's running statistics, each as far as it can be. */
+static update update_running(const bnk_forward *job, const bnk_grid *grid, int64_t channel,
+                             double batch_mean, double batch_var)
+{
+    const int32_t is_double = grid->is_double;
+    const double mean_share = share_of(job, channel);
+    const double var_share = share_of(job, grid->channels + channel);
+    const double old_mean = bnk_get(job->running_mean, is_double, channel, 0);
+    const double old_var = bnk_get(job->running_var, is_double, channel, 0);
+    const double mean = averaged(old_mean, batch_mean, mean_share);
+    const double var = averaged(old_var, batch_var * job->variance_scale, var_share);
+    /* No average mends NaN and infinity. */
+    bool take_mean = mean_share == 1 || isfinite(old_mean);
+    bool take_var = job->variance_scale > 0 && (var_share == 1 || isfinite(old_var));
+    /* A variance may be finite and yet too large for float32: it must not become infinite there. */
+    const bool fits = (!take_mean || isfinite(bnk_round(mean, is_double))) &&
+                      (!take_var || isfinite(bnk_round(var, is_double)));
+    take_mean = take_mean && fits;
+    take_var = take_var && fits;
+    if (take_mean) bnk_set(job->running_mean, is_double, channel, mean);
+    if (take_var) bnk_set(job->running_var, is_double, channel, var);
+    if (job->skipped) {
+        job->skipped[channel] += !take_mean;
+        job->skipped[grid->channels + channel] += !take_var;
+    }
+    return (update){ fits, (take_mean || isfinite(old_mean)) && (take_var || isfinite(old_var)) };
+}
+
 /* Saves, updates the running statistics and gives the coefficients. */
 static bnk_linear finish_channel(bnk_forward *job, const bnk_grid *grid, double count,
                                  int64_t channel, bnk_moments moments)
 {
     const int32_t is_double = grid->is_double;
     const double variance = bnk_variance_of(moments, count);
-    int finite = isfinite(variance);
-    if (!finite) moments.mean = NAN; /* also where the sum overflowed: no half-right output */
+    bool fits = isfinite(variance);
+    if (!fits) moments.mean = NAN; /* also where the sum overflowed: no half-right output */
     const double invstd = bnk_invstd(variance, job->epsilon);
 
     if (job->saved_mean) job->saved_mean[channel] = moments.mean;
     if (job->saved_mean_rest) job->saved_mean_rest[channel] = moments.mean_rest;
     if (job->saved_invstd) job->saved_invstd[channel] = invstd;
     if (job->running_mean) {
-        const double keep = 1 - job->momentum, take = job->momentum;
-        const double old_mean = bnk_get(job->running_mean, is_double, channel, 0);
-        const double old_var = bnk_get(job->running_var, is_double, channel, 0);
-        const double mean = keep * old_mean + take * moments.mean;
-        const double var = job->variance_scale > 0
-                               ? keep * old_var + take * (variance * job->variance_scale)
-                               : old_var;
-        /* A variance may be finite and yet too large for float32: it must not become infinite
-         * there. */
-        if (isfinite(bnk_round(mean, is_double)) && isfinite(bnk_round(var, is_double))) {
-            bnk_set(job->running_mean, is_double, channel, mean);
-            bnk_set(job->running_var, is_double, channel, var);
-        } else {
-            finite = 0;
-        }
+        const update updated = update_running(job, grid, channel, moments.mean, variance);
+        fits = fits && updated.fits;
+        if (!updated.is_finite)
+            __atomic_fetch_add(&job->nonfinite_running_channels, 1, __ATOMIC_RELAXED);
     }
-    if (!finite) __atomic_fetch_add(&job->nonfinite_channels, 1, __ATOMIC_RELAXED);
+    if (!fits) __atomic_fetch_add(&job->nonfinite_channels, 1, __ATOMIC_RELAXED);
     return normalization(job->weight, job->bias, is_double, channel, moments.mean,
                          moments.mean_rest, invstd);
 }
@@ -591,7 +626,7 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
     t.operands.operation = &t;
     t.leaves = t.operands.leaves;
     t.count = (double)job->count;
-    job->nonfinite_channels = 0;
+    job->nonfinite_channels = job->nonfinite_running_channels = 0;
     if (plan->fused) {
         bnk_parallel(plan->threads, (bnk_phase[]){ { train_runs, t.cut.runs } }, 1, &t);
         return;
@@ -641,7 +676,7 @@ void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_
     t.operands.operation = &t;
     t.count = moments->count;
     t.linears = bnk_linears_in(job->workspace, grid->channels, grid->is_double);
-    job->nonfinite_channels = 0;
+    job->nonfinite_channels = job->nonfinite_running_channels = 0;
     const bnk_phase phases[] = { { finish_channels, grid->channels },
                                  { apply_pieces, bnk_apply_tasks(&t.cut) } };
     bnk_parallel(plan->threads, phases, 2, &t);
@@ -649,7 +684,7 @@ void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_
 
 void bnk_normalize_nothing(const bnk_grid *grid, const bnk_moment_arrays *moments, bnk_forward *job)
 {
-    job->nonfinite_channels = 0;
+    job->nonfinite_channels = job->nonfinite_running_channels = 0;
     for (int64_t c = 0; c < grid->channels; c++)
         finish_channel(job, grid, moments->count, c, moments_at(moments, c));
 }

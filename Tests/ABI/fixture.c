@@ -18,6 +18,7 @@ static void list_buffers(const fixture *f, named_buffer list[FIXTURE_BUFFERS])
     {                                                      \
         #member, f->member.data, elements_bytes(f->member) \
     }
+    const size_t counters = 2 * (size_t)f->grid.channels;
     const size_t samples = f->lengths ? (size_t)f->original.sizes[0] : 0;
     const named_buffer all[FIXTURE_BUFFERS] = {
         ELEMENTS(input),
@@ -26,6 +27,7 @@ static void list_buffers(const fixture *f, named_buffer list[FIXTURE_BUFFERS])
         ELEMENTS(bias),
         ELEMENTS(running_mean),
         ELEMENTS(running_var),
+        { "skipped_batches", f->skipped_batches, counters * sizeof(int64_t) },
         ELEMENTS(saved_mean),
         ELEMENTS(saved_invstd),
         ELEMENTS(saved_mean_rest),
@@ -73,6 +75,9 @@ fixture fixture_make(bn_problem problem, placement where)
     f.grad_weight = guarded_elements(channels, is_double, NEXT);
     f.grad_bias = guarded_elements(channels, is_double, NEXT);
     f.num_batches_tracked = guarded(sizeof(int64_t), sizeof(int64_t), NEXT);
+    const size_t counters = 2 * (size_t)channels * sizeof(int64_t);
+    f.skipped_batches = guarded(counters, sizeof(int64_t), NEXT);
+    memset(f.skipped_batches, 0, counters);
 #undef NEXT
     elements_fill_normal(f.input, 21, 0.5, 2);
     elements_fill_normal(f.grad_output, 22, 0.1, 1);
@@ -109,6 +114,8 @@ void fixture_restore_args(fixture *f)
     FILL(f->training, running_mean, f->running_mean);
     FILL(f->training, running_var, f->running_var);
     f->training.num_batches_tracked = f->num_batches_tracked;
+    f->training.skipped_batches = f->skipped_batches;
+    f->training.skipped_batches_count = 2 * f->grid.channels;
     f->training.saved_mean = f->saved_mean.data;
     f->training.saved_mean_count = f->saved_mean.count;
     f->training.saved_invstd = f->saved_invstd.data;

@@ -21,6 +21,7 @@ typedef struct fixture {
     elements saved_mean_rest;                            /* 0 until a forward has run */
     elements output, grad_input, grad_weight, grad_bias; /* junk until written */
     int64_t *num_batches_tracked;                        /* 3 */
+    int64_t *skipped_batches;                            /* 2*C zeros */
 
     /* From fixture_add_extras on. */
     elements residual;      /* random */

@@ -112,6 +112,21 @@ static void values_come_back(fixture *f)
     int64_t batches = 0;
     check_ok(bn_layer_get_num_batches_tracked(layer, &batches), "get_num_batches_tracked");
     check(batches == 3, "the counter is %lld", (long long)batches);
+    int64_t *skipped = f->skipped_batches;
+    for (int64_t i = 0; i < 2 * channels; i++) skipped[i] = i % 4;
+    check_ok(bn_layer_set_skipped_batches(layer, skipped, 2 * channels), "set_skipped_batches");
+    memset(skipped, 0x77, 2 * (size_t)channels * sizeof *skipped);
+    check_ok(bn_layer_get_skipped_batches(layer, skipped, 2 * channels), "get_skipped_batches");
+    for (int64_t i = 0; i < 2 * channels; i++)
+        check(skipped[i] == i % 4, "skipped_batches[%lld]", (long long)i);
+    /* Another number of batches: none of them counts as skipped. */
+    check_ok(bn_layer_set_num_batches_tracked(layer, 2), "set_num_batches_tracked");
+    check_ok(bn_layer_get_skipped_batches(layer, skipped, 2 * channels), "get_skipped_batches");
+    for (int64_t i = 0; i < 2 * channels; i++) {
+        check(skipped[i] == 0, "skipped_batches[%lld]", (long long)i);
+        skipped[i] = 1;
+    }
+    check_ok(bn_layer_set_skipped_batches(layer, skipped, 2 * channels), "set_skipped_batches");
 
     /* An optimizer updates in place. */
     elements_set((elements){ bn_layer_weight_data(layer), channels, out.is_double }, 2, -8);
@@ -125,6 +140,9 @@ static void values_come_back(fixture *f)
     check_constant(out, 1, "running_var");
     check_ok(bn_layer_get_num_batches_tracked(layer, &batches), "get_num_batches_tracked");
     check(batches == 0, "the counter is %lld", (long long)batches);
+    check_ok(bn_layer_get_skipped_batches(layer, skipped, 2 * channels), "get_skipped_batches");
+    for (int64_t i = 0; i < 2 * channels; i++)
+        check(skipped[i] == 0, "skipped_batches[%lld]", (long long)i);
     check_ok(bn_layer_get_bias(layer, out.data, channels), "get_bias");
     check_bits(f, "bias", out, f->bias);
     bn_layer_destroy(layer);

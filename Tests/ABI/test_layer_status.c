@@ -127,10 +127,13 @@ static void null_layer(void **state)
     NO_LAYER(bn_layer_set_running_var(NULL, f->running_var.data, 5));
     NO_LAYER(bn_layer_get_num_batches_tracked(NULL, &number));
     NO_LAYER(bn_layer_set_num_batches_tracked(NULL, 1));
+    NO_LAYER(bn_layer_get_skipped_batches(NULL, f->skipped_batches, 10));
+    NO_LAYER(bn_layer_set_skipped_batches(NULL, f->skipped_batches, 10));
     NO_LAYER(bn_layer_get_saved_mean(NULL, f->saved_mean.data, 5));
     NO_LAYER(bn_layer_get_saved_invstd(NULL, f->saved_invstd.data, 5));
     NO_LAYER(bn_layer_get_statistics_used(NULL, &flag));
     NO_LAYER(bn_layer_get_nonfinite_channels(NULL, &number));
+    NO_LAYER(bn_layer_get_nonfinite_running_channels(NULL, &number));
     NO_LAYER(bn_layer_reset_running_stats(NULL));
     NO_LAYER(bn_layer_state_size(NULL, &number));
     NO_LAYER(bn_layer_save_state(NULL, bytes, 8));
@@ -175,10 +178,13 @@ static void null_results(void **state)
     NO_RESULT(bn_layer_get_running_var(s.layer, NULL, 5), "out");
     NO_RESULT(bn_layer_set_running_var(s.layer, NULL, 5), "values");
     NO_RESULT(bn_layer_get_num_batches_tracked(s.layer, NULL), "NULL");
+    NO_RESULT(bn_layer_get_skipped_batches(s.layer, NULL, 10), "skipped_batches");
+    NO_RESULT(bn_layer_set_skipped_batches(s.layer, NULL, 10), "skipped_batches");
     NO_RESULT(bn_layer_get_saved_mean(s.layer, NULL, 5), "out");
     NO_RESULT(bn_layer_get_saved_invstd(s.layer, NULL, 5), "out");
     NO_RESULT(bn_layer_get_statistics_used(s.layer, NULL), "statistics");
     NO_RESULT(bn_layer_get_nonfinite_channels(s.layer, NULL), "channels");
+    NO_RESULT(bn_layer_get_nonfinite_running_channels(s.layer, NULL), "channels");
     NO_RESULT(bn_layer_state_size(s.layer, NULL), "size");
     NO_RESULT(bn_layer_save_state(s.layer, NULL, s.before.size), "NULL");
     NO_RESULT(bn_layer_load_state(s.layer, NULL, s.before.size), "state");
@@ -227,6 +233,17 @@ static void bad_values(void **state)
     refused(&s, bn_layer_get_saved_mean(s.layer, (double *)((char *)s.f.saved_mean.data + 4), 5),
             BN_STATUS_MISALIGNED, "0x|multiple of 8");
     refused(&s, bn_layer_set_num_batches_tracked(s.layer, -1), BN_STATUS_BATCH_COUNTER, "-1|0");
+    int64_t skipped[10] = { 0, 4, 0, 0, 0, 0, 0, 0, 0, 4 }; /* of 4 batches */
+    refused(&s, bn_layer_get_skipped_batches(s.layer, skipped, 5), BN_STATUS_COUNT_MISMATCH,
+            "skipped_batches_count|5|10|2*num_features");
+    refused(&s, bn_layer_set_skipped_batches(s.layer, skipped, 11), BN_STATUS_COUNT_MISMATCH,
+            "skipped_batches_count|11|10");
+    skipped[9] = 5;
+    refused(&s, bn_layer_set_skipped_batches(s.layer, skipped, 10), BN_STATUS_BATCH_COUNTER,
+            "skipped_batches[9] is 5|0 to 4");
+    skipped[9] = -1;
+    refused(&s, bn_layer_set_skipped_batches(s.layer, skipped, 10), BN_STATUS_BATCH_COUNTER,
+            "skipped_batches[9] is -1|0 to 4");
     refused(&s, bn_layer_set_training(s.layer, 2), BN_STATUS_INVALID_OPTION, "training|2|0|1");
     refused(&s, bn_layer_set_training(s.layer, -1), BN_STATUS_INVALID_OPTION, "training|-1|0|1");
     bn_layer_options options = s.options;
@@ -320,6 +337,8 @@ static void before_any_forward(void **state)
     refused(&s, bn_layer_get_statistics_used(s.layer, &used), BN_STATUS_NO_FORWARD, "forward");
     refused(&s, bn_layer_get_nonfinite_channels(s.layer, &channels), BN_STATUS_NO_FORWARD,
             "forward");
+    refused(&s, bn_layer_get_nonfinite_running_channels(s.layer, &channels), BN_STATUS_NO_FORWARD,
+            "forward");
     check(used == 9 && channels == 9, "a result was written");
     end_scene(&s);
 }
@@ -398,6 +417,8 @@ static void what_is_not_there(void **state)
     NO_RUNNING(bn_layer_get_running_mean(s.layer, f->running_mean.data, 5));
     NO_RUNNING(bn_layer_set_running_mean(s.layer, f->running_mean.data, 5));
     NO_RUNNING(bn_layer_get_running_var(s.layer, f->running_var.data, 5));
+    NO_RUNNING(bn_layer_get_skipped_batches(s.layer, f->skipped_batches, 10));
+    NO_RUNNING(bn_layer_set_skipped_batches(s.layer, f->skipped_batches, 10));
     NO_RUNNING(bn_layer_set_running_var(s.layer, f->running_var.data, 5));
     NO_RUNNING(bn_layer_get_num_batches_tracked(s.layer, &batches));
     NO_RUNNING(bn_layer_set_num_batches_tracked(s.layer, 1));

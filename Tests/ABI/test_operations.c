@@ -175,7 +175,10 @@ static void optional_outputs(fixture *f)
         if (absent & 1) skip_running(f);
         if (absent & 2) f->training.saved_mean = NULL, f->training.saved_mean_count = 0;
         if (absent & 4) f->training.saved_invstd = NULL, f->training.saved_invstd_count = 0;
-        if (absent & 8) f->training.num_batches_tracked = NULL;
+        if (absent & 8) {
+            f->training.num_batches_tracked = f->training.skipped_batches = NULL;
+            f->training.skipped_batches_count = 0;
+        }
         run_training(f);
         check_bits(f, "output", f->output, output);
         check_bits(f, "running_mean", f->running_mean, absent & 1 ? old_mean : mean);

@@ -11,9 +11,10 @@
 
 #include "layers.h"
 
-/* The layout of version 1, which programs have on disk: magic 8, version u32, dtype i32, size i64,
+/* The layout of version 2, which programs have on disk: magic 8, version u32, dtype i32, size i64,
  * num_features i64, num_batches_tracked i64, epsilon f64, momentum f64, averaging, running_variance,
- * one_value, nonfinite, has_weight, has_bias, track_running_stats, training i32, arrays, CRC-32. */
+ * one_value, nonfinite, has_weight, has_bias, track_running_stats, training i32, arrays,
+ * skipped_batches i64, CRC-32. Version 1 is the same without skipped_batches. */
 enum {
     AT_VERSION = 8,
     AT_DTYPE = 12,
@@ -68,6 +69,9 @@ static bn_layer *lived_in(const fixture *f, bn_layer_options options)
 {
     bn_layer *layer = layer_with_values(f, &options);
     check_ok(layer_forward(layer, f), "bn_layer_forward");
+    const int64_t skipped[10] = { 0, 1, 2, 3, 4, 4, 3, 2, 1, 0 };
+    if (options.track_running_stats)
+        check_ok(bn_layer_set_skipped_batches(layer, skipped, 10), "set_skipped_batches");
     check_ok(bn_layer_set_training(layer, 0), "set_training");
     return layer;
 }
@@ -147,54 +151,73 @@ static void round_trip(void **state)
 static void the_bytes_are_these(void **state)
 {
     (void)state;
-    static const unsigned char head[AT_ARRAYS] = {
-        0x89, 'B',  'N', 'S', '\r', '\n', 0x1A, '\n', /* magic */
-        1,    0,    0,   0,   1,    0,    0,    0,    /* version, dtype */
-        124,  0,    0,   0,   0,    0,    0,    0,    /* size */
-        2,    0,    0,   0,   0,    0,    0,    0,    /* num_features */
-        0x39, 0x30, 0,   0,   0,    0,    0,    0,    /* 12345 batches */
-        0,    0,    0,   0,   0,    0,    0xE0, 0x3F, /* epsilon 0.5 */
-        0,    0,    0,   0,   0,    0,    0xD0, 0x3F, /* momentum 0.25 */
-        1,    0,    0,   0,   1,    0,    0,    0,    /* averaging, running_variance */
-        2,    0,    0,   0,   1,    0,    0,    0,    /* one_value, nonfinite */
-        1,    0,    0,   0,   1,    0,    0,    0,    /* has_weight, has_bias */
-        1,    0,    0,   0,   0,    0,    0,    0,    /* track_running_stats, training */
-    };
-    static const float arrays[8] = { 1.5f, -2, 3, 0.125f, 10, 20, 30, 40 };
-    unsigned char bytes[AT_ARRAYS + 32 + 4];
-    memcpy(bytes, head, sizeof head);
-    for (int i = 0; i < 8; i++) {
-        uint32_t bits;
-        memcpy(&bits, &arrays[i], 4);
-        for (int k = 0; k < 4; k++) bytes[AT_ARRAYS + 4 * i + k] = (unsigned char)(bits >> 8 * k);
-    }
-    repair_checksum(bytes, sizeof bytes);
+    for (int version = 1; version <= 2; version++) {
+        const unsigned char v = (unsigned char)version, size = version == 1 ? 124 : 156;
+        const unsigned char head[AT_ARRAYS] = {
+            0x89, 'B',  'N', 'S', '\r', '\n', 0x1A, '\n', /* magic */
+            v,    0,    0,   0,   1,    0,    0,    0,    /* version, dtype */
+            size, 0,    0,   0,   0,    0,    0,    0,    /* size */
+            2,    0,    0,   0,   0,    0,    0,    0,    /* num_features */
+            0x39, 0x30, 0,   0,   0,    0,    0,    0,    /* 12345 batches */
+            0,    0,    0,   0,   0,    0,    0xE0, 0x3F, /* epsilon 0.5 */
+            0,    0,    0,   0,   0,    0,    0xD0, 0x3F, /* momentum 0.25 */
+            1,    0,    0,   0,   1,    0,    0,    0,    /* averaging, running_variance */
+            2,    0,    0,   0,   1,    0,    0,    0,    /* one_value, nonfinite */
+            1,    0,    0,   0,   1,    0,    0,    0,    /* has_weight, has_bias */
+            1,    0,    0,   0,   0,    0,    0,    0,    /* track_running_stats, training */
+        };
+        static const float arrays[8] = { 1.5f, -2, 3, 0.125f, 10, 20, 30, 40 };
+        static const int64_t skipped[4] = { 0, 513, 12345, 1 };
+        unsigned char bytes[AT_ARRAYS + 32 + 32 + 4] = { 0 };
+        memcpy(bytes, head, sizeof head);
+        for (int i = 0; i < 8; i++) {
+            uint32_t bits;
+            memcpy(&bits, &arrays[i], 4);
+            for (int k = 0; k < 4; k++)
+                bytes[AT_ARRAYS + 4 * i + k] = (unsigned char)(bits >> 8 * k);
+        }
+        for (int i = 0; i < 32 && version == 2; i++)
+            bytes[AT_ARRAYS + 32 + i] = (unsigned char)(skipped[i / 8] >> 8 * (i % 8));
+        repair_checksum(bytes, size);
 
-    bn_layer *layer = NULL;
-    check_ok(bn_layer_create_from_state(bytes, sizeof bytes, &layer), "create_from_state");
-    bn_layer_options options = BN_LAYER_OPTIONS_INIT;
-    check_ok(bn_layer_get_options(layer, &options), "get_options");
-    check(options.dtype == BN_DTYPE_FLOAT32 && options.num_features == 2 &&
-              options.epsilon == 0.5 && options.momentum == 0.25 &&
-              options.averaging == BN_AVERAGING_CUMULATIVE &&
-              options.running_variance == BN_VARIANCE_BIASED &&
-              options.one_value == BN_ONE_VALUE_ALLOW && options.nonfinite == BN_NONFINITE_ERROR &&
-              options.has_weight == 1 && options.has_bias == 1 && options.track_running_stats == 1,
-          "the options were read wrongly");
-    int32_t training = -1;
-    int64_t batches = -1;
-    check_ok(bn_layer_get_training(layer, &training), "get_training");
-    check_ok(bn_layer_get_num_batches_tracked(layer, &batches), "get_num_batches_tracked");
-    check(training == 0 && batches == 12345, "training is %d, the counter %lld", training,
-          (long long)batches);
-    float values[8];
-    check_ok(bn_layer_get_weight(layer, values, 2), "get_weight");
-    check_ok(bn_layer_get_bias(layer, values + 2, 2), "get_bias");
-    check_ok(bn_layer_get_running_mean(layer, values + 4, 2), "get_running_mean");
-    check_ok(bn_layer_get_running_var(layer, values + 6, 2), "get_running_var");
-    check(memcmp(values, arrays, sizeof values) == 0, "the arrays were read wrongly");
-    check_same_state(layer, (state_bytes){ bytes, sizeof bytes }, "it is written differently");
-    bn_layer_destroy(layer);
+        bn_layer *layer = NULL;
+        check_ok(bn_layer_create_from_state(flush(bytes, size), size, &layer), "create_from_state");
+        bn_layer_options options = BN_LAYER_OPTIONS_INIT;
+        check_ok(bn_layer_get_options(layer, &options), "get_options");
+        check(options.dtype == BN_DTYPE_FLOAT32 && options.num_features == 2 &&
+                  options.epsilon == 0.5 && options.momentum == 0.25 &&
+                  options.averaging == BN_AVERAGING_CUMULATIVE &&
+                  options.running_variance == BN_VARIANCE_BIASED &&
+                  options.one_value == BN_ONE_VALUE_ALLOW &&
+                  options.nonfinite == BN_NONFINITE_ERROR && options.has_weight == 1 &&
+                  options.has_bias == 1 && options.track_running_stats == 1,
+              "the options were read wrongly");
+        int32_t training = -1;
+        int64_t batches = -1, counters[4];
+        check_ok(bn_layer_get_training(layer, &training), "get_training");
+        check_ok(bn_layer_get_num_batches_tracked(layer, &batches), "get_num_batches_tracked");
+        check(training == 0 && batches == 12345, "training is %d, the counter %lld", training,
+              (long long)batches);
+        check_ok(bn_layer_get_skipped_batches(layer, counters, 4), "get_skipped_batches");
+        for (int i = 0; i < 4; i++)
+            check(counters[i] == (version == 1 ? 0 : skipped[i]), "skipped_batches[%d] is %lld", i,
+                  (long long)counters[i]);
+        float values[8];
+        check_ok(bn_layer_get_weight(layer, values, 2), "get_weight");
+        check_ok(bn_layer_get_bias(layer, values + 2, 2), "get_bias");
+        check_ok(bn_layer_get_running_mean(layer, values + 4, 2), "get_running_mean");
+        check_ok(bn_layer_get_running_var(layer, values + 6, 2), "get_running_var");
+        check(memcmp(values, arrays, sizeof values) == 0, "the arrays were read wrongly");
+        if (version == 2)
+            check_same_state(layer, (state_bytes){ bytes, size }, "it is written differently");
+
+        /* Loading replaces what was skipped before, also by none. */
+        check_ok(bn_layer_set_skipped_batches(layer, (int64_t[]){ 9, 9, 9, 9 }, 4), "set");
+        check_ok(bn_layer_load_state(layer, bytes, size), "load_state");
+        check_ok(bn_layer_get_skipped_batches(layer, counters, 4), "get_skipped_batches");
+        check(counters[1] == (version == 1 ? 0 : 513), "loading left skipped batches");
+        bn_layer_destroy(layer);
+    }
 }
 
 static void the_buffer_may_be_larger_but_not_smaller(void **state)
@@ -361,7 +384,9 @@ static void intact_but_impossible(void **state)
     const double negative = -1e-5, infinite = INFINITY, nan = NAN;
     const int64_t minus_one = -1, four = 4, zero = 0, huge = INT64_MAX, wrap = INT64_C(1) << 60;
     const int32_t two = 2, three = 3, five = 5, minus = -1;
-    const uint32_t newer = 2;
+    const uint32_t newer = 3, none = 0;
+    const int at_skipped = (int)saved.size - 4 - 10 * 8;
+    const int64_t five_batches = 5;
     const struct {
         int at;
         const void *value;
@@ -369,7 +394,10 @@ static void intact_but_impossible(void **state)
         bn_status expected;
         const char *words;
     } changes[] = {
-        { AT_VERSION, &newer, 4, BN_STATUS_STATE_VERSION, "version|2|1" },
+        { AT_VERSION, &newer, 4, BN_STATUS_STATE_VERSION, "version|3|1 to 2" },
+        { AT_VERSION, &none, 4, BN_STATUS_STATE_VERSION, "version|0|1 to 2" },
+        { at_skipped, &five_batches, 8, BN_STATUS_STATE_INVALID, "skipped_batches|5|num_batches" },
+        { at_skipped + 72, &minus_one, 8, BN_STATUS_STATE_INVALID, "skipped_batches|-1" },
         { AT_DTYPE, &five, 4, BN_STATUS_STATE_INVALID, "dtype|5|1|4" },
         { AT_DTYPE, &two, 4, BN_STATUS_STATE_INVALID, "" }, /* then there are too few bytes */
         { AT_NUM_FEATURES, &zero, 8, BN_STATUS_STATE_INVALID, "num_features|0|1" },

@@ -84,6 +84,11 @@ static void null_pointers(void **state)
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "running_var");
     f.training.averaging = BN_AVERAGING_CUMULATIVE, f.training.num_batches_tracked = NULL;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "num_batches_tracked");
+    /* Skipped batches are some of those tracked. */
+    f.training.num_batches_tracked = NULL;
+    refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "num_batches_tracked");
+    f.training.skipped_batches = NULL;
+    refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "skipped_batches");
 
     f.inference.input = NULL;
     refuses(&f, INFERENCE, BN_STATUS_NULL_POINTER, "input");
@@ -533,7 +538,39 @@ static void bad_batch_counters(void **state)
     }
 }
 
-/* BN_STATUS_NONFINITE, the one error that does its work, is in test_operations.c. */
+static void bad_skipped_batches(void **state)
+{
+    (void)state;
+    fixture f = images(BN_DTYPE_FLOAT32);
+    for (int averaging = 0; averaging < 2; averaging++) {
+        for (int i = 0; i < 6; i++) {
+            char words[64];
+            f.training.averaging = averaging;
+            f.skipped_batches[i] = 4;
+            snprintf(words, sizeof words, "skipped_batches[%d] is 4|0 to 3", i);
+            refuses(&f, TRAINING, BN_STATUS_BATCH_COUNTER, words);
+            f.training.averaging = averaging;
+            f.skipped_batches[i] = INT64_MIN;
+            refuses(&f, TRAINING, BN_STATUS_BATCH_COUNTER, "is -9223372036854775808|0 to 3");
+            f.training.averaging = averaging;
+            f.skipped_batches[i] = 3;
+            run_training(&f);
+            *f.num_batches_tracked = 3;
+            f.skipped_batches[i] = 0;
+        }
+        f.training.averaging = averaging;
+        f.training.skipped_batches_count = 3;
+        refuses(&f, TRAINING, BN_STATUS_COUNT_MISMATCH, "skipped_batches_count|3|6|2*num_features");
+        f.training.skipped_batches_count = -6;
+        refuses(&f, TRAINING, BN_STATUS_NEGATIVE_SIZE, "skipped_batches_count|-6");
+        f.training.skipped_batches = (int64_t *)((char *)f.skipped_batches + 4);
+        refuses(&f, TRAINING, BN_STATUS_MISALIGNED, "skipped_batches|0x|multiple of 8");
+        f.training.skipped_batches = f.num_batches_tracked - 2;
+        refuses(&f, TRAINING, BN_STATUS_OVERLAP, "num_batches_tracked|skipped_batches");
+    }
+}
+
+/* BN_STATUS_NONFINITE, the one error that does its work, is in test_operations.c and test_running.c. */
 
 /* ---- the message ---- */
 
@@ -583,6 +620,7 @@ int main(void)
         cmocka_unit_test_teardown(bad_momentum, fixture_teardown),
         cmocka_unit_test_teardown(one_value_per_channel, fixture_teardown),
         cmocka_unit_test_teardown(bad_batch_counters, fixture_teardown),
+        cmocka_unit_test_teardown(bad_skipped_batches, fixture_teardown),
         cmocka_unit_test_teardown(messages_belong_to_their_thread, fixture_teardown),
     };
     return cmocka_run_group_tests_name("abi: bad input", tests, NULL, NULL);

@@ -181,7 +181,7 @@ import Testing
         options.training.nonfinite = .error
         let layer = try BatchNormLayer<Float>(options)
         let x = try Tensor<Float>([1, .infinity, 3, 4], shape: .nc(2, 2))
-        #expect(throws: BatchNormError.nonfinite(channels: 1, of: 2)) { try layer.forward(x) }
+        #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) { try layer.forward(x) }
         #expect(try layer.savedStatistics().nonfiniteChannels == 1)
         #expect(layer.numBatchesTracked == 1)
         #expect(layer.runningMean == [0.2, 0])

@@ -175,7 +175,7 @@ import Testing
             }
             try collected.add(batches()[0])
             let before = try collected.statistics(as: Double.self)
-            #expect(throws: BatchNormError.nonfinite(channels: 1, of: 2)) {
+            #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) {
                 try collected.add(Tensor<Float>([1, .nan, 2, 3], shape: .nc(2, 2)))
             }
             #expect(throws: BatchNormError.self) {
@@ -184,7 +184,7 @@ import Testing
             try collected.add(Tensor<Float>([], shape: .nc(0, 2)))
             #expect(try collected.statistics(as: Double.self) == before)
             try collected.add(Tensor<Double>([1e100, 0, -1e100, 0], shape: .nc(2, 2)))
-            #expect(throws: BatchNormError.nonfinite(channels: 1, of: 2)) {
+            #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) {
                 try collected.statistics(as: Float.self)
             }
         }

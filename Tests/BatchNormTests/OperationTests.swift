@@ -149,7 +149,7 @@ import Testing
     @Test func nonfinitePolicyErrorComesAfterTheWork() throws {
         let x = try Tensor<Float>([1, .nan, 2, 3], shape: .nc(2, 2))
         var running = RunningStatistics<Float>(channels: 2)
-        #expect(throws: BatchNormError.nonfinite(channels: 1, of: 2)) {
+        #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) {
             try forwardTraining(x, running: &running, options: TrainingOptions(nonfinite: .error))
         }
         #expect(running.numBatchesTracked == 1)

@@ -88,14 +88,20 @@ typedef struct bnk_forward {
     double epsilon;
     void *running_mean; /* with running_var, or both NULL */
     void *running_var;
-    double momentum;       /* the share of this batch */
+    double momentum; /* the share of this batch, unless batches are given: */
+    int64_t batches; /* 0, or how many there were, this one included: statistic i's share of it is
+                              1 / (batches - skipped[i]) */
+    int64_t
+        *skipped; /* [2 * channels], means' and then variances': how many batches each has not taken
+                         in; or NULL, if there are no batches */
     double variance_scale; /* running_var takes in biased variance * this; 0: it stays as it is */
     double *saved_mean;
     double *saved_mean_rest; /* what saved_mean lacks of the mean, see moments.h */
     double *saved_invstd;
-    int64_t nonfinite_channels; /* out */
-    int64_t count;              /* values per channel that take part, at least 1 */
-    const bnk_extras *extras;   /* or NULL */
+    int64_t nonfinite_channels;         /* out, by the batch */
+    int64_t nonfinite_running_channels; /* out, by the running statistics as they are afterwards */
+    int64_t count;                      /* values per channel that take part, at least 1 */
+    const bnk_extras *extras;           /* or NULL */
     void *workspace; /* bnk_forward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_forward;
 
