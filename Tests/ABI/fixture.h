@@ -10,7 +10,7 @@
 #include "guarded.h"
 #include "reference.h"
 
-enum { FIXTURE_BUFFERS = 18 };
+enum { FIXTURE_BUFFERS = 19 };
 
 typedef struct fixture {
     bn_problem problem;

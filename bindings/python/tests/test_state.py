@@ -61,6 +61,9 @@ def test_state_dict_roundtrip(used: BatchNorm1d) -> None:
         ({"num_batches_tracked": np.array(-1)}, BatchNormError, "-1"),
         ({"num_batches_tracked": np.array(1.5)}, TypeError, "float64, expected int64"),
         ({"num_batches_tracked": np.zeros(2, int)}, ValueError, "expected one element"),
+        ({"skipped_batches": np.ones((2, 3), int)}, ValueError, "from 1 to 1, expected 0 to 0"),
+        ({"skipped_batches": np.zeros((2, 4), int)}, ValueError, r"\(2, 4\), expected \(2, 3\)"),
+        ({"skipped_batches": np.zeros((2, 3))}, TypeError, "float64, expected int64"),
     ],
 )
 def test_a_wrong_state_dict_changes_nothing(change: Any, error: type, message: str) -> None:
@@ -73,6 +76,31 @@ def test_a_wrong_state_dict_changes_nothing(change: Any, error: type, message: s
     with pytest.raises(error, match=message):
         layer.load_state_dict(state)
     assert layer.to_bytes() == before
+
+
+def test_skipped_batches_are_part_of_a_cumulative_state() -> None:
+    layer = BatchNorm1d(2, momentum=None)
+    layer(np.array([[np.inf, 1], [0, 2]], np.float32))
+    layer(np.array([[5, 1], [7, 2]], np.float32))
+    state = layer.state_dict()
+    assert state["skipped_batches"].tolist() == [[1, 0], [1, 0]]
+    loaded = BatchNorm1d(2, momentum=None)
+    loaded.load_state_dict(state)
+    pickled = pickle.loads(pickle.dumps(layer))
+    for other in (loaded, pickled, copy.copy(layer)):
+        assert other.skipped_batches.tolist() == [[1, 0], [1, 0]]
+        other(np.array([[5, 1], [7, 2]], np.float32))
+        np.testing.assert_allclose(other.running_mean, [6, 1.5], rtol=1e-6)
+        np.testing.assert_allclose(other.running_var, [2, 0.5], rtol=1e-6)
+    # A checkpoint of PyTorch's has none: every batch counts as taken in.
+    del state["skipped_batches"]
+    loaded.load_state_dict(state)
+    assert not loaded.skipped_batches.any()
+    # Exponential averages do not need them, and PyTorch does not know the key.
+    exponential = BatchNorm1d(2)
+    exponential(np.array([[np.inf, 1], [0, 2]], np.float32))
+    assert exponential.skipped_batches.tolist() == [[1, 0], [1, 0]]
+    assert "skipped_batches" not in exponential.state_dict()
 
 
 def test_bytes_roundtrip(used: BatchNorm1d, rng: np.random.Generator) -> None:

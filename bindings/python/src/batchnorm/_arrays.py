@@ -36,6 +36,8 @@ Mask = NDArray[np.bool_] | NDArray[np.uint8] | Any
 #: One number of steps a sample: `lengths`.
 Lengths = NDArray[np.integer[Any]] | Sequence[int] | Any
 Counter = NDArray[np.int64] | Any
+#: Of each channel's mean and of each variance: (2, C).
+Counters = NDArray[np.int64] | Any
 ChannelAxis = Literal[1, -1]
 
 FLOAT32 = np.dtype(np.float32)
@@ -336,6 +338,19 @@ def counter_address(array: NDArray[np.int64], name: str) -> int:
         raise ValueError(f"{name} has shape {array.shape}, expected one element")
     _check_writeable(array, name)
     return address(array)
+
+
+def counters_address(array: NDArray[np.int64], name: str, channels: int) -> tuple[int, int]:
+    """Address and number of elements of counters, (2, C) and int64, written by the call."""
+    _check_array(array, name)
+    if array.dtype != _INT64:
+        raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected int64")
+    if array.shape != (2, channels):
+        raise ValueError(f"{name} has shape {array.shape}, expected {(2, channels)}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} has strides {array.strides}, expected a contiguous array")
+    _check_writeable(array, name)
+    return address(array), array.size
 
 
 if sys.implementation.name == "cpython" and sizeof(ctypes.c_void_p) == sizeof(c_uint64):

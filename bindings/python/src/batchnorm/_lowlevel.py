@@ -171,11 +171,14 @@ class bn_forward_training_args(Structure):
         ("running_var", c_void_p),
         ("running_var_count", c_int64),
         ("num_batches_tracked", c_void_p),
+        ("skipped_batches", c_void_p),
+        ("skipped_batches_count", c_int64),
         ("saved_mean", c_void_p),
         ("saved_mean_count", c_int64),
         ("saved_invstd", c_void_p),
         ("saved_invstd_count", c_int64),
         ("nonfinite_channels", c_int64),
+        ("nonfinite_running_channels", c_int64),
         ("values_per_channel", c_int64),
         ("statistics_used", c_int32),
         ("reserved_end", c_int32),
@@ -533,6 +536,12 @@ bn_layer_get_num_batches_tracked = _declare_checked(
 bn_layer_set_num_batches_tracked = _declare_checked(
     "bn_layer_set_num_batches_tracked", bn_layer_p, c_int64
 )
+bn_layer_get_skipped_batches = _declare_checked(
+    "bn_layer_get_skipped_batches", bn_layer_p, POINTER(c_int64), c_int64
+)
+bn_layer_set_skipped_batches = _declare_checked(
+    "bn_layer_set_skipped_batches", bn_layer_p, POINTER(c_int64), c_int64
+)
 bn_layer_weight_data = _declare("bn_layer_weight_data", c_void_p, bn_layer_p)
 bn_layer_bias_data = _declare("bn_layer_bias_data", c_void_p, bn_layer_p)
 bn_layer_get_saved_mean = _declare_checked("bn_layer_get_saved_mean", bn_layer_p, c_void_p, c_int64)
@@ -544,6 +553,9 @@ bn_layer_get_statistics_used = _declare_checked(
 )
 bn_layer_get_nonfinite_channels = _declare_checked(
     "bn_layer_get_nonfinite_channels", bn_layer_p, POINTER(c_int64)
+)
+bn_layer_get_nonfinite_running_channels = _declare_checked(
+    "bn_layer_get_nonfinite_running_channels", bn_layer_p, POINTER(c_int64)
 )
 bn_layer_reset_running_stats = _declare_checked("bn_layer_reset_running_stats", bn_layer_p)
 

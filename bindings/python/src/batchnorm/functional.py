@@ -83,6 +83,7 @@ from ._arrays import (
     Bits,
     ChannelAxis,
     Counter,
+    Counters,
     Float64Array,
     Form,
     Lengths,
@@ -92,6 +93,7 @@ from ._arrays import (
     bits_address,
     bits_shape,
     counter_address,
+    counters_address,
     destination,
     form_of,
     lengths_array,
@@ -146,13 +148,15 @@ class TrainingResult(NamedTuple):
     statistics_used: StatisticsUsed
     """"batch", or "running" where `one_value="use_running"` took effect."""
     nonfinite_channels: int
-    """How many channels held NaN or infinity."""
+    """How many channels of the input held NaN or infinity."""
     activation_mask: Bits | Any = None
     """Where the activation let pass, a bit a value; None if it was not asked for."""
     values_per_channel: int = 0
     """How many values each channel's statistics are made of: those that are not masked."""
     saved_mean_rest: Float64Array | None = None
     """What `saved_mean` lacks of the mean, (C,), for `backward`; None unless input is float64."""
+    nonfinite_running_channels: int = 0
+    """How many channels' running mean or variance was NaN or infinite, and has stayed so."""
 
 
 class Gradients(NamedTuple):
@@ -250,6 +254,7 @@ def forward_training(
     bias: Array | None = None,
     *,
     num_batches_tracked: Counter | None = None,
+    skipped_batches: Counters | None = None,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     running_variance: RunningVariance = "unbiased",
@@ -283,9 +288,16 @@ def forward_training(
         None means 1 and 0.
     num_batches_tracked : int64 array of one element or None, updated in place
         Counts the batches that the running statistics have taken in.
+    skipped_batches : int64 array (2, C) or None, updated in place
+        Counts which of these each channel's mean, and each channel's variance, has not taken in:
+        of NaN and infinity neither is, of one value per channel the variance not. 0 at first.
     momentum : float or None
-        Weight of the new batch in the running statistics. None: the plain mean over all batches,
-        1/k at the k-th, which needs `num_batches_tracked`.
+        Weight of the new batch in the running statistics. With 1 the new value is the batch's,
+        whatever the old one was; otherwise an old NaN or infinity stays, mean and variance each by
+        itself, and counts in `nonfinite_running_channels`. None: the plain mean over all batches
+        that a channel has taken in, 1/k at the k-th, which needs `num_batches_tracked`. Without
+        `skipped_batches` all count as taken in, and the share of a skipped one stays with the old
+        value.
     eps : float
         At least 0.
     running_variance : "unbiased" or "biased"
@@ -297,7 +309,8 @@ def forward_training(
     nonfinite : "report" or "error"
         Outputs of a channel that holds NaN or infinity are NaN; its running statistics stay as
         they are and the other channels do not notice. "error" raises `BatchNormError` with
-        `Status.NONFINITE` *after* that: destinations and running statistics have been written.
+        `Status.NONFINITE` *after* that: destinations and running statistics have been written;
+        also where running statistics were NaN or infinite and have stayed so.
     channel_axis : 1 or -1
         Which axis of `input` is the channel.
     out : array like `input` or None
@@ -372,6 +385,10 @@ def forward_training(
         args.momentum = momentum
     if num_batches_tracked is not None:
         args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
+    if skipped_batches is not None:
+        args.skipped_batches, args.skipped_batches_count = counters_address(
+            skipped_batches, "skipped_batches", form.channels
+        )
     args.saved_mean, args.saved_mean_count = vector_address(
         saved_mean, "saved_mean", FLOAT64, written=True
     )
@@ -410,6 +427,7 @@ def forward_training(
         activation_mask,
         args.values_per_channel,
         saved_mean_rest,
+        args.nonfinite_running_channels,
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from ctypes import byref, c_int32, c_int64, c_void_p, sizeof
+from ctypes import POINTER, byref, c_int32, c_int64, c_void_p, sizeof
+from ctypes import cast as pointer_cast
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
@@ -725,8 +726,54 @@ class _BatchNorm:
         with self._handle.lock:
             c.bn_layer_set_num_batches_tracked(self._handle.pointer, count)
 
+    @property
+    def skipped_batches(self) -> NDArray[np.int64] | Any:
+        """Of the batches tracked, how many each mean and each variance has not taken in, (2, C).
+
+        NaN and infinity in a channel leave both alone, one value per channel (with
+        ``one_value="allow"``) the variance. A read-only copy; None if the layer keeps no running
+        statistics. Assignable; assigning `num_batches_tracked` makes it 0.
+        """
+        if not self.track_running_stats:
+            return None
+        counters = np.empty((2, self.num_features), np.int64)
+        with self._handle.lock:
+            c.bn_layer_get_skipped_batches(
+                self._handle.pointer,
+                pointer_cast(address(counters), POINTER(c_int64)),
+                counters.size,
+            )
+        counters.flags.writeable = False
+        return counters
+
+    @skipped_batches.setter
+    def skipped_batches(self, value: Array) -> None:
+        counters = self._counters("skipped_batches", value)
+        with self._handle.lock:
+            c.bn_layer_set_skipped_batches(
+                self._handle.pointer,
+                pointer_cast(address(counters), POINTER(c_int64)),
+                counters.size,
+            )
+
+    def _lend(self, call: Any, counters: NDArray[np.int64]) -> None:
+        with self._handle.lock:
+            numbers = pointer_cast(address(counters), POINTER(c_int64))
+            call(self._handle.pointer, numbers, counters.size)
+
+    def _counters(self, name: str, value: Array) -> NDArray[np.int64]:
+        """Counters as the library takes them."""
+        counters = foreign.as_ndarray(value, name)
+        if counters.dtype.kind not in "iu":
+            raise TypeError(f"{name} has dtype {counters.dtype}, expected int64")
+        if counters.shape != (2, self.num_features):
+            raise ValueError(
+                f"{name} has shape {counters.shape}, expected {(2, self.num_features)}"
+            )
+        return np.ascontiguousarray(counters, np.int64)
+
     def reset_running_stats(self) -> None:
-        """Running mean 0, running variance 1, counter 0.
+        """Running mean 0, running variance 1, counters 0.
 
         Raises `BatchNormRuntimeError` if the layer keeps no running statistics.
         """
@@ -774,10 +821,22 @@ class _BatchNorm:
     @property
     def nonfinite_channels(self) -> int:
         """How many channels of the last forward's input held NaN or infinity."""
-        channels = c_int64()
+        return self._count(c.bn_layer_get_nonfinite_channels)
+
+    @property
+    def nonfinite_running_channels(self) -> int:
+        """How many channels' running mean or variance the last forward found NaN or infinite.
+
+        No average mends these: assign the statistics, or `reset_running_stats`. 0 if the forward
+        updated none.
+        """
+        return self._count(c.bn_layer_get_nonfinite_running_channels)
+
+    def _count(self, getter: Any) -> int:
+        count = c_int64()
         with self._handle.lock:
-            c.bn_layer_get_nonfinite_channels(self._handle.pointer, byref(channels))
-        return channels.value
+            getter(self._handle.pointer, byref(count))
+        return count.value
 
     # State.
 
@@ -786,7 +845,8 @@ class _BatchNorm:
 
         Keys: "weight", "bias", "running_mean", "running_var" (each (C,), of the layer's
         `parameter_dtype`) and "num_batches_tracked" (int64, no dimensions), as far as the layer has
-        them.
+        them. Where a cumulative average (``momentum=None``) had to skip a batch, "skipped_batches"
+        as well, which PyTorch does not know.
         """
         state: dict[str, NDArray[Any]] = {}
         for name in self._state_names():
@@ -794,6 +854,8 @@ class _BatchNorm:
             state[name] = np.array(
                 value, np.int64 if name == "num_batches_tracked" else self.parameter_dtype
             )
+        if self.track_running_stats and self.momentum is None and self.skipped_batches.any():
+            state["skipped_batches"] = self.skipped_batches.copy()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -804,7 +866,7 @@ class _BatchNorm:
         Parameters
         ----------
         state : mapping from names to arrays
-            All that `state_dict` returns, and nothing else.
+            All that `state_dict` returns, and nothing else; "skipped_batches" may be missing.
 
         Raises
         ------
@@ -815,13 +877,17 @@ class _BatchNorm:
         """
         names = self._state_names()
         missing = [name for name in names if name not in state]
-        unexpected = [name for name in state if name not in names]
+        optional = ["skipped_batches"] if self.track_running_stats else []
+        unexpected = [name for name in state if name not in names + optional]
         if missing or unexpected:
             raise ValueError(f"state has missing keys {missing} and unexpected keys {unexpected}")
         values = {name: np.asarray(state[name]) for name in names}
         for name in names:
             if name != "num_batches_tracked":
                 self._check(name, values[name])
+        skipped = None
+        if "skipped_batches" in state:
+            skipped = self._counters("skipped_batches", np.asarray(state["skipped_batches"]))
         if "num_batches_tracked" in values:  # first, for it is the one that the library may refuse
             counter = values.pop("num_batches_tracked")
             if counter.dtype.kind not in "iu":
@@ -830,7 +896,15 @@ class _BatchNorm:
                 raise ValueError(
                     f"num_batches_tracked has shape {counter.shape}, expected one element"
                 )
-            self.num_batches_tracked = int(counter.item())
+            number = int(counter.item())
+            if skipped is not None and not ((skipped >= 0) & (skipped <= number)).all():
+                raise ValueError(
+                    f"skipped_batches has numbers from {skipped.min()} to {skipped.max()}, "
+                    f"expected 0 to {number} (num_batches_tracked)"
+                )
+            self.num_batches_tracked = number
+            if skipped is not None:
+                self.skipped_batches = skipped
         for name, value in values.items():
             setattr(self, name, value)
 

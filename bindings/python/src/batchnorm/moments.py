@@ -46,11 +46,13 @@ from ._arrays import (
     Array,
     ChannelAxis,
     Counter,
+    Counters,
     Float64Array,
     Lengths,
     Mask,
     address,
     counter_address,
+    counters_address,
     destination,
     form_of,
     lengths_array,
@@ -78,6 +80,7 @@ __all__ = [
     "GradSums",
     "Moments",
     "RunningStatistics",
+    "RunningUpdate",
     "StatisticsAccumulator",
     "backward_apply",
     "backward_reduce",
@@ -85,6 +88,23 @@ __all__ = [
     "normalize_saved",
     "recalibrate",
 ]
+
+
+class RunningUpdate(NamedTuple):
+    """What `Moments.update_running` tells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean, var = np.zeros(2), np.array([1.0, np.nan])
+    >>> Moments.of(np.array([[np.inf, 1.0], [3.0, 4.0]])).update_running(mean, var)
+    RunningUpdate(nonfinite_channels=1, nonfinite_running_channels=1)
+    """
+
+    nonfinite_channels: int
+    """How many channels of the moments held NaN or infinity; their statistics stay as they are."""
+    nonfinite_running_channels: int
+    """How many channels' running mean or variance was NaN or infinite, and has stayed so."""
 
 
 class Moments:
@@ -211,30 +231,33 @@ class Moments:
         running_var: Array,
         *,
         num_batches_tracked: Counter | None = None,
+        skipped_batches: Counters | None = None,
         momentum: float | None = 0.1,
         running_variance: RunningVariance = "unbiased",
         one_value: OneValuePolicy = "error",
         nonfinite: NonfinitePolicy = "report",
-    ) -> int:
+    ) -> RunningUpdate:
         """Takes these moments into running statistics, in place, as `forward_training` does.
 
         Arguments are those of `functional.forward_training`. With moments of no values nothing
-        changes. Returns how many channels held NaN or infinity; theirs stay as they are.
+        changes.
         """
         if type(running_mean) is not ndarray:
             return foreign.call(Moments.update_running, locals(), "running_mean")
         nothing = np.empty((0, self.num_features), running_mean.dtype)
-        return normalize(
+        result = normalize(
             nothing,
             self,
             running_mean,
             running_var,
             num_batches_tracked=num_batches_tracked,
+            skipped_batches=skipped_batches,
             momentum=momentum,
             running_variance=running_variance,
             one_value=one_value,
             nonfinite=nonfinite,
-        ).nonfinite_channels
+        )
+        return RunningUpdate(result.nonfinite_channels, result.nonfinite_running_channels)
 
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean}, m2={self.m2})"
@@ -317,6 +340,7 @@ def normalize(
     bias: Array | None = None,
     *,
     num_batches_tracked: Counter | None = None,
+    skipped_batches: Counters | None = None,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     running_variance: RunningVariance = "unbiased",
@@ -374,6 +398,10 @@ def normalize(
     )
     if num_batches_tracked is not None:
         args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
+    if skipped_batches is not None:
+        args.skipped_batches, args.skipped_batches_count = counters_address(
+            skipped_batches, "skipped_batches", form.channels
+        )
     args.saved_mean, args.saved_mean_count = address(saved_mean), form.channels
     args.saved_invstd, args.saved_invstd_count = address(saved_invstd), form.channels
     c.bn_normalize(form.problem, moments._c(), args)
@@ -383,6 +411,7 @@ def normalize(
         saved_invstd,
         STATISTICS_WORDS[args.statistics_used],
         args.nonfinite_channels,
+        nonfinite_running_channels=args.nonfinite_running_channels,
     )
 
 
