@@ -52,6 +52,7 @@ def test_training_is_what_the_functions_do(case: Case) -> None:
         case.weight,
         saved_mean=result.saved_mean,
         saved_invstd=result.saved_invstd,
+        saved_mean_rest=result.saved_mean_rest,
         activation_mask=result.activation_mask,
         grad_residual=case.residual is not None,
         **case.options,
