@@ -46,8 +46,11 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case misaligned(Argument, address: UInt, alignment: Int)
     /// A buffer that is written overlaps another one.
     case overlap(written: Argument, other: Argument)
-    /// The library could not allocate its workspace or state.
+    /// There is no memory for a workspace, a state or a result.
     case outOfMemory(bytes: Int)
+    /// A closure of `withWeight` or `withBias` is changing it, and nothing else may use it before that returns. In Swift
+    /// alone.
+    case lent(Argument)
 
     // MARK: Numbers
 

@@ -15,13 +15,23 @@
 /// The layer is a reference and **not `Sendable`**: it serves one thread at a time. It holds no reference to anything
 /// outside, so a layer that nobody else refers to may be sent to another task or actor (region isolation).
 public final class BatchNormLayer<Scalar: BatchNormScalar> {
-    let core: LayerCore
+    private let owned: LayerCore
+    /// Whether a closure has the weight, or the bias.
+    private var isWeightLent = false
+    private var isBiasLent = false
+
+    /// What parameters are read or written through: nobody else may have one of them at the same time.
+    func core() throws(BatchNormError) -> LayerCore {
+        guard !isWeightLent else { throw .lent(.weight) }
+        guard !isBiasLent else { throw .lent(.bias) }
+        return owned
+    }
 
     /// A new layer.
     ///
     /// - Throws: `.noChannels`, `.negativeCount`, `.sizeOverflow`, `.epsilon`, `.momentum` or `.outOfMemory`.
     public init(_ options: LayerOptions) throws(BatchNormError) {
-        core = try LayerCore(scalar: Scalar.scalarType, options: options)
+        owned = try LayerCore(scalar: Scalar.scalarType, options: options)
     }
 
     /// A new layer with PyTorch's defaults for so many channels.
@@ -30,13 +40,13 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     }
 
     /// What the layer was made from.
-    public var options: LayerOptions { core.options }
+    public var options: LayerOptions { owned.options }
 
     /// Whether `forward` trains (normalizes by the batch and takes it into the running statistics) or evaluates
     /// (normalizes by the running statistics). True at first.
     public var isTraining: Bool {
-        get { core.isTraining }
-        set { core.isTraining = newValue }
+        get { owned.isTraining }
+        set { owned.isTraining = newValue }
     }
 
     // MARK: Forward and backward
@@ -73,7 +83,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         pass: ForwardPass = .normal
     ) throws(BatchNormError) {
         defer { withExtendedLifetime(mask) {} }
-        try core.forward(
+        try core().forward(
             Scalar.scalarType, shape, pass: pass, input: View(input), output: MutableView(&output),
             extras: ForwardExtras(activation, residual, mask))
     }
@@ -85,7 +95,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ) throws(BatchNormError) {
         defer { withExtendedLifetime(mask) {} }
         let view = MutableView(&elements)
-        try core.forward(
+        try core().forward(
             Scalar.scalarType, shape, pass: pass, input: view.constant, output: view,
             extras: ForwardExtras(activation, residual, mask))
     }
@@ -103,7 +113,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         guard gradOutput.shape == input.shape else {
             throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
         }
-        return try Gradients(shape: input.shape, hasResidual: core.hadResidual) {
+        return try Gradients(shape: input.shape, hasResidual: owned.hadResidual) {
             (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
             try backward(
                 input: input.elements.span, gradOutput: gradOutput.elements.span,
@@ -119,7 +129,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar.Parameter>,
         gradBias: inout MutableSpan<Scalar.Parameter>, gradResidual: inout MutableSpan<Scalar>
     ) throws(BatchNormError) {
-        try core.backward(
+        try core().backward(
             Scalar.scalarType, shape, input: View(input), gradOutput: View(gradOutput),
             gradInput: MutableView(unlessEmpty: &gradInput),
             gradWeight: MutableView(unlessEmpty: &gradWeight),
@@ -145,14 +155,15 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ///
     /// - Throws: `.noForward` before the first forward.
     public func savedStatistics() throws(BatchNormError) -> SavedStatistics {
-        let outcome = try core.outcome()
-        var saved = SavedStatistics(
+        let outcome = try owned.outcome()
+        var saved = try SavedStatistics(
             channels: options.numFeatures, statistics: outcome.statistics)
         saved.nonfiniteChannels = outcome.nonfiniteChannels
         saved.nonfiniteRunningChannels = outcome.nonfiniteRunningChannels
-        try saved.withViews { (mean, invstd) throws(BatchNormError) in
-            try core.getSavedMean(into: mean)
-            try core.getSavedInvstd(into: invstd)
+        try saved.withViews { (mean, invstd, rest) throws(BatchNormError) in
+            try owned.getSavedMean(into: mean)
+            try owned.getSavedInvstd(into: invstd)
+            try owned.getSavedMeanRest(into: rest)
         }
         return saved
     }
@@ -160,62 +171,85 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     // MARK: Parameters and running statistics
 
     /// A copy of the weight (γ), one per channel; nil if the layer has none.
-    public var weight: [Scalar.Parameter]? { copy(of: core.weight) }
+    ///
+    /// - Throws: `.outOfMemory`, as all four; `.lent` inside a closure that changes it.
+    public var weight: [Scalar.Parameter]? {
+        get throws(BatchNormError) {
+            guard !isWeightLent else { throw .lent(.weight) }
+            return try copy(of: owned.weight)
+        }
+    }
     /// A copy of the bias (β), one per channel; nil if the layer has none.
-    public var bias: [Scalar.Parameter]? { copy(of: core.bias) }
+    ///
+    /// - Throws: As `weight`.
+    public var bias: [Scalar.Parameter]? {
+        get throws(BatchNormError) {
+            guard !isBiasLent else { throw .lent(.bias) }
+            return try copy(of: owned.bias)
+        }
+    }
     /// A copy of the running mean, one per channel; nil if the layer keeps none.
-    public var runningMean: [Scalar.Parameter]? { copy(of: core.runningMean) }
+    public var runningMean: [Scalar.Parameter]? {
+        get throws(BatchNormError) { try copy(of: owned.runningMean) }
+    }
     /// A copy of the running variance, one per channel; nil if the layer keeps none.
-    public var runningVar: [Scalar.Parameter]? { copy(of: core.runningVar) }
+    public var runningVar: [Scalar.Parameter]? {
+        get throws(BatchNormError) { try copy(of: owned.runningVar) }
+    }
     /// How many batches the running statistics have taken in; nil if the layer keeps none.
     public var numBatchesTracked: Int? {
-        options.trackRunningStats ? Int(core.batches) : nil
+        options.trackRunningStats ? Int(owned.batches) : nil
     }
     /// Of these batches, how many each channel's running mean has not taken in, and then how many each running variance;
     /// nil if the layer keeps none. See `RunningStatistics.skippedBatches`.
+    ///
+    /// - Throws: `.outOfMemory`.
     public var skippedBatches: [Int]? {
-        guard options.trackRunningStats else { return nil }
-        var counters = [Int](repeating: 0, count: core.skippedBatches.count)
-        counters.withUnsafeMutableBufferPointer { out in
-            // The counters are there, and of that number.
-            try? core.getSkippedBatches(into: MutableView(out))
+        get throws(BatchNormError) {
+            guard options.trackRunningStats else { return nil }
+            var counters = try [Int](allocating: owned.skippedBatches.count, of: 0)
+            try counters.withUnsafeMutableBufferPointer { (out) throws(BatchNormError) in
+                try owned.getSkippedBatches(into: MutableView(out))
+            }
+            return counters
         }
-        return counters
     }
 
     /// Sets the weight, one per channel.
     ///
-    /// - Throws: `.countMismatch`, or `.noParameter` if the layer has none.
+    /// - Throws: `.countMismatch`, `.noParameter` if the layer has none, or `.lent` inside a closure that changes it.
     public func setWeight(_ values: [Scalar.Parameter]) throws(BatchNormError) {
-        try core.set(.weight, to: View(values.span))
+        guard !isWeightLent else { throw .lent(.weight) }
+        try owned.set(.weight, to: View(values.span))
     }
 
     /// Sets the bias, one per channel.
     ///
-    /// - Throws: `.countMismatch`, or `.noParameter` if the layer has none.
+    /// - Throws: `.countMismatch`, `.noParameter` if the layer has none, or `.lent` inside a closure that changes it.
     public func setBias(_ values: [Scalar.Parameter]) throws(BatchNormError) {
-        try core.set(.bias, to: View(values.span))
+        guard !isBiasLent else { throw .lent(.bias) }
+        try owned.set(.bias, to: View(values.span))
     }
 
     /// Sets the running mean, one per channel.
     ///
     /// - Throws: `.countMismatch`, or `.noRunningStatistics` if the layer keeps none.
     public func setRunningMean(_ values: [Scalar.Parameter]) throws(BatchNormError) {
-        try core.set(.runningMean, to: View(values.span))
+        try owned.set(.runningMean, to: View(values.span))
     }
 
     /// Sets the running variance, one per channel.
     ///
     /// - Throws: `.countMismatch`, or `.noRunningStatistics` if the layer keeps none.
     public func setRunningVar(_ values: [Scalar.Parameter]) throws(BatchNormError) {
-        try core.set(.runningVar, to: View(values.span))
+        try owned.set(.runningVar, to: View(values.span))
     }
 
     /// Sets the number of batches that the running statistics have taken in, of which none counts as skipped.
     ///
     /// - Throws: `.batchCounter` if it is negative, or `.noRunningStatistics` if the layer keeps none.
     public func setNumBatchesTracked(_ count: Int) throws(BatchNormError) {
-        try core.setNumBatchesTracked(Int64(count))
+        try owned.setNumBatchesTracked(Int64(count))
     }
 
     /// Sets how many of the batches each running mean, and then each running variance, has not taken in.
@@ -223,32 +257,133 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     /// - Throws: `.countMismatch`, `.skippedBatches` if one is negative or above `numBatchesTracked`, or
     ///   `.noRunningStatistics` if the layer keeps none.
     public func setSkippedBatches(_ counters: [Int]) throws(BatchNormError) {
-        try core.setSkippedBatches(to: View(counters.span))
+        try owned.setSkippedBatches(to: View(counters.span))
     }
 
     /// Sets the running statistics back to mean 0, variance 1, all counters 0.
     ///
     /// - Throws: `.noRunningStatistics` if the layer keeps none.
     public func resetRunningStats() throws(BatchNormError) {
-        try core.resetRunningStats()
+        try owned.resetRunningStats()
     }
 
-    /// Lends the weight to `body`, one element per channel, to be changed in place: for optimizers.
+    /// Replaces the running statistics by those of a stream of the layer's inputs ("PreciseBN", see
+    /// `StatisticsAccumulator`). They change at the very end: on any error the layer is as it was.
     ///
-    /// - Throws: `.noParameter` if the layer has none.
-    public func withWeight(
-        _ body: (inout MutableSpan<Scalar.Parameter>) -> Void
+    ///     try layer.recalibrate(batches)
+    ///
+    /// In a network, where each layer's inputs depend on the layers before it, run the network in training mode and `add`
+    /// each layer's input to a `StatisticsAccumulator` of its own.
+    ///
+    /// - Parameters:
+    ///   - batches: The inputs; read once.
+    ///   - method: What is collected.
+    ///   - runningVariance: Which variance: of all values together, or of each batch.
+    /// - Throws: `.noRunningStatistics` if the layer keeps none; `.momentsCount` if no batch has values, `.countMismatch`
+    ///   for one of other channels, `.nonfinite` for NaN, infinity and statistics beyond the parameters' range.
+    public func recalibrate<Batches: Sequence<Tensor<Scalar>>>(
+        _ batches: Batches, method: StatisticsAccumulator.Method = .exact,
+        runningVariance: RunningVariance = .unbiased
     ) throws(BatchNormError) {
-        lend(try core.parameter(.weight), to: body)
+        try recalibrate(method, runningVariance) { (collected) throws(BatchNormError) in
+            for batch in batches { try collected.add(batch) }
+        }
     }
 
-    /// Lends the bias to `body`, one element per channel, to be changed in place: for optimizers.
-    ///
-    /// - Throws: `.noParameter` if the layer has none.
-    public func withBias(
-        _ body: (inout MutableSpan<Scalar.Parameter>) -> Void
+    /// As `recalibrate` with tensors, from the moments of the batches.
+    public func recalibrate<Batches: Sequence<Moments>>(
+        _ batches: Batches, method: StatisticsAccumulator.Method = .exact,
+        runningVariance: RunningVariance = .unbiased
     ) throws(BatchNormError) {
-        lend(try core.parameter(.bias), to: body)
+        try recalibrate(method, runningVariance) { (collected) throws(BatchNormError) in
+            for moments in batches { try collected.add(moments) }
+        }
+    }
+
+    private func recalibrate(
+        _ method: StatisticsAccumulator.Method, _ runningVariance: RunningVariance,
+        _ collect: (inout StatisticsAccumulator) throws(BatchNormError) -> Void
+    ) throws(BatchNormError) {
+        guard options.trackRunningStats else { throw .noRunningStatistics }
+        var collected = try StatisticsAccumulator(
+            channels: options.numFeatures, method: method, runningVariance: runningVariance)
+        try collect(&collected)
+        let running = try collected.statistics(as: Scalar.self)
+        try setRunningMean(running.mean)
+        try setRunningVar(running.variance)
+        try setNumBatchesTracked(running.numBatchesTracked)
+    }
+
+    /// Lends the weight to `body`, one element per channel, to be changed in place: for optimizers. Returns what `body`
+    /// returns.
+    ///
+    ///     try layer.withWeight { weight in
+    ///         for channel in weight.indices { weight[channel] -= 0.1 * gradients.weight[channel] }
+    ///     }
+    ///
+    /// Until `body` returns the weight is its alone: whatever else uses it, another `withWeight` or a `forward`, throws
+    /// `.lent`. The bias may be lent at the same time.
+    ///
+    /// - Throws: `.noParameter` if the layer has none, `.lent` if a closure has it already, and what `body` throws.
+    @discardableResult
+    public func withWeight<Result>(
+        _ body: (inout MutableSpan<Scalar.Parameter>) throws(BatchNormError) -> Result
+    ) throws(BatchNormError) -> Result {
+        let lent = try lend(.weight)
+        defer { giveBack(.weight) }
+        var span = lent.mutableSpan
+        return try body(&span)
+    }
+
+    /// Lends the bias to `body`, as `withWeight` does the weight.
+    ///
+    /// - Throws: `.noParameter` if the layer has none, `.lent` if a closure has it already, and what `body` throws.
+    @discardableResult
+    public func withBias<Result>(
+        _ body: (inout MutableSpan<Scalar.Parameter>) throws(BatchNormError) -> Result
+    ) throws(BatchNormError) -> Result {
+        let lent = try lend(.bias)
+        defer { giveBack(.bias) }
+        var span = lent.mutableSpan
+        return try body(&span)
+    }
+
+    #if !hasFeature(Embedded)
+        /// As `withWeight`, for a `body` with errors of its own.
+        @discardableResult @_disfavoredOverload
+        public func withWeight<Result>(
+            _ body: (inout MutableSpan<Scalar.Parameter>) throws -> Result
+        ) throws -> Result {
+            let lent = try lend(.weight)
+            defer { giveBack(.weight) }
+            var span = lent.mutableSpan
+            return try body(&span)
+        }
+
+        /// As `withBias`, for a `body` with errors of its own.
+        @discardableResult @_disfavoredOverload
+        public func withBias<Result>(
+            _ body: (inout MutableSpan<Scalar.Parameter>) throws -> Result
+        ) throws -> Result {
+            let lent = try lend(.bias)
+            defer { giveBack(.bias) }
+            var span = lent.mutableSpan
+            return try body(&span)
+        }
+    #endif
+
+    /// The elements of weight or bias, which nobody else gets before `giveBack`.
+    private func lend(
+        _ argument: BatchNormError.Argument
+    ) throws(BatchNormError) -> UnsafeMutableBufferPointer<Scalar.Parameter> {
+        guard !(argument == .weight ? isWeightLent : isBiasLent) else { throw .lent(argument) }
+        let view = try owned.parameter(argument)
+        if argument == .weight { isWeightLent = true } else { isBiasLent = true }
+        return elements(of: view)
+    }
+
+    private func giveBack(_ argument: BatchNormError.Argument) {
+        if argument == .weight { isWeightLent = false } else { isBiasLent = false }
     }
 
     private func elements(of view: MutableView) -> UnsafeMutableBufferPointer<Scalar.Parameter> {
@@ -256,15 +391,11 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
             start: view.address?.assumingMemoryBound(to: Scalar.Parameter.self), count: view.count)
     }
 
-    private func lend(_ view: MutableView, to body: (inout MutableSpan<Scalar.Parameter>) -> Void) {
-        var span = elements(of: view).mutableSpan
-        body(&span)
-        withExtendedLifetime(self) {}
-    }
-
-    private func copy(of view: MutableView) -> [Scalar.Parameter]? {
+    private func copy(of view: MutableView) throws(BatchNormError) -> [Scalar.Parameter]? {
+        guard !view.isAbsent else { return nil }
         defer { withExtendedLifetime(self) {} }
-        return view.isAbsent ? nil : Array(elements(of: view))
+        try requireMemory(for: view.count, of: Scalar.Parameter.self)
+        return Array(elements(of: view))
     }
 
     // MARK: State
@@ -280,18 +411,20 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         guard core.scalar == Scalar.scalarType else {
             throw .scalarTypeMismatch(actual: core.scalar, expected: Scalar.scalarType)
         }
-        self.core = core
+        owned = core
     }
 
     /// Options, mode, parameters, running statistics and counters as one block of bytes: little-endian, versioned, with
     /// a checksum; the same on every machine, and the same as the C library's. What backward needs is not part of it.
-    public func state() -> [UInt8] {
-        let size = core.stateByteCount
-        return [UInt8](unsafeUninitializedCapacity: size) { bytes, count in
-            // The buffer is as large as the state says, which is all that saving can object to.
-            guard (try? core.saveState(to: bytes.baseAddress, size: size)) != nil else { return }
-            count = size
+    ///
+    /// - Throws: `.outOfMemory`; `.lent` inside a closure of `withWeight` or `withBias`.
+    public func state() throws(BatchNormError) -> [UInt8] {
+        let core = try core()
+        var state = try [UInt8](allocating: core.stateByteCount, of: 0)
+        try state.withUnsafeMutableBufferPointer { (bytes) throws(BatchNormError) in
+            try core.saveState(to: bytes.baseAddress, size: bytes.count)
         }
+        return state
     }
 
     /// Takes over mode, parameters, statistics and counters from a layer of the same kind.
@@ -300,7 +433,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ///   or the presence of weight, bias or running statistics differ. Then nothing has changed.
     public func load(state: [UInt8]) throws(BatchNormError) {
         try state.withUnsafeBufferPointer { (bytes) throws(BatchNormError) in
-            try core.loadState(bytes.baseAddress, size: bytes.count)
+            try core().loadState(bytes.baseAddress, size: bytes.count)
         }
     }
 }

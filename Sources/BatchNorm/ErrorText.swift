@@ -313,6 +313,9 @@ extension BatchNormError {
             text.append("could not allocate ")
             text.append(bytes)
             text.append(" bytes")
+        case .lent(let argument):
+            text.append(argument.name)
+            text.append(" is lent to a closure that may change it, expected no other use before that returns")
 
         case .epsilon(let actual):
             text.append("epsilon is ")

@@ -147,7 +147,7 @@ package struct Fold {
         return errors
     }
 
-    private func validate() throws(BatchNormError) {
+    fileprivate func validate() throws(BatchNormError) {
         guard scalar == scalar.parameter else { throw .foldedType(scalar) }
         try requireEpsilon(epsilon)
         // Only where there is one value per channel does an absent weight stand for something.
@@ -348,7 +348,7 @@ extension BatchNormLayer where Scalar: BatchNormParameter {
     ///
     /// - Throws: `.noRunningStatistics`; `.number` as `RunningStatistics.affine` does.
     public func affine() throws(BatchNormError) -> Folded<Scalar> {
-        try core.fold(Scalar.scalarType, WeightShape(channels: options.numFeatures)).run(nil, nil)
+        try core().fold(Scalar.scalarType, WeightShape(channels: options.numFeatures)).run(nil, nil)
     }
 
     /// Folds what the layer does in evaluation into the convolution or linear layer before it, see
@@ -359,7 +359,7 @@ extension BatchNormLayer where Scalar: BatchNormParameter {
     public func fold(
         into convWeight: [Scalar], bias convBias: [Scalar]? = nil, shape: WeightShape
     ) throws(BatchNormError) -> Folded<Scalar> {
-        try core.fold(Scalar.scalarType, shape).run(convWeight, convBias)
+        try core().fold(Scalar.scalarType, shape).run(convWeight, convBias)
     }
 }
 
@@ -368,10 +368,15 @@ extension Fold {
     fileprivate func run<Scalar: BatchNormParameter>(
         _ convWeight: [Scalar]?, _ convBias: [Scalar]?
     ) throws(BatchNormError) -> Folded<Scalar> {
-        var folded = Folded<Scalar>(
-            weight: convWeight ?? Array(repeating: 1, count: shape.outputChannels),
-            bias: convBias ?? Array(repeating: 0, count: shape.outputChannels),
-            errors: FoldingErrors())
+        // Before there is memory for so many values as the shape says.
+        var given = self
+        given.convWeight = View(convWeight?.span)
+        given.convBias = View(convBias?.span)
+        try given.validate()
+        let channels = shape.outputChannels
+        let weight = if let convWeight { convWeight } else { try [Scalar](allocating: channels, of: 1) }
+        let bias = if let convBias { convBias } else { try [Scalar](allocating: channels, of: 0) }
+        var folded = Folded<Scalar>(weight: weight, bias: bias, errors: FoldingErrors())
         folded.errors = try folded.weight.withUnsafeMutableBufferPointer {
             (weight) throws(BatchNormError) in
             try folded.bias.withUnsafeMutableBufferPointer { (bias) throws(BatchNormError) in

@@ -142,12 +142,13 @@ extension ForwardTraining {
     /// `mask` is what the extras have views of.
     func runAndSave(_ mask: PositionMask? = nil) throws(BatchNormError) -> SavedStatistics {
         defer { withExtendedLifetime(mask) {} }
-        var saved = SavedStatistics(channels: shape.channels)
+        var saved = try SavedStatistics(channels: shape.channels)
         var activationMask: ActivationMask?
-        let outcome = try saved.withViews { (mean, invstd) throws(BatchNormError) in
+        let outcome = try saved.withViews { (mean, invstd, rest) throws(BatchNormError) in
             var job = self
             job.savedMean = mean
             job.savedInvstd = invstd
+            job.savedMeanRest = rest
             return try job.run(bits: &activationMask)
         }
         try outcome.require(options.nonfinite, of: shape.channels)
@@ -165,7 +166,7 @@ extension ForwardTraining {
         guard extras.activation != .none else { return try run() }
         // Before there is memory for so many values as the shape says.
         try validate()
-        var own = ActivationMask(extras.activation, count: shape.count)
+        var own = try ActivationMask(extras.activation, count: shape.count)
         let outcome = try own.withView { (view) throws(BatchNormError) in
             var job = self
             job.extras.activationMask = view
@@ -293,6 +294,7 @@ public func backward<Scalar: BatchNormScalar>(
     var job = Backward(
         scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics, source: source,
         input: View(input), gradOutput: View(gradOutput))
+    job.savedMeanRest = View(saved.meanRest.span)
     job.weight = View(weight)
     job.gradInput = MutableView(unlessEmpty: &gradInput)
     job.gradWeight = MutableView(unlessEmpty: &gradWeight)
@@ -325,9 +327,9 @@ extension Gradients {
         ) throws(BatchNormError) -> Void
     ) throws(BatchNormError) {
         var input = try Tensor<Scalar>(repeating: 0, shape: shape)
-        var residual = [Scalar](repeating: 0, count: hasResidual ? shape.count : 0)
-        var weight = [Scalar.Parameter](repeating: 0, count: shape.channels)
-        var bias = [Scalar.Parameter](repeating: 0, count: shape.channels)
+        var residual = try [Scalar](allocating: hasResidual ? shape.count : 0, of: 0)
+        var weight = try [Scalar.Parameter](allocating: shape.channels, of: 0)
+        var bias = try [Scalar.Parameter](allocating: shape.channels, of: 0)
         try input.withMutableSpan { (gradInput) throws(BatchNormError) in
             var gradWeight = weight.mutableSpan
             var gradBias = bias.mutableSpan

@@ -413,6 +413,11 @@ package final class LayerCore {
         try getSaved(savedMean, into: out)
     }
 
+    /// Copies out what that mean lacks.
+    func getSavedMeanRest(into out: MutableView) throws(BatchNormError) {
+        try getSaved(savedMeanRest, into: out)
+    }
+
     /// Copies out the inverse standard deviation that the last forward normalized with.
     package func getSavedInvstd(into out: MutableView) throws(BatchNormError) {
         try getSaved(savedInvstd, into: out)

@@ -67,12 +67,19 @@ struct Machine: Sendable {
 public enum BatchNormSettings {
     /// The largest number of threads a call may use; small problems use fewer.
     ///
-    /// At first, and after it was set to 0 or less: what the OpenMP runtime in use says to the calling thread
+    /// At first, and after ``setThreads(_:)`` with 0: what the OpenMP runtime in use says to the calling thread
     /// (`OMP_NUM_THREADS`, `torch.set_num_threads`, else the cores). Whatever was set, the number that is told and used
     /// is at most that of the processors that the process may use, or 64 if these are fewer.
-    public static var threads: Int {
-        get { Int(bnk_threads()) }
-        set { bnk_set_threads(Int32(clamping: max(0, newValue))) }
+    public static var threads: Int { Int(bnk_threads()) }
+
+    /// Sets the largest number of threads a call may use; 0 leaves it to the OpenMP runtime, see ``threads``.
+    ///
+    ///     try BatchNormSettings.setThreads(4)
+    ///
+    /// - Throws: ``BatchNormError/invalidOption(_:actual:)``, and nothing changes, if the number is negative.
+    public static func setThreads(_ count: Int) throws(BatchNormError) {
+        guard count >= 0 else { throw .invalidOption(.threads, actual: count) }
+        bnk_set_threads(Int32(clamping: count))
     }
 
     /// The instruction set in use. Setting it leaves that one and those that it builds on; one that the CPU does not have

@@ -52,8 +52,15 @@ public struct ActivationMask: Equatable, Sendable {
     public private(set) var bytes: [UInt8]
 
     /// The mask that belongs to an output of this activation, for forwards that return none (inference).
-    public init<Scalar: BatchNormScalar>(_ activation: Activation, output: Tensor<Scalar>) {
-        self.init(activation, count: output.shape.count)
+    ///
+    ///     saved.activationMask = try ActivationMask(.relu, output: output)
+    ///
+    /// - Throws: `.negativeSlope` or `.outOfMemory`.
+    public init<Scalar: BatchNormScalar>(
+        _ activation: Activation, output: Tensor<Scalar>
+    ) throws(BatchNormError) {
+        try activation.validate(elementSize: Scalar.scalarType.size)
+        try self.init(activation, count: output.shape.count)
         let values = output.elements.span
         for index in 0..<count where !(values[index] <= 0) {
             bytes[index / 8] |= 1 << UInt8(index % 8)
@@ -61,13 +68,15 @@ public struct ActivationMask: Equatable, Sendable {
     }
 
     /// One that has let nothing pass.
-    init(_ activation: Activation, count: Int) {
+    init(_ activation: Activation, count: Int) throws(BatchNormError) {
         self.activation = activation
         self.count = count
-        self.bytes = Array(repeating: 0, count: Activation.maskBytes(count))
+        self.bytes = try Array(allocating: Activation.maskBytes(count), of: 0)
     }
 
     /// Whether the activation let value `index`, in the order of memory, pass.
+    ///
+    /// - Precondition: `index` is from 0 to below `count`; others trap, as an Array's do.
     public subscript(index: Int) -> Bool {
         precondition(0..<count ~= index, "ActivationMask: index out of range")
         return bytes[index / 8] & 1 << UInt8(index % 8) != 0

@@ -59,6 +59,31 @@ package struct MutableView {
     }
 }
 
+extension Array {
+    /// As `init(repeating:count:)`, which ends the process where memory is refused: the allocator that can say no is
+    /// asked first. For every array whose size follows from a number of the caller's.
+    init(allocating count: Int, of element: Element) throws(BatchNormError) {
+        try requireMemory(for: count, of: Element.self)
+        self.init(repeating: element, count: count)
+    }
+}
+
+/// Throws unless an array of so many elements, 0 or more, can be had now.
+func requireMemory<Element>(for count: Int, of type: Element.Type) throws(BatchNormError) {
+    let (bytes, overflow) = count.multipliedReportingOverflow(by: MemoryLayout<Element>.stride)
+    // Room for what Swift puts before the elements.
+    guard !overflow, bytes <= Int.max - 64, let memory = Kernels.allocate(bytes + 64) else {
+        throw .outOfMemory(bytes: overflow ? .max : bytes)
+    }
+    Kernels.free(memory)
+}
+
+/// Throws unless the number is one of channels, whose float64 values are addressable.
+func requireChannels(_ channels: Int) throws(BatchNormError) {
+    guard channels != 0 else { throw .noChannels }
+    try requireAllocatable(channels, .channels)
+}
+
 /// Memory of the library's own: 64-byte aligned, not cleared, freed at the end. It only grows.
 struct Memory: ~Copyable {
     private(set) var address: UnsafeMutableRawPointer?

@@ -29,8 +29,13 @@ public struct Moments: Equatable, Sendable {
     }
 
     /// Moments of no values, to which others are merged.
-    public init(channels: Int) {
-        let zeros = [Double](repeating: 0, count: max(0, channels))
+    ///
+    /// - Throws: `.noChannels`, `.negativeCount`, `.sizeOverflow` or `.outOfMemory`.
+    public init(channels: Int) throws(BatchNormError) {
+        try requireChannels(channels)
+        let zeros = try [Double](allocating: channels, of: 0)
+        // Each becomes an array of its own when it is written.
+        try requireMemory(for: channels, of: (Double, Double, Double).self)
         self.init(count: 0, mean: zeros, m2: zeros, meanRest: zeros)
     }
 
@@ -46,7 +51,7 @@ public struct Moments: Equatable, Sendable {
     public init<Scalar: BatchNormScalar>(
         of input: Span<Scalar>, shape: Shape, mask: PositionMask? = nil
     ) throws(BatchNormError) {
-        self.init(channels: shape.channels)
+        try self.init(channels: shape.channels)
         defer { withExtendedLifetime(mask) {} }
         count = try withMutableView { (view) throws(BatchNormError) in
             try computeMoments(Scalar.scalarType, shape, View(input), Positions(mask), into: view)
@@ -74,7 +79,7 @@ public struct Moments: Equatable, Sendable {
     ///
     /// - Throws: `.momentsCount` if the count is 0, or 1 for the unbiased one.
     public func variance(_ kind: RunningVariance = .biased) throws(BatchNormError) -> [Double] {
-        var variance = [Double](repeating: 0, count: channels)
+        var variance = try [Double](allocating: channels, of: 0)
         try withView { (view) throws(BatchNormError) in
             try variance.withUnsafeMutableBufferPointer { (variance) throws(BatchNormError) in
                 try momentsStatistics(
@@ -86,7 +91,7 @@ public struct Moments: Equatable, Sendable {
 
     /// 1 / √(biased variance + ε) of each channel, as `forwardTraining` saves it.
     public func invstd(epsilon: Double = 1e-5) throws(BatchNormError) -> [Double] {
-        var invstd = [Double](repeating: 0, count: channels)
+        var invstd = try [Double](allocating: channels, of: 0)
         try withView { (view) throws(BatchNormError) in
             try invstd.withUnsafeMutableBufferPointer { (invstd) throws(BatchNormError) in
                 try momentsStatistics(
@@ -156,14 +161,16 @@ extension Moments {
 /// first one's bits, and updates nothing.
 public func normalize<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
-    mask: PositionMask? = nil, running: inout RunningStatistics<Scalar>,
-    options: TrainingOptions = TrainingOptions()
+    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
+    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+    try residual?.requireResidual(of: input)
     var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
     let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
         try normalize(
             input: input.elements.span, shape: input.shape, output: &output, moments: moments,
-            weight: weight?.span, bias: bias?.span, mask: mask, running: &running, options: options)
+            weight: weight?.span, bias: bias?.span, activation: activation,
+            residual: residual?.elements.span, mask: mask, running: &running, options: options)
     }
     return (output, saved)
 }
@@ -171,13 +178,16 @@ public func normalize<Scalar: BatchNormScalar>(
 /// As the function with `running`, for parts after the first and for second forwards.
 public func normalize<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
-    mask: PositionMask? = nil, options: TrainingOptions = TrainingOptions()
+    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
+    options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+    try residual?.requireResidual(of: input)
     var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
     let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
         try normalize(
             input: input.elements.span, shape: input.shape, output: &output, moments: moments,
-            weight: weight?.span, bias: bias?.span, mask: mask, options: options)
+            weight: weight?.span, bias: bias?.span, activation: activation,
+            residual: residual?.elements.span, mask: mask, options: options)
     }
     return (output, saved)
 }
@@ -186,15 +196,15 @@ public func normalize<Scalar: BatchNormScalar>(
 public func normalize<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
     weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
-    mask: PositionMask? = nil, running: inout RunningStatistics<Scalar>,
-    options: TrainingOptions = TrainingOptions()
+    activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
+    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
     var job = ForwardTraining(
         scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
         output: MutableView(&output))
     job.weight = View(weight)
     job.bias = View(bias)
-    job.extras.positions = Positions(mask)
+    job.extras = ForwardExtras(activation, residual, mask)
     return try moments.withView { (view) throws(BatchNormError) in
         job.moments = view
         return try job.run(&running, mask)
@@ -205,46 +215,71 @@ public func normalize<Scalar: BatchNormScalar>(
 public func normalize<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
     weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
-    mask: PositionMask? = nil, options: TrainingOptions = TrainingOptions()
+    activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
+    options: TrainingOptions = TrainingOptions()
 ) throws(BatchNormError) -> SavedStatistics {
     var job = ForwardTraining(
         scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
         output: MutableView(&output))
     job.weight = View(weight)
     job.bias = View(bias)
-    job.extras.positions = Positions(mask)
+    job.extras = ForwardExtras(activation, residual, mask)
     return try moments.withView { (view) throws(BatchNormError) in
         job.moments = view
         return try job.runAndSave(mask)
     }
 }
 
-/// The forward once more from what a forward saved: `y = (x - mean) * invstd * weight + bias`. By how much it may differ
-/// from that one's output stands in batchnorm.h (bn_normalize_saved); from `Moments` there is no difference.
+/// The forward once more from what a forward saved: `y = (x - mean) * invstd * weight + bias`, then the residual and the
+/// activation. By how much it may differ from that one's output stands in batchnorm.h (bn_normalize_saved); from
+/// `Moments` there is no difference.
+///
+///     let again = try normalize(x, saved: saved, weight: weight, activation: .relu, residual: shortcut)
+///
+/// Activation, residual and mask are those of this call: of `saved` mean and invstd alone are used, so that those of one
+/// part serve another.
+///
+/// - Parameters:
+///   - input: The batch, or a part of it.
+///   - saved: What a forward returned.
+///   - weight: One factor per channel; nil means 1.
+///   - bias: One summand per channel; nil means 0.
+///   - activation: What is done to the values in the end.
+///   - residual: Added before the activation; of the input's shape.
+///   - mask: Which positions take part; nil means all.
+/// - Returns: The output, of the input's shape. `ActivationMask(_:output:)` makes the activation's mask of it.
 public func normalize<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, saved: SavedStatistics, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil
+    _ input: Tensor<Scalar>, saved: SavedStatistics, weight: [Scalar.Parameter]? = nil,
+    bias: [Scalar.Parameter]? = nil, activation: Activation = .none, residual: Tensor<Scalar>? = nil,
+    mask: PositionMask? = nil
 ) throws(BatchNormError) -> Tensor<Scalar> {
+    try residual?.requireResidual(of: input)
     var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
     try output.withMutableSpan { (output) throws(BatchNormError) in
         try normalize(
             input: input.elements.span, shape: input.shape, output: &output, saved: saved,
-            weight: weight?.span, bias: bias?.span)
+            weight: weight?.span, bias: bias?.span, activation: activation,
+            residual: residual?.elements.span, mask: mask)
     }
     return output
 }
 
-/// The forward once more from what a forward saved, from memory of yours into memory of yours.
+/// The forward once more from what a forward saved, from memory of yours into memory of yours: `input`, `residual` and
+/// `output` hold `shape.count` elements, `weight` and `bias` one per channel.
 public func normalize<Scalar: BatchNormScalar>(
     input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, saved: SavedStatistics,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil
+    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
+    activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil
 ) throws(BatchNormError) {
+    defer { withExtendedLifetime((saved, mask)) {} }
     var job = ForwardInference(
         scalar: Scalar.scalarType, shape: shape, epsilon: 0, input: View(input),
         output: MutableView(&output))
-    // The parameter outlives the call, and with it the arrays.
     job.saved = (View(saved.mean.span), View(saved.invstd.span))
+    job.savedMeanRest = View(saved.meanRest.span)
     job.weight = View(weight)
     job.bias = View(bias)
+    job.extras = ForwardExtras(activation, residual, mask)
     try job.run()
 }
 
@@ -268,7 +303,7 @@ public struct GradientSums: Equatable, Sendable {
 
     /// Takes the sums of another part in.
     ///
-    /// - Throws: `.countMismatch` if the channels differ, `.momentsCountOverflow`.
+    /// - Throws: `.countMismatch` if the channels differ, `.momentsCount` if a count is negative, `.momentsCountOverflow`.
     public mutating func add(_ other: GradientSums) throws(BatchNormError) {
         guard other.dy.count == dy.count else {
             throw .countMismatch(.sumDy, actual: other.dy.count, expected: dy.count)
@@ -276,6 +311,8 @@ public struct GradientSums: Equatable, Sendable {
         guard other.dyXmu.count == dyXmu.count else {
             throw .countMismatch(.sumDyXmu, actual: other.dyXmu.count, expected: dyXmu.count)
         }
+        guard count >= 0 else { throw .momentsCount(.sums, actual: count, expected: 0) }
+        guard other.count >= 0 else { throw .momentsCount(.other, actual: other.count, expected: 0) }
         let (sum, overflow) = count.addingReportingOverflow(other.count)
         guard !overflow else {
             throw .momentsCountOverflow(actual: other.count, expected: .max &- count)
@@ -286,7 +323,8 @@ public struct GradientSums: Equatable, Sendable {
     }
 }
 
-/// The first half of `backward`: the sums of one part. `saved` is the whole batch's.
+/// The first half of `backward`: the sums of one part. Mean and invstd of `saved` are the whole batch's, the activation's
+/// mask and the positions the part's own, as the part's `normalize` returned them.
 public func backwardReduce<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, saved: SavedStatistics
 ) throws(BatchNormError) -> GradientSums {
@@ -306,10 +344,12 @@ public func backwardReduce<Scalar: BatchNormScalar>(
         scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
         source: .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span)),
         input: View(input), gradOutput: View(gradOutput))
+    job.savedMeanRest = View(saved.meanRest.span)
     job.extras = BackwardExtras(saved)
     defer { withExtendedLifetime(saved) {} }
-    let zeros = [Double](repeating: 0, count: shape.channels)
-    var sums = GradientSums(count: 0, dy: zeros, dyXmu: zeros)
+    var sums = GradientSums(
+        count: 0, dy: try Array(allocating: shape.channels, of: 0),
+        dyXmu: try Array(allocating: shape.channels, of: 0))
     sums.count = try sums.dy.withUnsafeMutableBufferPointer { (dy) throws(BatchNormError) in
         try sums.dyXmu.withUnsafeMutableBufferPointer { (dyXmu) throws(BatchNormError) in
             try job.reduce(
@@ -320,7 +360,8 @@ public func backwardReduce<Scalar: BatchNormScalar>(
 }
 
 /// The second half of `backward`: the gradients of one part from the whole batch's sums and statistics. Those of weight
-/// and bias are what `sums` say; from a part's own sums they are that part's.
+/// and bias are what `sums` say; from a part's own sums they are that part's. `saved` is what the part's `normalize`
+/// returned: it says what else that did, and whether there is a gradient with respect to a residual.
 public func backwardApply<Scalar: BatchNormScalar>(
     _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, sums: GradientSums,
     weight: [Scalar.Parameter]? = nil, saved: SavedStatistics
@@ -328,12 +369,12 @@ public func backwardApply<Scalar: BatchNormScalar>(
     guard gradOutput.shape == input.shape else {
         throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
     }
-    return try Gradients(shape: input.shape, hasResidual: false) {
-        (gradInput, gradWeight, gradBias, _) throws(BatchNormError) in
+    return try Gradients(shape: input.shape, hasResidual: saved.hasResidual) {
+        (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
         try backwardApply(
             input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
             sums: sums, weight: weight?.span, saved: saved, gradInput: &gradInput,
-            gradWeight: &gradWeight, gradBias: &gradBias)
+            gradWeight: &gradWeight, gradBias: &gradBias, gradResidual: &gradResidual)
     }
 }
 
@@ -341,7 +382,8 @@ public func backwardApply<Scalar: BatchNormScalar>(
 public func backwardApply<Scalar: BatchNormScalar>(
     input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, sums: GradientSums,
     weight: Span<Scalar.Parameter>? = nil, saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
+    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>,
+    gradResidual: inout MutableSpan<Scalar>
 ) throws(BatchNormError) {
     var job = Backward(
         scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
@@ -351,7 +393,9 @@ public func backwardApply<Scalar: BatchNormScalar>(
     job.gradInput = MutableView(unlessEmpty: &gradInput)
     job.gradWeight = MutableView(unlessEmpty: &gradWeight)
     job.gradBias = MutableView(unlessEmpty: &gradBias)
+    job.savedMeanRest = View(saved.meanRest.span)
     job.extras = BackwardExtras(saved)
+    job.extras.gradResidual = MutableView(unlessEmpty: &gradResidual)
     defer { withExtendedLifetime(saved) {} }
     try sums.dy.withUnsafeBufferPointer { (dy) throws(BatchNormError) in
         try sums.dyXmu.withUnsafeBufferPointer { (dyXmu) throws(BatchNormError) in
@@ -364,6 +408,19 @@ public func backwardApply<Scalar: BatchNormScalar>(
     }
 }
 
+/// As the function with `gradResidual`, for forwards without a residual.
+public func backwardApply<Scalar: BatchNormScalar>(
+    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, sums: GradientSums,
+    weight: Span<Scalar.Parameter>? = nil, saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
+    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
+) throws(BatchNormError) {
+    var gradResidual = MutableSpan<Scalar>()
+    try backwardApply(
+        input: input, gradOutput: gradOutput, shape: shape, sums: sums, weight: weight, saved: saved,
+        gradInput: &gradInput, gradWeight: &gradWeight, gradBias: &gradBias,
+        gradResidual: &gradResidual)
+}
+
 // MARK: - Statistics of many batches
 
 /// Collects the statistics of a stream of batches, without keeping any of them.
@@ -371,7 +428,7 @@ public func backwardApply<Scalar: BatchNormScalar>(
 /// Running statistics from training lag behind the weights and weigh the last batches most. Collected anew after
 /// training they fit the weights: "PreciseBN" (Wu and Johnson 2021, arXiv:2105.07576).
 ///
-///     var collected = StatisticsAccumulator(channels: 3)
+///     var collected = try StatisticsAccumulator(channels: 3)
 ///     for batch in batches { try collected.add(batch) }
 ///     let running: RunningStatistics<Float> = try collected.statistics()
 public struct StatisticsAccumulator: Sendable {
@@ -392,13 +449,15 @@ public struct StatisticsAccumulator: Sendable {
     private var means: RunningStatistics<Double>
 
     /// None collected yet.
+    ///
+    /// - Throws: `.noChannels`, `.negativeCount`, `.sizeOverflow` or `.outOfMemory`.
     public init(
         channels: Int, method: Method = .exact, runningVariance: RunningVariance = .unbiased
-    ) {
+    ) throws(BatchNormError) {
         self.method = method
         self.runningVariance = runningVariance
-        self.all = Moments(channels: channels)
-        self.means = RunningStatistics(channels: channels)
+        self.all = try Moments(channels: channels)
+        self.means = try RunningStatistics(channels: channels)
     }
 
     /// Takes a batch in. An empty one changes nothing.

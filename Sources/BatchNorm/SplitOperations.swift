@@ -202,7 +202,7 @@ package func momentsStatistics(
 
 /// So many channels that C float64 values are addressable, as `Shape` makes sure elsewhere; a negative number has
 /// an error of its own.
-private func requireAllocatable(
+func requireAllocatable(
     _ channels: Int, _ argument: BatchNormError.Argument
 ) throws(BatchNormError) {
     guard channels >= 0 else { throw .negativeCount(argument, actual: channels) }

@@ -26,10 +26,16 @@ public struct RunningStatistics<Scalar: BatchNormScalar>: Equatable, Sendable {
     }
 
     /// Mean 0 and variance 1, as before the first batch.
-    public init(channels: Int) {
+    ///
+    ///     var running = try RunningStatistics<Float>(channels: 64)
+    ///
+    /// - Throws: `.noChannels`, `.negativeCount`, `.sizeOverflow` or `.outOfMemory`.
+    public init(channels: Int) throws(BatchNormError) {
+        try requireChannels(channels)
         self.init(
-            mean: Array(repeating: 0, count: max(0, channels)),
-            variance: Array(repeating: 1, count: max(0, channels)))
+            mean: try Array(allocating: channels, of: 0),
+            variance: try Array(allocating: channels, of: 1),
+            skippedBatches: try Array(allocating: 2 &* channels, of: 0))
     }
 }
 
@@ -42,6 +48,9 @@ public struct SavedStatistics: Equatable, Sendable {
     public var mean: [Double]
     /// One inverse standard deviation, 1 / √(variance + ε), per channel.
     public var invstd: [Double]
+    /// What the mean has beyond `mean`, one per channel. Float64 gradients lose digits without it where the mean is large
+    /// beside the deviation.
+    public var meanRest: [Double]
     /// Where they come from: the gradient flows through the batch's own, not through running ones.
     public var statistics: Statistics
     /// How many channels of the batch held NaN or infinity.
@@ -55,13 +64,14 @@ public struct SavedStatistics: Equatable, Sendable {
     /// Whether the forward added a residual, so that there is a gradient with respect to it.
     public var hasResidual = false
 
-    /// Statistics from elsewhere, one mean and invstd per channel.
+    /// Statistics from elsewhere, one mean and invstd per channel; without `meanRest` it is 0.
     public init(
-        mean: [Double], invstd: [Double], statistics: Statistics = .batch,
+        mean: [Double], invstd: [Double], meanRest: [Double]? = nil, statistics: Statistics = .batch,
         nonfiniteChannels: Int = 0
     ) {
         self.mean = mean
         self.invstd = invstd
+        self.meanRest = meanRest ?? Array(repeating: 0, count: mean.count)
         self.statistics = statistics
         self.nonfiniteChannels = nonfiniteChannels
     }
@@ -69,7 +79,8 @@ public struct SavedStatistics: Equatable, Sendable {
     /// What backward needs after an inference forward with these statistics ("frozen" batch normalization). If the
     /// forward had an activation, a mask or a residual, set these members.
     ///
-    /// - Throws: `.countMismatch` if mean and variance differ in length, `.noChannels` if there are none, `.epsilon`.
+    /// - Throws: `.countMismatch` if mean and variance differ in length, `.noChannels` if there are none, `.epsilon`,
+    ///   `.outOfMemory`.
     public init<Scalar: BatchNormScalar>(
         running: RunningStatistics<Scalar>, epsilon: Double = 1e-5
     ) throws(BatchNormError) {
@@ -80,8 +91,8 @@ public struct SavedStatistics: Equatable, Sendable {
         }
         guard channels > 0 else { throw .noChannels }
         try requireEpsilon(epsilon)
-        self.init(channels: channels, statistics: .running)
-        withViews { mean, invstd in
+        try self.init(channels: channels, statistics: .running)
+        withViews { mean, invstd, _ in
             running.mean.withUnsafeBytes { runningMean in
                 running.variance.withUnsafeBytes { runningVar in
                     Kernels.statisticsFromRunning(
@@ -93,10 +104,11 @@ public struct SavedStatistics: Equatable, Sendable {
         }
     }
 
-    init(channels: Int, statistics: Statistics = .batch) {
+    init(channels: Int, statistics: Statistics = .batch) throws(BatchNormError) {
         self.init(
-            mean: Array(repeating: 0, count: channels),
-            invstd: Array(repeating: 0, count: channels), statistics: statistics)
+            mean: try Array(allocating: channels, of: 0),
+            invstd: try Array(allocating: channels, of: 0),
+            meanRest: try Array(allocating: channels, of: 0), statistics: statistics)
     }
 }
 
@@ -121,13 +133,15 @@ extension RunningStatistics {
 }
 
 extension SavedStatistics {
-    /// Lends mean and invstd to a call that writes them.
+    /// Lends mean, invstd and the mean's rest to a call that writes them.
     mutating func withViews<Result, Failure: Error>(
-        _ body: (MutableView, MutableView) throws(Failure) -> Result
+        _ body: (MutableView, MutableView, MutableView) throws(Failure) -> Result
     ) throws(Failure) -> Result {
         try mean.withUnsafeMutableBufferPointer { (mean) throws(Failure) in
             try invstd.withUnsafeMutableBufferPointer { (invstd) throws(Failure) in
-                try body(MutableView(mean), MutableView(invstd))
+                try meanRest.withUnsafeMutableBufferPointer { (rest) throws(Failure) in
+                    try body(MutableView(mean), MutableView(invstd), MutableView(rest))
+                }
             }
         }
     }

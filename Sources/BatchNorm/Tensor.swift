@@ -25,11 +25,12 @@ public struct Tensor<Scalar: BatchNormScalar>: Equatable, Sendable {
 
     /// A tensor of equal elements.
     ///
-    /// - Throws: `BatchNormError.sizeOverflow` if it is larger than an address can count.
+    /// - Throws: `BatchNormError.sizeOverflow` if it is larger than an address can count, `.outOfMemory` if there is no
+    ///   memory for it.
     public init(repeating element: Scalar, shape: Shape) throws(BatchNormError) {
         try shape.requireAddressable(Scalar.scalarType)
         self.shape = shape
-        self.elements = Array(repeating: element, count: shape.count)
+        self.elements = try Array(allocating: shape.count, of: element)
     }
 
     /// Lends the elements to `body`, which may change them in place. To read them, use `elements.span`.

@@ -6,8 +6,7 @@ import CBatchNorm
 @_cdecl("bn_set_num_threads") @implementation
 public func bn_set_num_threads(_ threads: Int32) -> bn_status {
     perform { () throws(BatchNormError) in
-        guard threads >= 0 else { throw .invalidOption(.threads, actual: Int(threads)) }
-        BatchNormSettings.threads = Int(threads)
+        try BatchNormSettings.setThreads(Int(threads))
     }
 }
 

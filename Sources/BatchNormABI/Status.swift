@@ -19,7 +19,7 @@ extension BatchNormError {
             case .countMismatch: BN_STATUS_COUNT_MISMATCH
             case .length: BN_STATUS_LENGTH
             case .misaligned: BN_STATUS_MISALIGNED
-            case .overlap: BN_STATUS_OVERLAP
+            case .overlap, .lent: BN_STATUS_OVERLAP
             case .outOfMemory: BN_STATUS_OUT_OF_MEMORY
             case .epsilon: BN_STATUS_EPSILON
             case .momentum: BN_STATUS_MOMENTUM

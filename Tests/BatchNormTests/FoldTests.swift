@@ -98,7 +98,7 @@ import Testing
     }
 
     @Test func refusesWhatDoesNotFit() throws {
-        let running = RunningStatistics<Float>(channels: 2)
+        let running = try RunningStatistics<Float>(channels: 2)
         let shape = try WeightShape.outputFirst(channels: 2, values: 3)
         let weight = [Float](repeating: 1, count: 6)
         #expect(throws: BatchNormError.countMismatch(.convWeight, actual: 5, expected: 6)) {

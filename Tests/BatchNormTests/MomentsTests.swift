@@ -17,7 +17,7 @@ import Testing
         let dy: Tensor<Scalar> = try random.tensor(shape)
         let weight: [Scalar] = random.values(shape.channels)
         let bias: [Scalar] = random.values(shape.channels)
-        var running = RunningStatistics<Scalar>(channels: shape.channels)
+        var running = try RunningStatistics<Scalar>(channels: shape.channels)
         var again = running
         let whole = try forwardTraining(x, weight: weight, bias: bias, running: &running)
         let gradients = try backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
@@ -51,7 +51,7 @@ import Testing
             return try Tensor(Array(part), shape: .nchw(samples.count, 3, 5, 6))
         }
         let ranges = [0..<2, 2..<2, 2..<7]
-        var moments = Moments(channels: 3)
+        var moments = try Moments(channels: 3)
         for range in ranges { try moments.merge(Moments(of: part(x, range))) }
         let reference = Reference(shape: shape)
         let (mean, variance) = reference.moments(x.elements.doubles)
@@ -139,7 +139,7 @@ import Testing
     }
 
     @Test func exactIsThatOfAllValues() throws {
-        var collected = StatisticsAccumulator(channels: 2, runningVariance: .biased)
+        var collected = try StatisticsAccumulator(channels: 2, runningVariance: .biased)
         var all: [Float] = []
         for batch in try batches() {
             try collected.add(batch)
@@ -153,8 +153,8 @@ import Testing
     }
 
     @Test func meanIsThatOfACumulativeForward() throws {
-        var collected = StatisticsAccumulator(channels: 2, method: .mean)
-        var running = RunningStatistics<Float>(channels: 2)
+        var collected = try StatisticsAccumulator(channels: 2, method: .mean)
+        var running = try RunningStatistics<Float>(channels: 2)
         for batch in try batches() {
             try collected.add(batch)
             _ = try forwardTraining(
@@ -169,7 +169,7 @@ import Testing
 
     @Test func whatIsRefusedLeavesNoTrace() throws {
         for method in [StatisticsAccumulator.Method.exact, .mean] {
-            var collected = StatisticsAccumulator(channels: 2, method: method)
+            var collected = try StatisticsAccumulator(channels: 2, method: method)
             #expect(throws: BatchNormError.momentsCount(.moments, actual: 0, expected: 1)) {
                 try collected.statistics(as: Float.self)
             }
@@ -188,5 +188,158 @@ import Testing
                 try collected.statistics(as: Float.self)
             }
         }
+    }
+}
+
+@Suite struct SplitFusionTests {
+    private static let activations: [Activation] = [
+        .none, .relu, .leakyReLU(negativeSlope: 0.01), .leakyReLU(negativeSlope: 2),
+    ]
+
+    /// One part has the bits of the whole operation, with all that a call may ask for.
+    @Test(arguments: shapes, activations)
+    func onePartHasTheBitsOfTheWhole(_ shape: Shape, _ activation: Activation) throws {
+        var random = Random(41)
+        let x = try random.tensor(shape, in: -2...2, as: Float.self)
+        let dy = try random.tensor(shape, as: Float.self)
+        let added = try random.tensor(shape, in: -2...2, as: Float.self)
+        let weight = random.values(shape.channels, in: 0.5...2, as: Float.self)
+        let bias = random.values(shape.channels, as: Float.self)
+        let takesPart = (0..<shape.valuesPerChannel).map { $0 < 2 || $0 % 3 != 0 }
+        for residual in [nil, added] {
+            for mask in [nil, PositionMask.positions(takesPart, masked: .pass)] {
+                var running = try RunningStatistics<Float>(channels: shape.channels)
+                var again = running
+                let whole = try forwardTraining(
+                    x, weight: weight, bias: bias, activation: activation, residual: residual, mask: mask,
+                    running: &running)
+                let gradients = try backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
+
+                let moments = try Moments(of: x, mask: mask)
+                let (output, saved) = try normalize(
+                    x, moments: moments, weight: weight, bias: bias, activation: activation,
+                    residual: residual, mask: mask, running: &again)
+                #expect(output == whole.output)
+                #expect(saved == whole.saved)
+                #expect(again == running)
+                #expect((saved.activationMask == nil) == (activation == .none))
+                let second = try normalize(
+                    x, moments: moments, weight: weight, bias: bias, activation: activation,
+                    residual: residual, mask: mask)
+                #expect(second.output == whole.output)
+                #expect(second.saved == whole.saved)
+
+                // What was saved repeats it but for roundings; so where the sign stays, the mask is the same.
+                let repeated = try normalize(
+                    x, saved: saved, weight: weight, bias: bias, activation: activation, residual: residual,
+                    mask: mask)
+                #expect(largestError(repeated.elements, output.elements.doubles, scale: 4) < 2)
+
+                var ofOutput = saved
+                if activation != .none {
+                    ofOutput.activationMask = try ActivationMask(activation, output: output)
+                }
+                let sums = try backwardReduce(x, gradOutput: dy, saved: saved)
+                #expect(try backwardReduce(x, gradOutput: dy, saved: ofOutput) == sums)
+                let applied = try backwardApply(
+                    x, gradOutput: dy, sums: sums, weight: weight, saved: saved)
+                #expect(applied == gradients)
+                #expect((applied.residual != nil) == (residual != nil))
+            }
+        }
+    }
+
+    @Test func spans() throws {
+        let shape = try Shape.nhwc(2, 5, 4, 3)
+        var random = Random(42)
+        let x = try random.tensor(shape, as: Float.self)
+        let dy = try random.tensor(shape, as: Float.self)
+        let residual = try random.tensor(shape, as: Float.self)
+        let whole = try forwardTraining(x, activation: .relu, residual: residual)
+        let gradients = try backward(x, gradOutput: dy, saved: whole.saved)
+        let sums = try backwardReduce(x, gradOutput: dy, saved: whole.saved)
+        var gradResidual = [Float](repeating: .nan, count: shape.count)
+        var written = gradResidual.mutableSpan
+        var none = MutableSpan<Float>()
+        var none2 = MutableSpan<Float>()
+        var none3 = MutableSpan<Float>()
+        try backwardApply(
+            input: x.elements.span, gradOutput: dy.elements.span, shape: shape, sums: sums,
+            saved: whole.saved, gradInput: &none, gradWeight: &none2, gradBias: &none3,
+            gradResidual: &written)
+        #expect(gradResidual == gradients.residual?.elements)
+    }
+
+    @Test func badExtrasAreRefused() throws {
+        let x = try Tensor<Float>([1, 2, 3, 4], shape: .nc(2, 2))
+        let moments = try Moments(of: x)
+        let saved = try forwardTraining(x).saved
+        let short = try Tensor<Float>([1, 2], shape: .nc(1, 2))
+        let mismatch = BatchNormError.shapeMismatch(actual: short.shape, expected: x.shape)
+        #expect(throws: mismatch) { try normalize(x, moments: moments, residual: short) }
+        #expect(throws: mismatch) { try normalize(x, saved: saved, residual: short) }
+        let slope = Activation.leakyReLU(negativeSlope: -1)
+        #expect(throws: BatchNormError.negativeSlope(actual: -1)) {
+            try normalize(x, moments: moments, activation: slope)
+        }
+        #expect(throws: BatchNormError.negativeSlope(actual: -1)) {
+            try normalize(x, saved: saved, activation: slope)
+        }
+        var rest = saved
+        rest.meanRest = [0, 0, 0]
+        #expect(throws: BatchNormError.countMismatch(.savedMeanRest, actual: 3, expected: 2)) {
+            try normalize(x, saved: rest)
+        }
+    }
+
+    /// Without what the mean lacks, float64 gradients of a large mean lose digits.
+    @Test func theMeansRestIsSaved() throws {
+        var random = Random(43)
+        let shape = try Shape.nchw(3, 4, 9, 9)
+        let x = try random.tensor(shape, in: 1e9...(1e9 + 8), as: Double.self)
+        let (output, saved) = try forwardTraining(x)
+        #expect(saved.meanRest.contains { $0 != 0 })
+        #expect(try normalize(x, saved: saved) == output)
+    }
+}
+
+@Suite struct RecalibrationTests {
+    private func batches() throws -> [Tensor<Float>] {
+        var random = Random(44)
+        return try (1...4).map { try random.tensor(.nc(3 * $0, 2), in: 4...(5 + Double($0))) }
+    }
+
+    @Test(arguments: [StatisticsAccumulator.Method.exact, .mean])
+    func isWhatTheAccumulatorSays(_ method: StatisticsAccumulator.Method) throws {
+        var collected = try StatisticsAccumulator(channels: 2, method: method, runningVariance: .biased)
+        for batch in try batches() { try collected.add(batch) }
+        let expected = try collected.statistics(as: Float.self)
+        for fromMoments in [false, true] {
+            let layer = try BatchNormLayer<Float>(numFeatures: 2)
+            if fromMoments {
+                let moments = try batches().map { try Moments(of: $0) }
+                try layer.recalibrate(moments, method: method, runningVariance: .biased)
+            } else {
+                try layer.recalibrate(batches(), method: method, runningVariance: .biased)
+            }
+            #expect(try layer.runningMean == expected.mean)
+            #expect(try layer.runningVar == expected.variance)
+            #expect(layer.numBatchesTracked == 4)
+        }
+    }
+
+    @Test func whatIsRefusedChangesNothing() throws {
+        let layer = try BatchNormLayer<Float>(numFeatures: 2)
+        let state = try layer.state()
+        #expect(throws: BatchNormError.momentsCount(.moments, actual: 0, expected: 1)) {
+            try layer.recalibrate([Tensor<Float>]())
+        }
+        let bad = try Tensor<Float>([1, .nan, 2, 3], shape: .nc(2, 2))
+        #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) {
+            try layer.recalibrate(batches() + [bad])
+        }
+        #expect(try layer.state() == state)
+        let none = try BatchNormLayer<Float>(LayerOptions(numFeatures: 2, trackRunningStats: false))
+        #expect(throws: BatchNormError.noRunningStatistics) { try none.recalibrate(batches()) }
     }
 }

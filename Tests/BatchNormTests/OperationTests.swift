@@ -89,7 +89,7 @@ import Testing
 
     @Test func cumulativeAverageIsThePlainMeanOverAllBatches() throws {
         var random = Random(3)
-        var running = RunningStatistics<Double>(channels: 2)
+        var running = try RunningStatistics<Double>(channels: 2)
         let options = TrainingOptions(momentum: .nan, averaging: .cumulative)
         let shape = try Shape.nc(10, 2)
         var means = [0.0, 0.0]
@@ -105,10 +105,10 @@ import Testing
     @Test func emptyBatchChangesNothing() throws {
         for shape in [try Shape.nchw(0, 3, 4, 4), try .nhwc(2, 0, 4, 3), try .nc(0, 3)] {
             let x = try Tensor<Float>([], shape: shape)
-            var running = RunningStatistics<Float>(channels: 3)
+            var running = try RunningStatistics<Float>(channels: 3)
             let (y, saved) = try forwardTraining(x, running: &running)
             #expect(y.elements.isEmpty)
-            #expect(running == RunningStatistics(channels: 3))
+            #expect(try running == RunningStatistics(channels: 3))
             let gradients = try backward(x, gradOutput: x, saved: saved)
             #expect(gradients.weight == [0, 0, 0] && gradients.bias == [0, 0, 0])
         }
@@ -122,7 +122,7 @@ import Testing
             var elements = good.elements
             let places = Reference(shape: shape).positions(of: 2)
             elements[places[17]] = bad
-            var cleanRunning = RunningStatistics<Float>(channels: 4)
+            var cleanRunning = try RunningStatistics<Float>(channels: 4)
             var running = cleanRunning
             let (cleanOutput, _) = try forwardTraining(good, running: &cleanRunning)
             let (output, saved) = try forwardTraining(
@@ -148,7 +148,7 @@ import Testing
 
     @Test func nonfinitePolicyErrorComesAfterTheWork() throws {
         let x = try Tensor<Float>([1, .nan, 2, 3], shape: .nc(2, 2))
-        var running = RunningStatistics<Float>(channels: 2)
+        var running = try RunningStatistics<Float>(channels: 2)
         #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) {
             try forwardTraining(x, running: &running, options: TrainingOptions(nonfinite: .error))
         }
@@ -195,7 +195,7 @@ import Testing
                 for isa in [ISA.generic, .avx2, .avx512] {
                     for threads in [1, 2, 3, 5, 8] {
                         BatchNormSettings.isa = isa
-                        BatchNormSettings.threads = threads
+                        try BatchNormSettings.setThreads(threads)
                         let (y, saved) = try forwardTraining(x)
                         let gradients = try backward(x, gradOutput: dy, saved: saved)
                         if let expected {
@@ -334,7 +334,7 @@ import Testing
         var random = Random(10)
         let x: Tensor<Float> = try random.tensor(shape)
         let weight: [Float] = random.values(3)
-        var running = RunningStatistics<Float>(channels: 3)
+        var running = try RunningStatistics<Float>(channels: 3)
         var spanRunning = running
         let (y, saved) = try forwardTraining(x, weight: weight, running: &running)
 
@@ -352,7 +352,7 @@ import Testing
         for shape in [try Shape.nchw(2, 3, 5, 7), try .nhwc(4, 33, 9, 3), try .nc(100, 3)] {
             var random = Random(11)
             let x: Tensor<Float> = try random.tensor(shape)
-            var running = RunningStatistics<Float>(channels: 3)
+            var running = try RunningStatistics<Float>(channels: 3)
             var otherRunning = running
             let (y, saved) = try forwardTraining(x, running: &running)
             var inPlace = x

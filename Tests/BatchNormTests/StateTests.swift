@@ -32,15 +32,15 @@ import Testing
 
     private func expectSame<Scalar: BatchNormParameter>(
         _ one: BatchNormLayer<Scalar>, _ two: BatchNormLayer<Scalar>
-    ) {
+    ) throws {
         #expect(one.options == two.options)
         #expect(one.isTraining == two.isTraining)
-        #expect(one.weight == two.weight)
-        #expect(one.bias == two.bias)
-        #expect(one.runningMean == two.runningMean)
-        #expect(one.runningVar == two.runningVar)
+        #expect(try one.weight == two.weight)
+        #expect(try one.bias == two.bias)
+        #expect(try one.runningMean == two.runningMean)
+        #expect(try one.runningVar == two.runningVar)
         #expect(one.numBatchesTracked == two.numBatchesTracked)
-        #expect(one.skippedBatches == two.skippedBatches)
+        #expect(try one.skippedBatches == two.skippedBatches)
     }
 
     @Test func roundTrip() throws {
@@ -50,13 +50,13 @@ import Testing
             options.hasBias = kind & 2 != 0
             options.trackRunningStats = kind & 4 != 0
             let float: BatchNormLayer<Float> = try layer(options)
-            expectSame(try BatchNormLayer(state: float.state()), float)
+            try expectSame(BatchNormLayer(state: float.state()), float)
             let double: BatchNormLayer<Double> = try layer(options)
-            expectSame(try BatchNormLayer(state: double.state()), double)
+            try expectSame(BatchNormLayer(state: double.state()), double)
 
             let other = try BatchNormLayer<Float>(options)
             try other.load(state: float.state())
-            expectSame(other, float)
+            try expectSame(other, float)
         }
     }
 
@@ -65,8 +65,8 @@ import Testing
         let target = try BatchNormLayer<Float>(numFeatures: 3)
         try target.load(state: source.state())
         #expect(target.options == LayerOptions(numFeatures: 3))
-        #expect(target.weight == source.weight)
-        #expect(target.runningVar == source.runningVar)
+        #expect(try target.weight == source.weight)
+        #expect(try target.runningVar == source.runningVar)
         #expect(target.numBatchesTracked == source.numBatchesTracked)
         #expect(!target.isTraining)
     }
@@ -76,7 +76,7 @@ import Testing
         let layer = try BatchNormLayer<Float>(
             LayerOptions(numFeatures: 1, hasBias: false, trackRunningStats: false))
         try layer.setWeight([-2])
-        let bytes = layer.state()
+        let bytes = try layer.state()
         let expected: [UInt8] =
             [0x89, 0x42, 0x4e, 0x53, 0x0d, 0x0a, 0x1a, 0x0a]
             + [2, 0, 0, 0] + [1, 0, 0, 0] + [96, 0, 0, 0, 0, 0, 0, 0]
@@ -93,8 +93,8 @@ import Testing
     @Test func everyFlippedBitIsFoundAndNothingChanges() throws {
         let source: BatchNormLayer<Float> = try layer(unusual)
         let target = try BatchNormLayer<Float>(unusual)
-        let before = target.state()
-        let bytes = source.state()
+        let before = try target.state()
+        let bytes = try source.state()
         for index in bytes.indices {
             for bit in 0..<8 {
                 var damaged = bytes
@@ -103,7 +103,7 @@ import Testing
                 #expect(throws: BatchNormError.self) { try BatchNormLayer<Float>(state: damaged) }
             }
         }
-        #expect(target.state() == before)
+        #expect(try target.state() == before)
     }
 
     @Test func truncatedAndExtended() throws {

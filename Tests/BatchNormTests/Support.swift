@@ -11,7 +11,7 @@ func withOwnSettings<Result>(_ body: () throws -> Result) rethrows -> Result {
         let threads = BatchNormSettings.threads
         let isa = BatchNormSettings.isa
         defer {
-            BatchNormSettings.threads = threads
+            try? BatchNormSettings.setThreads(threads)
             BatchNormSettings.isa = isa
             try? BatchNormSettings.setThreading(.automatic)
         }

@@ -17,9 +17,9 @@ import Testing
 
     @Test func aClosureRunsTheMembers() throws {
         try withOwnSettings {
-            BatchNormSettings.threads = 1
+            try BatchNormSettings.setThreads(1)
             let expected = try normalize()
-            BatchNormSettings.threads = 3
+            try BatchNormSettings.setThreads(3)
             let counts = Mutex((calls: 0, widest: 0))
             BatchNormSettings.useThreadPool { members, member in
                 counts.withLock { $0 = ($0.calls + 1, max($0.widest, members)) }
@@ -35,9 +35,9 @@ import Testing
 
     @Test func dispatchRunsTheMembers() throws {
         try withOwnSettings {
-            BatchNormSettings.threads = 1
+            try BatchNormSettings.setThreads(1)
             let expected = try normalize()
-            BatchNormSettings.threads = 4
+            try BatchNormSettings.setThreads(4)
             BatchNormSettings.useThreadPool { members, member in
                 DispatchQueue.concurrentPerform(iterations: members, execute: member)
             }

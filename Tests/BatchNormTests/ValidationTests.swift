@@ -92,13 +92,13 @@ import Testing
             try expect(.momentum(actual: bad)) { job, _ in job.options.momentum = bad }
         }
         let x = try Tensor<Float>([1, 2], shape: .nc(2, 1))
-        var running = RunningStatistics<Float>(channels: 1)
+        var running = try RunningStatistics<Float>(channels: 1)
         for options in [TrainingOptions(epsilon: .nan), TrainingOptions(momentum: .nan)] {
             #expect(throws: BatchNormError.self) {
                 try forwardTraining(x, running: &running, options: options)
             }
         }
-        #expect(running == RunningStatistics(channels: 1))
+        #expect(try running == RunningStatistics(channels: 1))
         // Nobody uses a momentum without running statistics.
         #expect(throws: Never.self) {
             try forwardTraining(x, options: TrainingOptions(momentum: .nan))
@@ -246,7 +246,7 @@ import Testing
         #expect(throws: BatchNormError.countMismatch(.weight, actual: 0, expected: 2)) {
             try forwardTraining(x, weight: [])
         }
-        var running = RunningStatistics<Float>(channels: 3)
+        var running = try RunningStatistics<Float>(channels: 3)
         #expect(throws: BatchNormError.countMismatch(.runningMean, actual: 3, expected: 2)) {
             try forwardTraining(x, running: &running)
         }

@@ -45,8 +45,8 @@ for step in 1...80 {
     }
     if step == 1 || step % 20 == 0 { print("step \(step): loss \(loss)") }
 }
-print("weight \(layer.weight ?? []), expected about \(scale)")
-print("bias \(layer.bias ?? []), expected about \(shift)")
+print("weight \(try layer.weight ?? []), expected about \(scale)")
+print("bias \(try layer.bias ?? []), expected about \(shift)")
 
 // One image: in evaluation mode the statistics collected in training normalize it.
 layer.isTraining = false
