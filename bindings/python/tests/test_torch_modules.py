@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import batchnorm
-from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _kernels, modules
 
 PAIRS = [
     (BatchNorm1d, nn.BatchNorm1d, (6, 5)),
@@ -37,6 +39,15 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, to
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(20261121)
+
+
+class Seen(TorchDispatchMode):
+    """A mode that looks at every operator, so that calls take the dispatcher's way."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return function(*args, **(kwargs or {}))
 
 
 def twins(
@@ -180,6 +191,71 @@ def test_unknown_activation_is_refused_and_nothing_is_written() -> None:
         assert torch.equal(value, before[name])
 
 
+def with_a_broadcast(layer: Any, activation: Any, slope: float = 0.01) -> Tensor:
+    """A call that PyTorch does itself, for its residual."""
+    result: Tensor = layer(torch.randn(3, 5, 4, 4), torch.ones(5, 1, 1), activation, slope)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda layer: with_a_broadcast(layer, "gelu"), ValueError, "activation is 'gelu'"),
+        (
+            lambda layer: with_a_broadcast(layer, "leaky_relu", -0.5),
+            ValueError,
+            "negative_slope is -0.5, expected a finite number of at least 0",
+        ),
+        (
+            lambda layer: layer(torch.randn(3, 5, 4, 4), None, "leaky_relu", float("nan")),
+            ValueError,
+            "negative_slope is nan, expected",
+        ),
+        (
+            lambda layer: layer(torch.randn(3, 5, 4, 4), torch.ones(3, 5, 4, 3)),
+            ValueError,
+            r"residual has shape \[3, 5, 4, 3\], expected .* \[3, 5, 4, 4\]",
+        ),
+        (
+            lambda layer: layer(torch.randn(3, 5, 4, 4), 1.0),
+            TypeError,
+            r"residual is a float, expected a torch\.Tensor",
+        ),
+        (
+            lambda layer: layer(torch.randn(3, 5, 4, 4).requires_grad_(), torch.ones(7, 1)),
+            ValueError,
+            "residual has shape",
+        ),
+    ],
+)
+def test_what_follows_is_checked_before_anything_is_written(
+    call: Callable[[Any], Tensor], error: type[Exception], match: str
+) -> None:
+    layer = BatchNorm2d(5)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(error, match=match):
+        call(layer)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("call", [with_a_broadcast, fused], ids=["by PyTorch", "fused"])
+def test_a_slope_of_0_is_a_relu(call: Any) -> None:
+    x = torch.randn(3, 5, 4, 4)
+    results = []
+    for activation, slope in (("relu", 0.01), ("leaky_relu", 0.0)):
+        torch.manual_seed(1)
+        layer, own = BatchNorm2d(5), x.clone().requires_grad_()
+        y = (
+            layer(own, None, activation, slope)
+            if call is fused
+            else with_a_broadcast(layer, activation, slope)
+        )
+        y.square().sum().backward()
+        results.append([y.abs(), own.grad, layer.weight.grad])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def strided(shape: tuple[int, ...]) -> dict[str, Tensor]:
     wide = torch.randn(*shape[:-1], 2 * shape[-1])
     return {
@@ -215,6 +291,86 @@ def test_memory_formats_are_kept() -> None:
         assert y.stride() == x.stride()
         (grad,) = torch.autograd.grad(y.square().sum(), x)
         assert grad.stride() == x.stride()
+
+
+def dense(x: Tensor) -> Tensor:
+    return x.to(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()])
+
+
+WITH_ORDER: dict[str, Callable[[], Tensor]] = {
+    "first half": lambda: dense(torch.randn(4, 6, 5, 7)).chunk(2, 1)[0],
+    "second half": lambda: dense(torch.randn(4, 6, 5, 7)).chunk(2, 1)[1],
+    "every second channel": lambda: dense(torch.randn(4, 6, 5, 7))[:, ::2],
+    "one channel": lambda: dense(torch.randn(4, 6, 5, 7))[:, :1],
+    "one pixel": lambda: dense(torch.randn(4, 6, 5, 7))[:, :, :1, :1],
+    "one column": lambda: dense(torch.randn(4, 6, 5, 7))[..., :1],
+    "one image": lambda: dense(torch.randn(4, 6, 5, 7))[:1, ::2],
+    "every second row": lambda: dense(torch.randn(4, 6, 5, 7))[:, :, ::2],
+    "transposed": lambda: dense(torch.randn(4, 6, 5, 7)).transpose(2, 3),
+    "expanded": lambda: dense(torch.randn(1, 6, 5, 7)).expand(4, 6, 5, 7),
+    "half a volume": lambda: dense(torch.randn(2, 6, 3, 4, 5)).chunk(2, 1)[1],
+    "half of contiguous": lambda: torch.randn(4, 6, 5, 7).chunk(2, 1)[0],
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("way", ["direct", "dispatcher", "compiled"])
+@pytest.mark.parametrize("kind", WITH_ORDER)
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler, about itself
+def test_slices_have_the_memory_format_that_pytorch_gives(
+    kind: str, way: str, training: bool
+) -> None:
+    x = WITH_ORDER[kind]()
+    ours, theirs = (BatchNorm2d, nn.BatchNorm2d) if x.dim() == 4 else (BatchNorm3d, nn.BatchNorm3d)
+    a, b = twins(ours, theirs, x.shape[1])
+    results = []
+    for layer in (a.train(training), b.train(training)):
+        own = x.detach().requires_grad_()
+        with Seen() if way == "dispatcher" else contextlib.nullcontext():
+            run = torch.compile(layer, backend="aot_eager") if way == "compiled" else layer
+            y = run(own)
+            (grad,) = torch.autograd.grad(y.square().sum(), own)
+        results.append((y, grad))
+    for one, other in zip(*results, strict=True):
+        assert one.stride() == other.stride()
+        close(one, other, 20)
+
+
+def test_what_is_strided_or_half_takes_the_direct_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an exception, and then the dispatcher."""
+    refused: list[str] = []
+    monkeypatch.setattr(
+        _kernels.UnfitError, "__init__", lambda self, text: refused.append(text), raising=False
+    )
+    with contextlib.ExitStack() as stack:
+        for name in ("forward_training", "forward_inference"):
+            stack.enter_context(pytest.MonkeyPatch.context()).delattr(modules, name)
+        shape = (4, 5, 6, 3)
+        gradients = [*strided(shape).values(), torch.randn(shape), dense(torch.randn(shape))]
+        inputs = [*gradients, dense(torch.randn(4, 10, 6, 3)).chunk(2, 1)[0]]
+        for x in inputs:
+            for gradient in gradients:
+                for training in (True, False):
+                    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+                    rows = []
+                    for layer in (a.train(training), b.train(training)):
+                        own = x.detach().requires_grad_()
+                        if layer is a:
+                            y = layer(own, gradient, "relu")
+                        else:
+                            y = fused(layer, own, gradient, "relu")
+                        y.backward(gradient)
+                        rows.append((y, own.grad))
+                    for one, other in zip(*rows, strict=True):
+                        close(one, other, 20)
+        for dtype in HALVES:
+            for training in (True, False):
+                layer = BatchNorm2d(5).to(dtype).train(training)
+                x = torch.randn(shape).to(dtype).requires_grad_()
+                layer(x).sum().backward()
+                assert layer.weight.grad is not None
+                assert layer.weight.grad.dtype is dtype
+    assert refused == []
 
 
 def test_transposed_sequences_give_contiguous_ones_as_in_pytorch() -> None:
@@ -317,15 +473,114 @@ def test_inference_mode_and_no_grad() -> None:
     assert not a(x.clone().requires_grad_().detach()).isnan().any()
 
 
-def test_buffers_count_as_changed() -> None:
-    """What autograd kept of a frozen forward must not be used after an update."""
-    layer = BatchNorm2d(5).eval()
-    x = torch.randn(2, 5, 4, 4, requires_grad=True)
-    y = layer(x)
-    layer.train()
-    layer(x.detach())
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
+def retrain(layer: Any) -> None:
+    layer.train()((torch.randn(2, 5, 4, 4) * 3 + 2).to(layer.weight.dtype))
+
+
+def assign(layer: Any) -> None:
+    layer.running_var.fill_(9.0)
+    layer.running_mean.data.add_(1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("change", [retrain, assign])
+@pytest.mark.parametrize("way", ["direct", "dispatcher", "compiled"])
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler, about itself
+def test_a_backward_takes_the_statistics_of_its_forward(
+    way: str, change: Callable[[Any], None], activation: Any, dtype: torch.dtype
+) -> None:
+    """Evaluated, trained or edited since, and one backward through all of it."""
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
+    a, b = a.to(dtype).eval(), b.to(dtype).eval()
+    x1 = torch.randn(2, 5, 4, 4).to(dtype).requires_grad_()
+    x2 = x1.detach().clone().requires_grad_()
+    with Seen() if way == "dispatcher" else contextlib.nullcontext():
+        run = torch.compile(a, backend="aot_eager") if way == "compiled" else a
+        y = run(x1, None, activation)
+    change(a)
+    y.sum().backward()
+    fused(b, x2, None, activation).sum().backward()
+    close(x1.grad, x2.grad)
+    close(a.weight.grad, b.weight.grad, 20)
+
+
+def test_forwards_of_both_modes_and_one_backward() -> None:
+    """PyTorch's own backward takes the statistics of its own time, so it gets a copy."""
+    results = []
+    for layer in twins(BatchNorm2d, nn.BatchNorm2d, 5, dtype=torch.float64):
+        torch.manual_seed(3)
+        x, z = torch.randn(2, 2, 5, 4, 4, dtype=torch.float64)
+        x.requires_grad_()
+        if type(layer) is BatchNorm2d:
+            frozen = layer.eval()(x)
+        else:
+            statistics = layer.running_mean.clone(), layer.running_var.clone()
+            frozen = nn.functional.batch_norm(x, *statistics, layer.weight, layer.bias)
+        trained = layer.train()(z) + layer(x)
+        (frozen * trained).square().sum().backward()
+        results.append([x.grad, layer.weight.grad, layer.bias.grad, layer.running_var])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("missing", ["running_mean", "running_var"])
+@pytest.mark.parametrize("way", ["direct", "dispatcher"])
+def test_one_of_the_two_statistics_is_refused_as_in_pytorch(
+    way: str, missing: str, training: bool
+) -> None:
+    messages = []
+    for kind in (BatchNorm2d, nn.BatchNorm2d):
+        layer: Any = kind(5).train(training)
+        setattr(layer, missing, None)
+        other = layer.running_mean if missing == "running_var" else layer.running_var
+        before = other.clone()
+        seen = Seen() if way == "dispatcher" else contextlib.nullcontext()
+        with seen, pytest.raises((ValueError, RuntimeError)) as raised:
+            layer(torch.randn(2, 5, 4, 4))
+        messages.append(f"{type(raised.value).__name__}: {raised.value}")
+        assert torch.equal(other, before)
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler, about itself
+def test_an_eps_of_0_is_the_same_on_every_way() -> None:
+    """A variance of 0 has an invstd of 0 then, where PyTorch divides by 0."""
+    torch._dynamo.reset()
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5, eps=0.0)
+    for layer in (a.eval(), b.eval()):
+        layer.running_var[2] = 0.0
+    x = torch.randn(2, 5, 4, 4)
+    results: list[list[Any]] = []
+    for run in (a, a, torch.compile(a, fullgraph=True, backend="aot_eager"), b):
+        a.weight.grad = None
+        own = x.clone().requires_grad_()
+        with Seen() if len(results) == 1 else contextlib.nullcontext():
+            y = run(own)
+            y.sum().backward()
+        results.append([y.detach(), own.grad, (b if run is b else a).weight.grad])  # type: ignore[union-attr]
+    for ours in results[1:3]:
+        for one, other in zip(ours, results[0], strict=True):
+            assert torch.equal(one, other)
+    y, grad, grad_weight = results[0]
+    assert torch.equal(y[:, 2], a.bias[2].expand(2, 4, 4).detach())
+    assert grad[:, 2].count_nonzero() == grad_weight[2] == 0
+    others = [0, 1, 3, 4]
+    for one, other in zip(results[0], results[3], strict=True):
+        if one.dim() == 4:
+            close(one[:, others], other[:, others])
+        else:
+            close(one[others], other[others], 20)
+
+
+@pytest.mark.parametrize("option", ["eps", "momentum"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("training", [True, False])
+def test_numbers_that_pytorch_alone_takes(option: str, value: float, training: bool) -> None:
+    a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5, **{option: value})
+    x = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(a.train(training)(x), b.train(training)(x), equal_nan=True)
+    torch.testing.assert_close(a.running_mean, b.running_mean, equal_nan=True)
 
 
 def test_autocast() -> None:
@@ -375,7 +630,7 @@ def test_large_results_come_from_recycled_memory() -> None:
     before = batchnorm.memory.stats()
     layer(x).sum().backward()
     after = batchnorm.memory.stats()
-    assert after.hits - before.hits == 2  # output and gradient
+    assert after.hits - before.hits == 3  # output, its gradient made dense, the input's gradient
     assert after.misses == before.misses
 
 
@@ -505,3 +760,105 @@ def test_without_a_count_cumulative_averages_stand_still() -> None:
     stock(torch.randn(8, 2) + 5)
     assert torch.equal(layer.running_mean, stock.running_mean)  # type: ignore[arg-type]
     assert torch.equal(layer.running_var, stock.running_var)  # type: ignore[arg-type]
+
+
+def test_a_statistic_that_cannot_be_written_to_leaves_the_other_alone() -> None:
+    messages = []
+    for kind in (nn.BatchNorm1d, BatchNorm1d):
+        layer = kind(2)
+        with torch.inference_mode():
+            layer.running_var = torch.ones(2)
+        with pytest.raises(RuntimeError, match=r"[Ii]nference") as caught:
+            layer(torch.randn(8, 2))
+        messages.append(str(caught.value))
+        assert torch.equal(layer.running_mean, torch.zeros(2))  # type: ignore[arg-type]
+    assert messages[0] == messages[1]
+
+
+# Half statistics.
+
+# A tenth of the variance of +-LARGE is beyond what the dtype holds.
+LARGE = {torch.float16: 6e4, torch.bfloat16: 1e20}
+
+
+def large(dtype: torch.dtype) -> Tensor:
+    """Three channels, of which the second is as large as it can be."""
+    x = torch.randn(8, 3, 4, 4)
+    x[:, 1] = x[:, 1].sign() * LARGE[dtype]
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("way", ["direct", "dispatcher", "compiled"])
+@pytest.mark.parametrize("momentum", [0.1, 1.0, None])
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's compiler, about itself
+def test_a_half_statistic_that_would_be_infinite_is_kept(
+    momentum: Any, way: str, dtype: torch.dtype
+) -> None:
+    """Both of its channel, as float32 ones of a variance beyond float32; all others take part."""
+    layer = BatchNorm2d(3, momentum=momentum).to(dtype)
+    reference = BatchNorm2d(3, momentum=momentum)
+    run = torch.compile(layer, backend="aot_eager") if way == "compiled" else layer
+    for _ in range(2):
+        x = large(dtype)
+        with Seen() if way == "dispatcher" else contextlib.nullcontext():
+            y = run(x)
+        close(y, reference(x.float()).to(dtype))
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    assert layer.num_batches_tracked == 2
+    assert layer.running_mean[1] == 0.0
+    assert layer.running_var[1] == 1.0
+    for name in ("running_mean", "running_var"):
+        ours, wide = getattr(layer, name)[::2], getattr(reference, name)[::2]
+        assert ours.dtype is dtype
+        close(ours, wide.to(dtype), 2)
+    small = torch.randn(8, 3, 4, 4).to(dtype)
+    run(small)
+    assert layer.running_var[1] != 1.0
+    assert layer.running_var.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_half_statistics_that_still_fit_are_taken_in(dtype: torch.dtype) -> None:
+    """The average counts, not the batch: 0.9 * 1 + 0.1 * (more than the dtype holds)."""
+    bound = torch.finfo(dtype).max
+    x = torch.tensor([-1.0, 1.0, -1.0, 1.0]) * (2 * bound) ** 0.5
+    layer = BatchNorm1d(1).to(dtype)
+    layer(x.to(dtype).view(4, 1))
+    assert layer.running_var is not None
+    assert 0.2 * bound < layer.running_var.item() < 0.4 * bound
+
+
+def test_a_statistic_between_float32s_end_and_bfloat16s() -> None:
+    """Finite in float32, infinite once rounded."""
+    layer = BatchNorm1d(1, momentum=1.0)
+    x = torch.full((150, 1), 2.0**64 - 2.0**56)
+    x[::2] *= -1
+    layer(x.bfloat16())
+    assert layer.running_var is not None
+    assert layer.running_var.isfinite().all()
+    assert layer.running_var.bfloat16().isinf().all()
+    half = BatchNorm1d(1, momentum=1.0).bfloat16()
+    half(x.bfloat16())
+    assert half.running_var is not None
+    assert half.running_var.item() == 1.0
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_old_half_statistics_are_treated_as_wide_ones(momentum: Any, dtype: torch.dtype) -> None:
+    """NaN and infinity among them too, such as `.half()` makes of a running_var beyond 65504."""
+    half, wide = BatchNorm2d(3, momentum=momentum).to(dtype), BatchNorm2d(3, momentum=momentum)
+    for layer in (half, wide):
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_var[1] = float("inf")
+        layer.running_mean[2] = float("nan")
+    for _ in range(3):
+        x = torch.randn(8, 3, 4, 4).to(dtype)
+        half(x)
+        wide(x)
+    for name in ("running_mean", "running_var"):
+        ours, expected = getattr(half, name), getattr(wide, name)
+        torch.testing.assert_close(ours.float(), expected, rtol=2e-2, atol=2e-2, equal_nan=True)

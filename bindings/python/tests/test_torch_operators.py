@@ -145,6 +145,151 @@ def test_gradients_of_gradients_as_pytorch_has_them() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_gradient_penalty_reaches_all_of_a_fused_call(
+    activation: str | None, with_residual: bool, training: bool
+) -> None:
+    """Bias and residual as well, if only with zeros: whoever sums gradients looks for them."""
+    grads = []
+    for kind in (BatchNorm2d, nn.BatchNorm2d):
+        torch.manual_seed(1)
+        layer: Any = kind(5, dtype=torch.float64).train(training)
+        x, r, g = torch.randn(3, 4, 5, 3, 3, dtype=torch.float64)
+        x.requires_grad_()
+        r = r.requires_grad_() if with_residual else None
+        if kind is BatchNorm2d:
+            y = layer(x, r, activation, 0.1)
+        else:
+            y = layer(x) if r is None else layer(x) + r
+            if activation is not None:
+                y = nn.functional.leaky_relu(y, 0.1 if activation == "leaky_relu" else 0.0)
+        inputs = [x, layer.weight, *([] if r is None else [r])]
+        first = torch.autograd.grad(y, inputs, g * y.detach(), create_graph=True)
+        torch.stack([each.square().sum() for each in first]).sum().backward()
+        grads.append([x.grad, layer.weight.grad, layer.bias.grad, None if r is None else r.grad])
+    for ours, theirs in zip(*grads, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert (grads[0][2] is None) == (activation is None)
+
+
+def test_second_derivatives_where_a_channel_has_no_deviation() -> None:
+    """With eps 0 and a running_var of 0, invstd is 0: so are all derivatives of that channel."""
+    x, w, b, _ = tensors((2, 3, 2, 3))
+    mean, var = statistics()
+    var[1] = 0.0
+
+    def call(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return _operators.forward_inference(x, w, b, mean, var, 0.0, None, "relu", 0.1)
+
+    y = call(x, w, b)
+    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    found = torch.autograd.grad(grad.square().sum(), [x, w])
+    assert all(each.isfinite().all() for each in (grad, *found))
+    assert grad[:, 1].count_nonzero() == 0
+
+
+def backward_with(**changed: Any) -> Any:
+    """torch.ops.batchnorm.backward with some of its arguments changed."""
+    x = torch.randn(2, 3, 4)
+    values = {
+        "grad_output": torch.randn(2, 3, 4),
+        "input": x,
+        "weight": None,
+        "saved": torch.ones(2, 3, dtype=torch.float64),
+        "running_mean": None,
+        "running_var": None,
+        "eps": 1e-5,
+        "output": None,
+        "activation": None,
+        "negative_slope": 0.1,
+        "wanted": [True] * 4,
+        **changed,
+    }
+    return torch.ops.batchnorm.backward(*values.values())
+
+
+def training_with(**changed: Any) -> Any:
+    """torch.ops.batchnorm.forward_training with some of its arguments changed."""
+    values = {
+        "input": torch.randn(2, 3, 4),
+        "weight": None,
+        "bias": None,
+        "running_mean": torch.zeros(3),
+        "running_var": torch.ones(3),
+        "num_batches_tracked": None,
+        "momentum": 0.1,
+        "eps": 1e-5,
+        "residual": None,
+        "activation": None,
+        "negative_slope": 0.1,
+        **changed,
+    }
+    return torch.ops.batchnorm.forward_training(*values.values())
+
+
+def inference_with(**changed: Any) -> Any:
+    """torch.ops.batchnorm.forward_inference with some of its arguments changed."""
+    values = {
+        "input": torch.randn(2, 3, 4),
+        "weight": None,
+        "bias": None,
+        "running_mean": torch.zeros(3),
+        "running_var": torch.ones(3),
+        "eps": 1e-5,
+        "residual": None,
+        "activation": None,
+        "negative_slope": 0.1,
+        **changed,
+    }
+    return torch.ops.batchnorm.forward_inference(*values.values())
+
+
+REFUSALS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
+    (backward_with, {"saved": None}, "saved is None, expected it, or running_mean"),
+    (
+        backward_with,
+        {"saved": None, "running_mean": torch.zeros(3)},
+        "saved is None, expected it, or running_mean and running_var",
+    ),
+    (backward_with, {"activation": "relu"}, "output is None, expected the forward's"),
+    (backward_with, {"activation": "gelu", "output": torch.ones(2, 3, 4)}, "activation is 'gelu'"),
+    (backward_with, {"grad_output": torch.ones(2, 3, 5)}, r"grad_output has shape \[2, 3, 5\]"),
+    (backward_with, {"saved": torch.ones(2, 4)}, r"saved statistics have shape \[2, 4\]"),
+    (backward_with, {"weight": torch.ones(4)}, "weight should contain 3 elements not 4"),
+    (backward_with, {"input": torch.ones(2, 3, 4).int()}, "not implemented for 'int32'"),
+    (training_with, {"running_var": None}, "one of running_mean and running_var is None"),
+    (training_with, {"running_mean": None}, "one of running_mean and running_var is None"),
+    (training_with, {"eps": 0.0}, "eps is 0.0, expected a positive"),
+    (training_with, {"eps": float("nan")}, "eps is nan, expected a positive"),
+    (training_with, {"momentum": float("inf")}, "momentum is inf, expected a finite number"),
+    (training_with, {"input": torch.ones(1, 3)}, r"two values per channel, got \[1, 3\]"),
+    (training_with, {"residual": torch.ones(2, 3, 1)}, r"residual has shape \[2, 3, 1\]"),
+    (training_with, {"running_var": torch.ones(2)}, "running_var should contain 3 elements not 2"),
+    (training_with, {"activation": "gelu"}, "activation is 'gelu'"),
+    (inference_with, {"eps": -1.0}, "eps is -1.0, expected a finite number of at least 0"),
+    (inference_with, {"input": torch.ones(0, 3)}, r"nothing to normalize in \[0, 3\]"),
+    (inference_with, {"input": torch.ones(3)}, "expected 2D to 5D input"),
+    (inference_with, {"bias": torch.ones(3).double()}, "bias is a Tensor with dtype torch.float64"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "changed", "match"),
+    REFUSALS,
+    ids=[f"{call.__name__}-{'-'.join(changed)}" for call, changed, _ in REFUSALS],
+)
+def test_operators_say_what_is_wrong(
+    call: Callable[..., Any], changed: dict[str, Any], match: str
+) -> None:
+    call()
+    with pytest.raises((RuntimeError, ValueError), match=match):
+        call(**changed)
+
+
 def test_forward_mode() -> None:
     x, t = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64)
     derivatives = []

@@ -7,13 +7,15 @@ written; _operators then makes it fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from ctypes import c_int64, sizeof
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 from torch.nn import Parameter
 
 from .. import _lowlevel as c
@@ -55,6 +57,11 @@ class Form(NamedTuple):
 def vector_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of weight, bias and running statistics inside the library."""
     return torch.float32 if dtype in HALVES else dtype
+
+
+def widened(vector: Tensor, dtype: torch.dtype) -> Tensor:
+    """A parameter or statistic of a tensor's dtype as the library takes it: float32 for halves."""
+    return vector.float() if dtype in HALVES and vector.dtype is dtype else vector
 
 
 def form_of(input: Tensor) -> Form:
@@ -133,6 +140,27 @@ def _vector_address(vector: Tensor, name: str, channels: int, dtype: torch.dtype
     )
 
 
+def _call(function: Callable[..., Any], problem: c.bn_problem, args: Any) -> None:
+    """Calls C, as an event of the function's name where a profiler is at work."""
+    if not torch._C._autograd._profiler_enabled():
+        function(problem, args)
+        return
+    with record_function(function.__name__):
+        function(problem, args)
+
+
+def _take_in(running: tuple[Tensor, Tensor], wide: tuple[Tensor, Tensor]) -> None:
+    """Lets half statistics take in what their wide copies have, or keep a channel's two."""
+    if wide[0] is running[0] and wide[1] is running[1]:
+        return
+    new = [each.to(old.dtype) for each, old in zip(wide, running, strict=True)]
+    # Not what was infinite before: that stays, or has been replaced, as the library does it.
+    lost = [each.isfinite() & ~half.isfinite() for each, half in zip(wide, new, strict=True)]
+    kept = lost[0] | lost[1]
+    for old, half in zip(running, new, strict=True):
+        old.copy_(torch.where(kept, old, half))
+
+
 def forward_training(
     input: Tensor,
     weight: Tensor | None,
@@ -149,12 +177,19 @@ def forward_training(
     """The output, and the saved mean and invstd as one float64 tensor (2, C).
 
     Running statistics and `num_batches_tracked` are updated in place; `momentum` None is cumulative
-    averaging, by the latter.
+    averaging, by the latter. Running statistics may have a half input's dtype. One that its dtype
+    cannot hold keeps its channel's two as they were, as in the library where float32 cannot.
     """
     form = form_of(input)
     channels, dtype = form.channels, form.vector_dtype
-    if form.elements <= channels or eps <= 0.0:
-        raise UnfitError("training needs two values per channel and a positive eps")
+    if form.elements <= channels:
+        raise UnfitError(f"training needs two values per channel, got {list(form.shape)}")
+    if not 0.0 < eps < math.inf:
+        raise UnfitError(f"eps is {eps}, expected a positive number in training")
+    if momentum is not None and not math.isfinite(momentum):
+        raise UnfitError(f"momentum is {momentum}, expected a finite number or None")
+    if (running_mean is None) != (running_var is None):
+        raise UnfitError("one of running_mean and running_var is None, expected both or neither")
     args = c.bn_forward_training_args(_TRAINING_SIZE)
     args.epsilon = eps
     if momentum is None and num_batches_tracked is not None:
@@ -170,8 +205,9 @@ def forward_training(
         args.bias = _vector_address(bias, "bias", channels, dtype)
         args.bias_count = channels
     if running_mean is not None and running_var is not None:
-        args.running_mean = _vector_address(running_mean, "running_mean", channels, dtype)
-        args.running_var = _vector_address(running_var, "running_var", channels, dtype)
+        mean, var = widened(running_mean, form.dtype), widened(running_var, form.dtype)
+        args.running_mean = _vector_address(mean, "running_mean", channels, dtype)
+        args.running_var = _vector_address(var, "running_var", channels, dtype)
         args.running_mean_count = args.running_var_count = channels
         if num_batches_tracked is not None:
             if num_batches_tracked.dtype is not torch.int64 or not num_batches_tracked.is_cpu:
@@ -192,7 +228,9 @@ def forward_training(
     args.saved_mean_count = args.saved_invstd_count = channels
     output = empty_like(input)
     args.output = output.data_ptr()
-    c.bn_forward_training(form.problem, args)
+    _call(c.bn_forward_training, form.problem, args)
+    if running_mean is not None and running_var is not None:
+        _take_in((running_mean, running_var), (mean, var))
     return output, saved
 
 
@@ -210,8 +248,10 @@ def forward_inference(
     """Normalized by the running statistics."""
     form = form_of(input)
     channels, dtype = form.channels, form.vector_dtype
-    if not form.elements or eps < 0.0:
-        raise UnfitError("there is nothing to normalize, or eps is negative")
+    if not form.elements:
+        raise UnfitError(f"there is nothing to normalize in {list(form.shape)}")
+    if not 0.0 <= eps < math.inf:
+        raise UnfitError(f"eps is {eps}, expected a finite number of at least 0")
     args = c.bn_forward_inference_args(_INFERENCE_SIZE)
     args.epsilon = eps
     args.input = input.data_ptr()
@@ -222,8 +262,9 @@ def forward_inference(
     if bias is not None:
         args.bias = _vector_address(bias, "bias", channels, dtype)
         args.bias_count = channels
-    args.running_mean = _vector_address(running_mean, "running_mean", channels, dtype)
-    args.running_var = _vector_address(running_var, "running_var", channels, dtype)
+    mean, var = widened(running_mean, form.dtype), widened(running_var, form.dtype)
+    args.running_mean = _vector_address(mean, "running_mean", channels, dtype)
+    args.running_var = _vector_address(var, "running_var", channels, dtype)
     args.running_mean_count = args.running_var_count = channels
     if residual is not None:
         args.residual = _address(residual, "residual", form)
@@ -233,7 +274,7 @@ def forward_inference(
         args.negative_slope = negative_slope
     output = empty_like(input)
     args.output = output.data_ptr()
-    c.bn_forward_inference(form.problem, args)
+    _call(c.bn_forward_inference, form.problem, args)
     return output
 
 
@@ -306,16 +347,20 @@ def backward(
         args.saved_mean = address = saved.data_ptr()
         args.saved_invstd = address + 8 * channels
         args.saved_mean_count = args.saved_invstd_count = channels
+    elif running_mean is None or running_var is None:
+        raise UnfitError("saved is None, expected it, or running_mean and running_var")
     else:
-        assert running_mean is not None
-        assert running_var is not None
         args.statistics = c.Statistics.RUNNING
-        args.running_mean = _vector_address(running_mean, "running_mean", channels, dtype)
-        args.running_var = _vector_address(running_var, "running_var", channels, dtype)
+        mean, var = widened(running_mean, form.dtype), widened(running_var, form.dtype)
+        args.running_mean = _vector_address(mean, "running_mean", channels, dtype)
+        args.running_var = _vector_address(var, "running_var", channels, dtype)
         args.running_mean_count = args.running_var_count = channels
     grad_input = grad_weight = grad_bias = grad_residual = None
     if activation is not None:
-        assert output is not None
+        if output is None:
+            raise UnfitError(
+                f"output is None, expected the forward's: activation is {activation!r}"
+            )
         args.activation = parse(ACTIVATIONS, "activation", activation)
         args.negative_slope = negative_slope
         args.output = _address(output, "output", form)
@@ -333,5 +378,5 @@ def backward(
     if wanted.bias:
         grad_bias = _new_vector(weight, channels, dtype)
         args.grad_bias, args.grad_bias_count = grad_bias.data_ptr(), channels
-    c.bn_backward(form.problem, args)
+    _call(c.bn_backward, form.problem, args)
     return Gradients(grad_input, grad_weight, grad_bias, grad_residual)

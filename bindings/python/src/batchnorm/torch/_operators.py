@@ -7,6 +7,7 @@ differentiate them, twice and more.
 
 Through the dispatcher, a call of kernels that are in Python costs some 25 us. So plain CPU tensors
 take a shorter way to the same autograd functions, on which running statistics are updated in place.
+On both, what lies in no memory order of the library is made dense first, and half parameters wide.
 `is_plain` and `UnfitError` say when not; whatever they do not know goes through the dispatcher.
 """
 
@@ -17,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.autograd import Function, forward_ad
 
 from . import _kernels
-from ._kernels import Gradients, UnfitError, Wanted
+from ._kernels import HALVES, Gradients, UnfitError, Wanted, widened
+from ._memory import empty_like
 
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
@@ -80,35 +83,54 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-# ---- Making tensors fit, for the dispatcher's kernels -------------------------------------------
+# ---- Making tensors fit -------------------------------------------------------------------------
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """The tensor itself if it lies in NCHW or NHWC order, else a contiguous copy.
+    """The tensor itself if it lies in NCHW or NHWC order, else a dense copy, as autograd sees it.
 
-    As PyTorch's own batch_norm does, for which images and volumes may be channels_last, sequences
-    not. For tensors without memory as well: the memory order of an
-    operator's results is that of its input.
+    The copy's order is that of PyTorch's own batch_norm: channels_last where the strides of an
+    image or volume are in that order, else contiguous. For tensors without memory as well: the
+    memory order of an operator's results is that of its input.
     """
-    if tensor.is_contiguous() or (tensor.dim() > 3 and tensor.movedim(1, -1).is_contiguous()):
+    if tensor.is_contiguous():
         return tensor
-    return tensor.contiguous()
+    last = _CHANNELS_LAST.get(tensor.dim())
+    if last is not None and tensor.is_contiguous(memory_format=last):
+        return tensor
+    return tensor.contiguous(memory_format=suggest_memory_format(tensor))
 
 
-def _like(tensor: Tensor | None, input: Tensor) -> Tensor | None:
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _like(tensor: Tensor, input: Tensor) -> Tensor:
     """In the input's memory order."""
-    if tensor is None or tensor.stride() == input.stride() or tensor.shape != input.shape:
+    if tensor.stride() == input.stride() or tensor.shape != input.shape:
         return tensor
+    if tensor.dtype is input.dtype:
+        return empty_like(input).copy_(tensor)
     return torch.empty_like(input, dtype=tensor.dtype).copy_(tensor)
 
 
+def _fit(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The four of them as the kernels take them."""
+    input = _in_memory_order(input)
+    if residual is not None:
+        residual = _like(residual, input)
+    if input.dtype in HALVES:
+        weight = None if weight is None else widened(weight, input.dtype)
+        bias = None if bias is None else widened(bias, input.dtype)
+    return input, weight, bias, residual
+
+
 def _vector(vector: Tensor | None, input: Tensor) -> Tensor | None:
-    """Contiguous and, where a half network has half parameters, widened."""
+    """Contiguous, wide and without a class of its own."""
     if vector is None:
         return None
-    if vector.dtype == input.dtype:
-        vector = vector.to(_kernels.vector_dtype(input.dtype))
-    return vector.contiguous().as_subclass(Tensor)
+    return widened(vector, input.dtype).contiguous().as_subclass(Tensor)
 
 
 # ---- Forward, training --------------------------------------------------------------------------
@@ -127,18 +149,24 @@ def _forward_training(
     activation: str | None,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    input = _in_memory_order(input)
-    new_mean = None if running_mean is None else _vector(running_mean.clone(), input)
-    new_var = None if running_var is None else _vector(running_var.clone(), input)
+    weight, bias = _vector(weight, input), _vector(bias, input)
+    input, weight, bias, residual = _fit(input, weight, bias, residual)
+    new_mean, new_var = _copy(running_mean), _copy(running_var)
     if momentum is None:
         momentum = 0.0 if num_batches_tracked is None else 1.0 / (1 + int(num_batches_tracked))
     output, saved = _kernels.forward_training(
-        *(input, _vector(weight, input), _vector(bias, input), new_mean, new_var, None),
-        *(momentum, eps, _like(residual, input), activation, negative_slope),
+        *(input, weight, bias, new_mean, new_var, None),
+        *(momentum, eps, residual, activation, negative_slope),
     )
-    if running_mean is None or new_mean is None or running_var is None or new_var is None:
+    if new_mean is None or new_var is None:
         return output, saved, input.new_empty(0), input.new_empty(0)
-    return output, saved, new_mean.to(running_mean.dtype), new_var.to(running_var.dtype)
+    return output, saved, new_mean, new_var
+
+
+def _copy(statistic: Tensor | None) -> Tensor | None:
+    if statistic is None:
+        return None
+    return statistic.clone(memory_format=torch.contiguous_format).as_subclass(Tensor)
 
 
 def _forward_training_dispatched(*args: Any) -> tuple[Tensor, ...]:
@@ -211,6 +239,14 @@ def forward_training(
     return output
 
 
+def _check_vectors(input: Tensor, *vectors: Tensor | None) -> None:
+    """Half inputs may have half or float32 parameters, but all of one dtype."""
+    if input.dtype in HALVES:
+        dtypes = {vector.dtype for vector in vectors if vector is not None}
+        if len(dtypes) > 1:
+            raise UnfitError(f"parameters and statistics have several dtypes: {dtypes}")
+
+
 def forward_training_directly(
     input: Tensor,
     weight: Tensor | None,
@@ -230,6 +266,8 @@ def forward_training_directly(
             raise UnfitError("a running statistic requires grad")
         if running_mean.is_inference() or running_var.is_inference():
             raise UnfitError("a running statistic is an inference tensor")
+    _check_vectors(input, weight, bias, running_mean, running_var)
+    input, weight, bias, residual = _fit(input, weight, bias, residual)
     if torch.is_grad_enabled():
         output: Tensor = _ForwardTraining.apply(
             *(_kernels.forward_training, input, weight, bias, residual),
@@ -302,13 +340,13 @@ def _forward_inference(
     activation: str | None,
     negative_slope: float,
 ) -> Tensor:
-    input = _in_memory_order(input)
-    mean, var = _vector(running_mean, input), _vector(running_var, input)
-    assert mean is not None
-    assert var is not None
+    weight, bias = _vector(weight, input), _vector(bias, input)
+    input, weight, bias, residual = _fit(input, weight, bias, residual)
+    mean = running_mean.contiguous().as_subclass(Tensor)
+    var = running_var.contiguous().as_subclass(Tensor)
     return _kernels.forward_inference(
-        *(input, _vector(weight, input), _vector(bias, input), mean, var),
-        *(eps, _like(residual, input), activation, negative_slope),
+        *(input, weight, bias, mean, var),
+        *(eps, residual, activation, negative_slope),
     )
 
 
@@ -334,6 +372,9 @@ class _ForwardInference(Function):
         mean, var, eps, activation, slope = constants
         output = kernel(input, weight, bias, mean, var, eps, residual, activation, slope)
         kept = None if activation is None else output
+        if any(ctx.needs_input_grad):
+            # They may have changed when backward comes: by training, or by their owner.
+            mean, var = mean.clone(), var.clone()
         ctx.save_for_backward(input, weight, None, mean, var, kept)
         ctx.constants = (eps, activation, slope)
         return output
@@ -374,6 +415,8 @@ def forward_inference_directly(
     negative_slope: float,
 ) -> Tensor:
     """`forward_inference` past the dispatcher, for tensors that `is_plain`. Raises `UnfitError`."""
+    _check_vectors(input, weight, bias, running_mean, running_var)
+    input, weight, bias, residual = _fit(input, weight, bias, residual)
     if not torch.is_grad_enabled():
         return _kernels.forward_inference(
             *(input, weight, bias, running_mean, running_var),
@@ -436,14 +479,14 @@ def _gradients(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...
     )
 
 
-def _backward_now(*args: Any) -> Gradients:
+def _backward_now(grad_output: Tensor, input: Tensor, *args: Any) -> Gradients:
     # What nobody will differentiate again, and nobody looks at, needs no operator.
-    if not torch.is_grad_enabled() and is_plain(args[0]):
+    if not torch.is_grad_enabled() and is_plain(grad_output):
         try:
-            return _kernels.backward(*args)
+            return _kernels.backward(_like(grad_output, input), input, *args)
         except UnfitError:
             pass
-    results = torch.ops.batchnorm.backward(*args)
+    results = torch.ops.batchnorm.backward(grad_output, input, *args)
     return Gradients(
         *(result if want else None for result, want in zip(results, args[-1], strict=True))
     )
@@ -464,7 +507,6 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     input = _in_memory_order(input)
     fit_grad = _like(grad_output, input)
-    assert fit_grad is not None
     gradients = _kernels.backward(
         fit_grad,
         input,
@@ -473,7 +515,7 @@ def _backward(
         _vector(running_mean, input),
         _vector(running_var, input),
         eps,
-        _like(output, input),
+        None if output is None else _like(output, input),
         activation,
         negative_slope,
         Wanted(*wanted),
@@ -519,13 +561,15 @@ class _Backward(Function):
         grad_output: Tensor,
         input: Tensor,
         weight: Tensor | None,
+        output: Tensor | None,
         constants: tuple[Any, ...],
     ) -> tuple[Tensor, ...]:
+        saved, running_mean, running_var, eps, activation, slope, wanted = constants
         with torch._C._AutoDispatchBelowAutograd():
             results: tuple[Tensor, ...] = torch.ops.batchnorm.backward.default(
-                grad_output, input, weight, *constants
+                *(grad_output, input, weight, saved, running_mean, running_var, eps),
+                *(output, activation, slope, wanted),
             )
-        saved, running_mean, running_var, eps, output, activation, slope, wanted = constants
         ctx.save_for_backward(grad_output, input, weight, running_mean, running_var, output)
         ctx.constants = (saved is not None, eps, activation, slope)
         ctx.set_materialize_grads(False)
@@ -539,10 +583,8 @@ class _Backward(Function):
         return (*_double_backward(ctx, Gradients(*gradients)), None)
 
 
-def _double_backward(
-    ctx: Any, gradients: Gradients
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients with respect to grad_output, input and weight of a backward.
+def _double_backward(ctx: Any, gradients: Gradients) -> tuple[Tensor | None, ...]:
+    """Gradients with respect to grad_output, input, weight and output of a backward.
 
     `gradients` are those of a loss with respect to the backward's results. In float64, by PyTorch's
     own operators: what they compute can be differentiated once more, any number of times.
@@ -553,10 +595,11 @@ def _double_backward(
         grad_input  = weight * r * (g - <g> - h * <g*h>)        (RUNNING: weight * r * g)
         grad_weight = sum(g * h),  grad_bias = sum(g),  grad_residual = g
 
-    and each sum below is the derivative of one of these products.
+    and each sum below is the derivative of one of these products. The output only says where the
+    activation let pass: its gradient is 0, which is also what bias and residual have of it.
     """
     if all(gradient is None for gradient in gradients):
-        return None, None, None
+        return None, None, None, None
     saved_grad, saved_input, saved_weight, running_mean, running_var, output = ctx.saved_tensors
     training, eps, activation, negative_slope = ctx.constants
     axes = [0, *range(2, saved_input.dim())]
@@ -570,14 +613,15 @@ def _double_backward(
     gate: Tensor | None = None
     if activation is not None:
         blocked = 0.0 if activation == "relu" else negative_slope
-        gate = torch.where(output <= 0, blocked, 1.0)
+        gate = torch.ones_like(grad).masked_fill(output <= 0, blocked)
         grad = grad * gate
     if training:  # from the input once more: both depend on it
         centred = input - channel_mean(input)
-        invstd = (channel_mean(centred * centred) + eps).rsqrt()
+        squared = channel_mean(centred * centred) + eps
     else:
         centred = input - running_mean.double().view(shape)
-        invstd = (running_var.double().view(shape) + eps).rsqrt()
+        squared = running_var.double().view(shape) + eps
+    invstd = torch.where(squared == 0, 0.0, squared.rsqrt())
     normalized = centred * invstd
     weight = torch.ones_like(invstd) if saved_weight is None else saved_weight.double().view(shape)
 
@@ -621,13 +665,25 @@ def _double_backward(
         by_grad.to(saved_grad.dtype),
         by_input.to(saved_input.dtype),
         None if saved_weight is None or by_weight is None else by_weight.to(saved_weight.dtype),
+        None if gate is None else torch.zeros_like(output),
     )
 
 
 def _autograd_backward(
-    grad_output: Tensor, input: Tensor, weight: Tensor | None, *constants: Any
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    saved: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    output: Tensor | None,
+    *options: Any,
 ) -> Any:
-    return _Backward.apply(grad_output, input, weight, constants)
+    return _Backward.apply(
+        *(grad_output, input, weight, output),
+        (saved, running_mean, running_var, eps, *options),
+    )
 
 
 _library.impl("backward", _backward, "CPU")

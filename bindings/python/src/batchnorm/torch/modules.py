@@ -9,14 +9,16 @@ which runs it or refuses it in its own words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 from torch.nn import functional
 
+from .._options import ACTIVATIONS, ActivationName, parse
 from ._kernels import DTYPES, HALVES, UnfitError
 from ._operators import (
     forward_inference,
@@ -28,8 +30,6 @@ from ._operators import (
 )
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
-
-ActivationName = Literal["relu", "leaky_relu"]
 
 
 class _Forward(nn.modules.batchnorm._BatchNorm):
@@ -50,23 +50,29 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
             float32, float64, bfloat16 or float16. Its memory order (contiguous, channels_last) is
             the output's.
         residual : tensor or None
-            Added before the activation, in the same sweep over memory if it has the input's shape,
-            dtype and memory order.
+            Added before the activation, in the same sweep over memory if it has the input's shape
+            and dtype. In another memory order it is copied first.
         activation : "relu", "leaky_relu" or None
             Applied in the same sweep over memory.
         negative_slope : float
-            Of "leaky_relu", greater than 0.
+            Of "leaky_relu", at least 0 and finite; 0 is "relu".
 
         Raises
         ------
         ValueError
             For another number of dimensions, one value per channel in training, an unknown
-            activation; RuntimeError where PyTorch raises it. Nothing is written then.
+            activation, a slope that there is not. No output and no statistic is written then.
+        RuntimeError
+            Where PyTorch raises it. What it refuses in training, it has counted by then, as ever,
+            in num_batches_tracked.
         """
         if isinstance(input, Proxy):
             return _leaf(self, input, residual, activation, negative_slope)
         self._check_input_dim(input)
-        if is_plain(input, residual):
+        if activation is not None:
+            _check_activation(activation, negative_slope)
+        fits = residual is None or _fits(residual, input)
+        if fits and is_plain(input, residual):
             try:
                 return self._run(
                     forward_training_directly,
@@ -75,7 +81,7 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
                 )
             except UnfitError:
                 pass
-        if self._is_ours(input) and (residual is None or _fits(residual, input)):
+        if fits and self._is_ours(input):
             return self._run(
                 forward_training,
                 forward_inference,
@@ -103,12 +109,15 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
                 mean = var = None
         elif mean is not None and var is not None:
             return infer(input, weight, bias, mean, var, self.eps, *extras)
+        if (mean is None) != (var is None):
+            raise UnfitError("one of the running statistics is None")
         return train(input, weight, bias, mean, var, tracked, self.momentum, self.eps, *extras)
 
     def _is_ours(self, input: Tensor) -> bool:
         """Whether the library does this call. If not, PyTorch does it, or says what is wrong."""
         dtype = input.dtype
         by_batch = self.training or self.running_mean is None
+        momentum = self.momentum
         if not (
             not is_transformed()
             and input.is_cpu
@@ -117,7 +126,8 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
             and 2 <= input.dim() <= 5
             and input.shape[1] == self.num_features
             and input.numel() > (self.num_features if by_batch else 0)
-            and self.eps > 0.0
+            and (0.0 < self.eps < math.inf or (self.eps == 0.0 and not by_batch))
+            and (momentum is None or math.isfinite(momentum))
         ):
             return False
         weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
@@ -135,7 +145,9 @@ class _Forward(nn.modules.batchnorm._BatchNorm):
                 return False
         if mean is None or var is None:
             return mean is var
-        return not (mean.requires_grad or var.requires_grad)
+        if mean.requires_grad or var.requires_grad:
+            return False
+        return not by_batch or not _is_frozen(mean, var)
 
 
 def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
@@ -154,11 +166,38 @@ def _own(module: nn.Module, tensors: Mapping[str, Tensor | None], name: str) -> 
     return tensors[name] if name in tensors else getattr(module, name)
 
 
+def _is_frozen(*statistics: Tensor) -> bool:
+    """Whether one cannot be written to: an inference tensor where there is no inference mode."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return False
+    return any(each.is_inference() for each in statistics)
+
+
+def _check_activation(activation: str, negative_slope: float) -> None:
+    """Whoever does the call: before anything is written, and in the same words."""
+    if activation not in ACTIVATIONS:
+        parse(ACTIVATIONS, "activation", activation)
+    if activation == "leaky_relu" and not 0.0 <= negative_slope < math.inf:
+        raise ValueError(
+            f"negative_slope is {negative_slope}, expected a finite number of at least 0"
+        )
+
+
 def _fits(residual: Tensor, input: Tensor) -> bool:
+    """Whether the library can add it. What cannot be added at all is refused here."""
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"residual is a {type(residual).__name__}, expected a torch.Tensor or None")
+    if residual.shape != input.shape:
+        try:
+            torch.broadcast_shapes(residual.shape, input.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"residual has shape {list(residual.shape)}, expected one that can be added to "
+                f"the input's, {list(input.shape)}"
+            ) from None
+        return False
     return (
-        residual.shape == input.shape
-        and residual.stride() == input.stride()
-        and residual.dtype == input.dtype
+        residual.dtype == input.dtype
         and residual.device == input.device
         and residual.layout is torch.strided
     )
@@ -170,13 +209,11 @@ def _compose(
     """The same by PyTorch's operators."""
     if residual is not None:
         output = output + residual
-    if activation is None:
-        return output
     if activation == "relu":
         return functional.relu(output)
     if activation == "leaky_relu":
         return functional.leaky_relu(output, negative_slope)
-    raise ValueError(f"activation is {activation!r}, expected None or 'relu' or 'leaky_relu'")
+    return output
 
 
 def _is_recomputation() -> bool:
