@@ -20,8 +20,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert, revert
+from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert, report, revert
 from batchnorm.torch.modules import _Forward
 
 TWINS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
@@ -442,7 +443,8 @@ def test_what_is_no_batch_norm_of_torchs_is_left_alone() -> None:
     left = [Own(3), nn.SyncBatchNorm(3), nn.LazyBatchNorm2d(), nn.InstanceNorm2d(3)]
     script = torch.jit.script(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
     kinds = [type(each) for each in [*left, *script.modules()]]
-    convert(nn.Sequential(*left, script))
+    with pytest.warns(UserWarning, match="nothing was converted"):
+        convert(nn.Sequential(*left, script))
     assert [type(each) for each in [*left, *script.modules()]] == kinds
 
 
@@ -1175,9 +1177,9 @@ def test_the_log_tells_what_was_done(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_is_no_module_is_refused() -> None:
-    for function in (convert, revert):
+    for function in (convert, revert, report):
         with pytest.raises(TypeError, match=r"model is a dict, expected a torch\.nn\.Module"):
-            function({})  # type: ignore[type-var]
+            function({})  # type: ignore[type-var, arg-type]
 
 
 class Reduced(nn.Module):
@@ -1220,3 +1222,243 @@ class TwoSums(nn.Module):
 def test_sums_of_three() -> None:
     stock, model = pair(TwoSums, 2, 4, 3, 3)
     assert_same_step(model, stock, torch.randn(2, 4, 3, 3, dtype=torch.float64))
+
+
+# Classes that others make over those of a conversion.
+
+
+class Twice(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 2
+
+
+class Scaled(Small):
+    """A block with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(x))) * self.scale
+
+
+class Mixin:
+    """What fully_shard and others put first among the bases."""
+
+    def name_of_mixin(self) -> str:
+        return type(self).__name__
+
+
+def mixed(module: nn.Module) -> None:
+    kind = type(module)
+    module.__class__ = type(f"Mixed{kind.__name__}", (Mixin, kind), {})
+
+
+def parametrized(module: nn.Module) -> None:
+    parametrize.register_parametrization(module, "scale", Twice())
+
+
+@pytest.mark.parametrize("cover", [mixed, parametrized])
+def test_a_class_made_over_a_fused_one_is_left_alone(
+    cover: Callable[[nn.Module], None], calls: Calls
+) -> None:
+    stock: Any
+    model: Any
+    stock, model = pair(lambda: nn.Sequential(Scaled(), Scaled()), 2, 3, 4, 4)
+    cover(model[0])
+    if cover is parametrized:
+        cover(stock[0])
+    kind = type(model[0])
+    input = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for act in (
+        lambda: convert(model),
+        lambda: convert(model, fuse_relu=False),
+        lambda: revert(model),
+        lambda: convert(model),
+    ):
+        with pytest.warns(
+            UserWarning, match=r"left as they are.* 0 \((Mixed|Parametrized)Scaled\)"
+        ):
+            act()
+        assert type(model[0]) is kind
+        calls.clear()
+        assert_same_step(model, stock, input)
+    assert calls == [RELU, RELU]
+    copied = copy.deepcopy(model)
+    assert type(copied[0]) is kind
+    assert_same_step(copied, copy.deepcopy(stock), input)
+    if cover is mixed:
+        assert model[0].name_of_mixin() == "MixedScaled"
+        model[0].__class__ = kind.__bases__[1]
+    else:
+        for each in (model, stock):
+            parametrize.remove_parametrizations(each[0], "scale")
+    assert [type(each) for each in revert(model)] == [Scaled, Scaled]
+    assert_same_step(model, stock, input)
+
+
+class MixedOverFused(Mixin, type(convert(Scaled()))):  # type: ignore[misc]
+    """Of a name that a pickle finds."""
+
+
+def test_a_class_made_over_a_fused_one_is_pickled_by_its_own_name() -> None:
+    model = MixedOverFused()
+    for each in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(each) is MixedOverFused
+        assert each.name_of_mixin() == "MixedOverFused"
+
+
+def test_what_is_parametrized_first_is_not_fused(calls: Calls) -> None:
+    """Or remove_parametrizations would not find the class that it takes away."""
+    stock = nn.Sequential(Scaled(), Scaled()).double()
+    model = copy.deepcopy(stock)
+    for each in (stock, model):
+        parametrized(each[0])
+    convert(model)
+    input = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert_same_step(model, stock, input)
+    assert calls == [RELU]
+    (left,) = report(model).not_fused
+    assert left[:2] == ("0", "ParametrizedScaled")
+    for each in (model, stock):
+        parametrize.remove_parametrizations(each[0], "scale")
+    assert type(model[0]) is Scaled
+    assert_same_step(convert(model), stock, input)
+
+
+@pytest.mark.parametrize("first", ["convert", "parametrize"])
+def test_parametrized_batch_norms_are_converted_and_reverted(first: str) -> None:
+    stock = Small().double()
+    model = copy.deepcopy(stock)
+    if first == "convert":
+        convert(model)
+    for each in (stock, model):
+        parametrize.register_parametrization(each.bn, "weight", Twice())
+    other = copy.deepcopy(model)
+    convert(model)
+    assert isinstance(model.bn, BatchNorm2d)
+    assert report(model).converted == ("bn",)
+    input = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert_same_step(model, stock, input)
+    revert(model)
+    assert type(model.bn).__name__ == "ParametrizedBatchNorm2d"
+    assert not isinstance(model.bn, BatchNorm2d)
+    assert isinstance(other.bn, BatchNorm2d) == (first == "convert")
+    assert_same_step(model, stock, input)
+    assert_same_step(copy.deepcopy(model), copy.deepcopy(stock), input)
+    parametrize.remove_parametrizations(model.bn, "weight")
+    assert type(model.bn) is nn.BatchNorm2d
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("ignore")
+def test_fully_sharded_models() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    model: Any
+    stock, model = pair(lambda: nn.Sequential(Small(), Small()), 2, 3, 4, 4)
+    fully_shard(model[0], mesh=init_device_mesh("cpu", (1,)))
+    kind = type(model[0])
+    with pytest.warns(UserWarning, match=r"left as they are.* 0 \(FSDPSmall\)"):
+        revert(model)
+    assert type(model[0]) is kind
+    assert isinstance(model[0], FSDPModule)
+    input = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(model(input), stock(input))
+
+
+# What a conversion tells.
+
+
+def test_the_report_tells_what_was_done_and_what_not() -> None:
+    names = dict(globals())
+    exec(
+        "class Sourceless(Small):\n"
+        "    def forward(self, x):\n"
+        "        return self.relu(self.bn(x))\n",
+        names,
+    )
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    model = nn.Sequential(
+        *(Small(), names["Sourceless"](), Own(3), nn.SyncBatchNorm(3), nn.LazyBatchNorm2d()),
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3)),
+        torch.fx.symbolic_trace(Small()),
+    )
+    before = report(model)
+    assert not before.converted
+    assert not before.fused
+    assert {each.reason for each in before.left if each.kind == "BatchNorm2d"} == {
+        "not converted yet"
+    }
+    kinds = [type(each) for each in model.modules()]
+    convert(model)
+    found = report(model)
+    assert found.found == before.found == 8
+    assert found.converted == ("0.bn", "1.bn", "5.1", "5.3", "6.bn")
+    assert [(name, kind) for name, kind, _ in found.left] == [
+        *(("2", "Own"), ("3", "SyncBatchNorm"), ("4", "LazyBatchNorm2d"))
+    ]
+    assert "lazy" in found.left[2].reason
+    line = Small.forward.__code__.co_firstlineno + 1
+    assert found.fused == (
+        ("0", "Small", f"forward, line {line}: self.bn, self.relu"),
+        ("5", "Sequential", "BatchNorm2d, ReLU"),
+    )
+    assert [(name, kind) for name, kind, _ in found.not_fused] == [
+        ("1", "Sourceless"),
+        ("6", "Small"),  # a GraphModule by that name
+    ]
+    text = str(found)
+    assert text.startswith("batch norm modules: 8, of which 5 converted\n  2 (Own): a subclass")
+    assert "  1 (Sourceless): the source of forward cannot be read" in text
+    revert(model)
+    assert [type(each) for each in model.modules()] == kinds
+    assert report(model) == before
+
+
+def test_a_residual_is_in_the_report() -> None:
+    (_, second) = report(convert(Basic(4, 4))).fused
+    assert second.place.endswith(": self.bn2, addition, self.relu")
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.SyncBatchNorm(3))], ids=str)
+def test_a_conversion_of_nothing_warns(model: nn.Module) -> None:
+    with pytest.warns(UserWarning, match="nothing was converted") as warned:
+        assert convert(model) is model
+    assert warned[0].filename == __file__
+    assert str(report(model)) in str(warned[0].message)
+
+
+@pytest.mark.filterwarnings("default")
+def test_tools_that_look_for_types_want_a_reverted_model() -> None:
+    """As convert's docstring says; should it change, so must that."""
+    from torch.fx.experimental.optimization import fuse
+
+    def batch_norms(model: nn.Module) -> int:
+        return sum(isinstance(each, nn.BatchNorm2d) for each in model.modules())
+
+    model = convert(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())).eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert batch_norms(fuse(model)) == 1
+    folded = fuse(revert(model))
+    assert batch_norms(folded) == 0
+    torch.testing.assert_close(folded(x), model(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_profile_shows_the_calls(training: bool) -> None:
+    model = convert(Small()).train(training)
+    x = torch.randn(2, 3, 4, 4)
+    kind = "training" if training else "inference"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model(x).sum().backward()
+        with torch.no_grad():
+            model(x)
+    names = [event.name for event in profile.events()]
+    assert names.count(f"bn_forward_{kind}") == 2
+    assert names.count("bn_backward") == 1

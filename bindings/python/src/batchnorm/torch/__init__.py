@@ -2,7 +2,7 @@
 
 `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` are PyTorch's modules, run by libbatchnorm: the same
 constructors, attributes, state_dict and errors, other devices left to PyTorch. `convert` puts them
-into a model that is there, and `revert` takes them out again.
+into a model that is there, `report` tells what it has done, and `revert` takes them out again.
 
 >>> import torch, batchnorm.torch
 >>> layer = batchnorm.torch.BatchNorm2d(3)
@@ -26,7 +26,18 @@ except ModuleNotFoundError as error:
         name="torch",
     ) from error
 
+from ._report import Fused, Left, Report, report
 from .convert import convert, revert
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "convert", "revert"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Fused",
+    "Left",
+    "Report",
+    "convert",
+    "report",
+    "revert",
+]

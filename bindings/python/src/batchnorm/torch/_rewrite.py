@@ -72,6 +72,11 @@ class Site(NamedTuple):
     activation: str
     residual: bool
 
+    def __str__(self) -> str:
+        _, name = self.batch_norm.split(" ", 1)
+        middle = ", addition" if self.residual else ""
+        return f"{self.method}, line {self.line}: {name}{middle}, {self.activation}"
+
 
 class Rewritten(NamedTuple):
     """A method with its fused places, not yet compiled."""
@@ -110,20 +115,8 @@ _sources: WeakKeyDictionary[types.FunctionType, _Source | None] = WeakKeyDiction
 
 def rewrite(module: nn.Module) -> list[Rewritten]:
     """The methods of a module in which something can be fused, rewritten for this module."""
-    names = {
-        name
-        for name, child in module._modules.items()
-        if child is not None and _holds_batch_norm(child)
-    }
     found = []
-    for name, function in _methods(type(module)):
-        code = function.__code__
-        if (
-            names.isdisjoint(code.co_names)
-            or not _NOSY.isdisjoint(code.co_names)
-            or code.co_flags & _GENERATORS
-        ):
-            continue
+    for name, function in _candidates(module):
         source = _source(function)
         if source is None:
             continue
@@ -132,6 +125,28 @@ def rewrite(module: nn.Module) -> list[Rewritten]:
         if sites:
             found.append(Rewritten(name, function, node, tuple(sites)))
     return found
+
+
+def without_source(module: nn.Module) -> list[str]:
+    """The methods in which something could be fused, if their source could be read."""
+    return [name for name, function in _candidates(module) if _source(function) is None]
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple[str, types.FunctionType]]:
+    """The methods that mention a child with a batch norm in it."""
+    names = {
+        name
+        for name, child in module._modules.items()
+        if child is not None and _holds_batch_norm(child)
+    }
+    for name, function in _methods(type(module)):
+        code = function.__code__
+        if not (
+            names.isdisjoint(code.co_names)
+            or not _NOSY.isdisjoint(code.co_names)
+            or code.co_flags & _GENERATORS
+        ):
+            yield name, function
 
 
 def _holds_batch_norm(module: nn.Module | None) -> bool:

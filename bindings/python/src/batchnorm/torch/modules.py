@@ -32,7 +32,11 @@ from ._operators import (
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 
-class _Forward(nn.modules.batchnorm._BatchNorm):
+#: What all of PyTorch's batch norms are instances of, lazy and synchronized ones too.
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+class _Forward(BATCH_NORM):
     """The forward that the three classes share."""
 
     def forward(
