@@ -24,9 +24,11 @@ NETWORKS = ("resnet18-cifar", "resnet50-cifar", "resnet18", "resnet50", "mobilen
 FORMATS = ("contiguous", "channels_last")
 PASSES = ("inference", "training")  # in this order: the peak of memory grows with the second
 CONTENDERS = ("stock", "converted")
-# Whose pages does freed memory keep? "system": the C library's default, which is what users have.
-# "kept": large blocks stay with the process, and are huge pages where they can be.
-ALLOCATORS = {"system": {}, "kept": PEER_ENVIRONMENT}
+# What becomes of freed memory, for both contenders alike? "kept": it stays with the process, as
+# after batchnorm.memory.keep_pages(). "huge": and lies in huge pages where it can. "system": the C
+# library's default, which gives large blocks back: what is timed are page faults then.
+KEPT = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736"
+ALLOCATORS = {"kept": {"GLIBC_TUNABLES": KEPT}, "huge": PEER_ENVIRONMENT, "system": {}}
 QUICK = ("resnet18-cifar", "mobilenetv2")
 WARM_UP = 2  # rounds that do not count
 
@@ -155,8 +157,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--allocators",
         type=words(tuple(ALLOCATORS)),
-        default=["system"],
-        help="system: the C library's (default); kept: it keeps its pages",
+        default=["kept"],
+        help="kept: it keeps its pages (default); huge: and these are huge; system: neither",
     )
     parser.add_argument("--images", type=int, help="of a batch; default: by network")
     parser.add_argument("--rounds", type=int, help="turns of each contender (default 9, quick 5)")
@@ -183,6 +185,10 @@ def main() -> None:
     found: list[dict[str, object]] = []
     checked: dict[tuple[str, str], dict[str, str]] = {}
     header = {key: value for key, value in machine().items() if key != "buffers"}
+    header["malloc"] = "; ".join(
+        f"{name}: {' '.join(ALLOCATORS[name].values()) or 'as it is'}"
+        for name in options.allocators
+    )
     try:
         for cell in cells(options):
             case = cell.network, cell.format

@@ -28,7 +28,8 @@ INTRODUCTION = """\
 Made by benchmarks/network_report.py from network.csv. `ratio` is the time of the converted network
 over the stock one's, below 1 is faster: the median over the rounds of each round's ratio. `By
 minima` is fastest over fastest, which a neighbour on the machine disturbs less. Times are
-median / minimum.
+median / minimum. `malloc` is the same for both: *kept* keeps the memory that is freed, as
+`batchnorm.memory.keep_pages()` does, *huge* in huge pages; *system* gives large blocks back.
 """
 
 SHARES = """
@@ -138,7 +139,7 @@ def draw(axes, rows: list[Row]) -> None:
                     place + offset, base + 0.01, f"{base:.2f}", ha="center", va="bottom", fontsize=8
                 )
     axes.axhline(1, color="black", linewidth=0.8, zorder=4)
-    names = ["\n".join(word for word in case[:2]) for case, _ in cells]
+    names = ["\n".join(case[:2]) for case, _ in cells]
     if len({case[3] for case, _ in cells}) > 1:
         names = [f"{name}\n{case[3]}" for name, (case, _) in zip(names, cells, strict=True)]
     axes.set_xticks(range(len(cells)), names, fontsize=7)
@@ -183,7 +184,9 @@ def picture(header: dict[str, str], rows: list[Row], path: Path) -> None:
     )
     told = (header.get(key, "") for key in ("cpu", "date"))
     versions = (f"{key} {header[key]}" for key in ("PyTorch", "batchnorm") if key in header)
-    text = "; ".join([*told, *versions, "float32; heights by minima, shares from a profile"])
+    allocators = sorted({row["allocator"] for row in rows})
+    malloc = f"malloc {', '.join(allocators)}, for both"
+    text = "; ".join([*told, *versions, malloc, "float32; heights by minima, shares by a profile"])
     figure.text(0.01, 0.005, text, fontsize=7, color="#666666")
     figure.tight_layout(rect=(0, 0.02, 1, 0.93))
     figure.savefig(path, dpi=130)

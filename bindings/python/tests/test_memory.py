@@ -645,3 +645,60 @@ print("done", flush=True)
 """
     result = run(code)
     assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
+
+
+# What malloc keeps.
+
+_FAULTS = """
+import resource
+import numpy as np
+from batchnorm import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        blocks = [np.ones(12 << 17) for _ in range(4)]  # 48 MiB together
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) << 12
+
+faults()
+found = [faults()]
+memory.keep_pages()
+faults()
+found.append(faults())
+kept = resident()
+memory.keep_pages(False)
+given_back = kept - resident()
+found.append(faults())
+print(*found, given_back)
+"""
+
+
+def test_pages_are_kept_and_given_back() -> None:
+    # Small pages, which are the same everywhere: a huge one is a single fault.
+    result = run(_FAULTS, NUMPY_MADVISE_HUGEPAGE="0")
+    assert result.returncode == 0, result.stderr
+    by_default, kept, undone, given_back = map(int, result.stdout.split())
+    assert kept < 100
+    assert kept < by_default / 10
+    assert undone > 10 * max(kept, 1)
+    assert given_back > 40 * MIB
+
+
+def test_keeping_pages_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    with pytest.raises(RuntimeError, match="the C library has no mallopt"):
+        memory.keep_pages()
+
+
+def test_keeping_pages_may_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def mallopt(self, parameter: int, value: int) -> int:
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Library())
+    with pytest.raises(RuntimeError, match=r"mallopt\(-4, 0\) was refused"):
+        memory.keep_pages()

@@ -23,6 +23,9 @@ may use. Blocks beyond it go back to the system, those that have waited longest 
 >>> lent - batchnorm.memory.stats().lent_bytes
 2097152
 
+What other packages allocate has the same page faults, and is nothing that this package could
+recycle: `keep_pages` asks ``malloc`` to keep what is freed.
+
 All of it may be called from any thread. A forked child starts without waiting blocks, which would
 be copied page by page as it writes to them.
 """
@@ -30,6 +33,7 @@ be copied page by page as it writes to them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
 import mmap
@@ -48,13 +52,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Stats", "allocate", "clear", "empty", "empty_like", "get_limit", "set_limit", "stats"]
+__all__ = [
+    "Stats",
+    "allocate",
+    "clear",
+    "empty",
+    "empty_like",
+    "get_limit",
+    "keep_pages",
+    "set_limit",
+    "stats",
+]
 
 #: Blocks begin at a multiple of this, so that the system can back them with pages of this size.
 _HUGE_PAGE = 2 << 20
 #: Below, `malloc` has hardly a page fault either, and takes some 8 µs less.
 _SMALLEST = 2 << 20
 _VARIABLE = "BATCHNORM_MEMORY_LIMIT"
+#: mallopt's parameters, from glibc's <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
 class Stats(NamedTuple):
@@ -407,3 +423,52 @@ def stats() -> Stats:
     (1, 0)
     """
     return _pool.stats()
+
+
+def keep_pages(keep: bool = True) -> None:
+    """Let ``malloc`` keep the memory that this process frees, for what it allocates next.
+
+    glibc maps large blocks (from 128 KiB on, later up to 32 MiB) anew each time and gives the end
+    of its heap back, so that tensors and arrays are page faults again and again. A PyTorch network
+    on the CPU can spend half of its time on them. This sets ``mallopt(M_MMAP_MAX, 0)`` and
+    ``mallopt(M_TRIM_THRESHOLD, -1)``. For a process from its start, GLIBC_TUNABLES does the same:
+    glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736.
+
+    It costs memory: the process stays as large as it has ever been, and the heap fragments where
+    small blocks live on between large ones. It holds for everything in the process, whoever
+    allocates. Results of this package lie in blocks of their own, see `set_limit`.
+
+    Parameters
+    ----------
+    keep : bool
+        False undoes it: large blocks are mapped again, and what is free at the end of the heap goes
+        back at once. The thresholds then stand where glibc's own adjustment ends, at 32 MiB and
+        64 MiB, for it adjusts nothing any more once they have been set. Blocks that live in the
+        heap stay there.
+
+    Raises
+    ------
+    RuntimeError
+        If the C library has no ``mallopt`` (musl, macOS) or refuses the settings. An allocator that
+        was loaded in its place (jemalloc, tcmalloc) has settings of its own, and does not notice.
+
+    Examples
+    --------
+    >>> keep_pages()
+    >>> keep_pages(False)
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        raise RuntimeError(
+            "the C library has no mallopt, which glibc has: its allocator cannot be told to keep "
+            "pages; another one (jemalloc, tcmalloc) may, by settings of its own"
+        )
+    if keep:
+        settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+    else:
+        settings = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_MAX: 65536}
+    for parameter, value in settings.items():
+        if not mallopt(parameter, value):
+            raise RuntimeError(f"mallopt({parameter}, {value}) was refused by the C library")
+    if not keep:
+        ctypes.CDLL(None).malloc_trim(0)
