@@ -33,6 +33,8 @@ HALVES = frozenset((torch.bfloat16, torch.float16))
 _TRAINING_SIZE = sizeof(c.bn_forward_training_args)
 _INFERENCE_SIZE = sizeof(c.bn_forward_inference_args)
 _BACKWARD_SIZE = sizeof(c.bn_backward_args)
+#: Rows of what a forward saves: mean, mean_rest, invstd.
+_SAVED = 3
 
 
 _VECTORS = frozenset((Parameter, Tensor))
@@ -149,6 +151,14 @@ def _call(function: Callable[..., Any], problem: c.bn_problem, args: Any) -> Non
         function(problem, args)
 
 
+def _set_saved(args: Any, saved: Tensor, channels: int) -> None:
+    """What a forward saves, or what backward takes from it: a row of each."""
+    args.saved_mean = address = saved.data_ptr()
+    args.saved_mean_rest = address + 8 * channels
+    args.saved_invstd = address + 16 * channels
+    args.saved_mean_count = args.saved_mean_rest_count = args.saved_invstd_count = channels
+
+
 def _take_in(running: tuple[Tensor, Tensor], wide: tuple[Tensor, Tensor]) -> None:
     """Lets half statistics take in what their wide copies have, or keep a channel's two."""
     if wide[0] is running[0] and wide[1] is running[1]:
@@ -174,7 +184,7 @@ def forward_training(
     activation: str | None,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the saved mean and invstd as one float64 tensor (2, C).
+    """The output, and the saved mean, its rest and invstd as one float64 tensor (3, C).
 
     Running statistics and `num_batches_tracked` are updated in place; `momentum` None is cumulative
     averaging, by the latter. Running statistics may have a half input's dtype. One that its dtype
@@ -222,10 +232,8 @@ def forward_training(
     if activation is not None:
         args.activation = parse(ACTIVATIONS, "activation", activation)
         args.negative_slope = negative_slope
-    saved = torch.empty((2, channels), dtype=torch.float64, device="cpu")
-    args.saved_mean = address = saved.data_ptr()
-    args.saved_invstd = address + 8 * channels
-    args.saved_mean_count = args.saved_invstd_count = channels
+    saved = torch.empty((_SAVED, channels), dtype=torch.float64, device="cpu")
+    _set_saved(args, saved, channels)
     output = empty_like(input)
     args.output = output.data_ptr()
     _call(c.bn_forward_training, form.problem, args)
@@ -334,7 +342,7 @@ def backward(
     if saved is not None:
         # It comes from autograd's store, where a hook of the user's may have changed it.
         if not (
-            saved.shape == (2, channels)
+            saved.shape == (_SAVED, channels)
             and saved.dtype is torch.float64
             and saved.is_contiguous()
             and saved.is_cpu
@@ -342,11 +350,9 @@ def backward(
             raise UnfitError(
                 f"the saved statistics have shape {list(saved.shape)}, strides {saved.stride()} "
                 f"and dtype {saved.dtype} on {saved.device}, expected a contiguous Tensor of shape "
-                f"[2, {channels}] with torch.float64 on cpu"
+                f"[{_SAVED}, {channels}] with torch.float64 on cpu"
             )
-        args.saved_mean = address = saved.data_ptr()
-        args.saved_invstd = address + 8 * channels
-        args.saved_mean_count = args.saved_invstd_count = channels
+        _set_saved(args, saved, channels)
     elif running_mean is None or running_var is None:
         raise UnfitError("saved is None, expected it, or running_mean and running_var")
     else:

@@ -298,7 +298,7 @@ def _fake_forward_training(
 ) -> tuple[Tensor, ...]:
     return (
         torch.empty_like(_in_memory_order(input)),
-        input.new_empty((2, input.shape[1]), dtype=torch.float64),
+        input.new_empty((3, input.shape[1]), dtype=torch.float64),
         input.new_empty(0) if running_mean is None else torch.empty_like(running_mean),
         input.new_empty(0) if running_var is None else torch.empty_like(running_var),
     )
