@@ -218,6 +218,16 @@ def with_a_broadcast(layer: Any, activation: Any, slope: float = 0.01) -> Tensor
             r"residual has shape \[3, 5, 4, 3\], expected .* \[3, 5, 4, 4\]",
         ),
         (
+            lambda layer: layer(torch.randn(3, 5, 4, 4), torch.ones(3, 5, 4, 4, device="meta")),
+            ValueError,
+            "residual is on meta, expected it on cpu",
+        ),
+        (
+            lambda layer: layer(torch.randn(3, 5, 4, 4), None, ["relu"]),
+            ValueError,
+            r"activation is \['relu'\], expected None or 'relu'",
+        ),
+        (
             lambda layer: layer(torch.randn(3, 5, 4, 4), 1.0),
             TypeError,
             r"residual is a float, expected a torch\.Tensor",

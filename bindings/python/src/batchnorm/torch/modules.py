@@ -179,8 +179,7 @@ def _is_frozen(*statistics: Tensor) -> bool:
 
 def _check_activation(activation: str, negative_slope: float) -> None:
     """Whoever does the call: before anything is written, and in the same words."""
-    if activation not in ACTIVATIONS:
-        parse(ACTIVATIONS, "activation", activation)
+    parse(ACTIVATIONS, "activation", activation)
     if activation == "leaky_relu" and not 0.0 <= negative_slope < math.inf:
         raise ValueError(
             f"negative_slope is {negative_slope}, expected a finite number of at least 0"
@@ -199,9 +198,13 @@ def _fits(residual: Tensor, input: Tensor) -> bool:
                 f"residual has shape {list(residual.shape)}, expected one that can be added to "
                 f"the input's, {list(input.shape)}"
             ) from None
-        return False
+    if residual.device != input.device and residual.dim():
+        raise ValueError(
+            f"residual is on {residual.device}, expected it on {input.device} as the input is"
+        )
     return (
-        residual.dtype == input.dtype
+        residual.shape == input.shape
+        and residual.dtype == input.dtype
         and residual.device == input.device
         and residual.layout is torch.strided
     )
