@@ -1,7 +1,7 @@
 """Conversion of whole models: torch's batch norms into this package's, and back.
 
-Only classes change (_classes), by `module.__class__ = ...`. So parameters, buffers, hooks, names and
-identities stay what they are, and the way back is the class that was there.
+Only classes change (_classes), by `module.__class__ = ...`. So parameters, buffers, hooks, names
+and identities stay what they are, and the way back is the class that was there.
 """
 
 from __future__ import annotations
