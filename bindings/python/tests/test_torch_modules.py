@@ -895,3 +895,70 @@ def test_old_half_statistics_are_treated_as_wide_ones(momentum: Any, dtype: torc
     for name in ("running_mean", "running_var"):
         ours, expected = getattr(half, name), getattr(wide, name)
         torch.testing.assert_close(ours.float(), expected, rtol=2e-2, atol=2e-2, equal_nan=True)
+
+
+# Cumulative averages of what a channel has taken in.
+
+
+def spoiled(dtype: torch.dtype) -> Tensor:
+    """A batch of which the second channel takes nothing in: for infinity, or for its size."""
+    x = torch.randn(8, 3, 4, 4)
+    x[:, 1] = LARGE[dtype] * x[:, 1].sign() if dtype in HALVES else float("inf")
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_cumulative_averages_are_those_of_what_was_taken_in(dtype: torch.dtype) -> None:
+    layer = BatchNorm2d(3, momentum=None).to(dtype)
+    reference = nn.BatchNorm2d(3, momentum=None).double()
+    batches = [torch.randn(8, 3, 4, 4).to(dtype) * (k + 1) for k in range(3)]
+    for x in (spoiled(dtype), batches[0], spoiled(dtype), *batches[1:]):
+        layer(x)
+    for x in batches:
+        reference(x.double())
+    assert layer.num_batches_tracked == 5
+    for name in ("running_mean", "running_var"):
+        close(getattr(layer, name)[1], getattr(reference, name)[1].to(dtype), 4)
+
+
+def test_skipped_batches_are_no_state_and_go_with_the_counter() -> None:
+    layer = BatchNorm2d(3, momentum=None)
+    stock = nn.BatchNorm2d(3, momentum=None)
+    layer(spoiled(torch.float32))
+    assert list(layer.state_dict()) == list(stock.state_dict())
+    assert vars(layer).keys() == vars(stock).keys()
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    x = torch.randn(2, 8, 3, 4, 4)
+    for each in (layer, *copies):
+        each(x[0])
+        assert torch.equal(each.running_var, layer.running_var)  # type: ignore[arg-type]
+    assert layer.running_var is not None
+    close(layer.running_var[1], x[0, :, 1].var())
+    # Another state, whose counter has another value: all of it was taken in.
+    stock(x[0])
+    layer.load_state_dict(stock.state_dict())
+    layer(x[1])
+    stock(x[1])
+    close(layer.running_var, stock.running_var)
+    layer(spoiled(torch.float32))
+    layer.reset_running_stats()
+    stock.reset_running_stats()
+    close(layer.running_var, stock.running_var)
+    layer(x[0])
+    layer(x[1])
+    stock(x[0])
+    stock(x[1])
+    close(layer.running_var, stock.running_var)
+
+
+@pytest.mark.parametrize("momentum", [1.0, None])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_infinite_half_statistics_are_replaced_where_nothing_is_averaged(
+    momentum: Any, dtype: torch.dtype
+) -> None:
+    layer = BatchNorm2d(3, momentum=momentum).to(dtype)
+    assert layer.running_var is not None
+    layer.running_var[1] = float("inf")
+    x = torch.randn(8, 3, 4, 4).to(dtype)
+    layer(x)
+    close(layer.running_var[1], x[:, 1].float().var().to(dtype), 4)

@@ -159,7 +159,39 @@ def _set_saved(args: Any, saved: Tensor, channels: int) -> None:
     args.saved_mean_count = args.saved_mean_rest_count = args.saved_invstd_count = channels
 
 
-def _take_in(running: tuple[Tensor, Tensor], wide: tuple[Tensor, Tensor]) -> None:
+class _Skipped:
+    """Of each channel, how many batches mean and variance have not taken in: (2, C).
+
+    Cumulative averages weigh a batch by what they have taken in before it. PyTorch's modules keep
+    nothing of the kind, so it lies with their counter, as an attribute that no state_dict holds,
+    and only if there is something to keep. What is in it goes for one value of the counter: loaded
+    or reset, that is another one.
+    """
+
+    _NAME = "_batchnorm_skipped"
+
+    def __init__(self, num_batches_tracked: Tensor, channels: int) -> None:
+        self.counter = num_batches_tracked
+        batches, counts = getattr(num_batches_tracked, self._NAME, (-1, None))
+        if counts is None or batches != int(num_batches_tracked) or counts.numel() != 2 * channels:
+            counts = torch.zeros((2, channels), dtype=torch.int64, device="cpu")
+        self.before: Tensor = counts
+        self.counts = self.before.clone()
+
+    def keep(self, channels: Tensor) -> None:
+        """Counts a batch that the library has taken in and these channels have not."""
+        self.counts = torch.where(channels, self.before + 1, self.counts)
+
+    def store(self) -> None:
+        if self.counts.any():
+            setattr(self.counter, self._NAME, (int(self.counter), self.counts))
+        elif hasattr(self.counter, self._NAME):
+            delattr(self.counter, self._NAME)
+
+
+def _take_in(
+    running: tuple[Tensor, Tensor], wide: tuple[Tensor, Tensor], skipped: _Skipped | None
+) -> None:
     """Lets half statistics take in what their wide copies have, or keep a channel's two."""
     if wide[0] is running[0] and wide[1] is running[1]:
         return
@@ -169,6 +201,8 @@ def _take_in(running: tuple[Tensor, Tensor], wide: tuple[Tensor, Tensor]) -> Non
     kept = lost[0] | lost[1]
     for old, half in zip(running, new, strict=True):
         old.copy_(torch.where(kept, old, half))
+    if skipped is not None:
+        skipped.keep(kept)
 
 
 def forward_training(
@@ -187,8 +221,9 @@ def forward_training(
     """The output, and the saved mean, its rest and invstd as one float64 tensor (3, C).
 
     Running statistics and `num_batches_tracked` are updated in place; `momentum` None is cumulative
-    averaging, by the latter. Running statistics may have a half input's dtype. One that its dtype
-    cannot hold keeps its channel's two as they were, as in the library where float32 cannot.
+    averaging, by the latter and by the batches that a channel had to skip. Running statistics may
+    have a half input's dtype. One that its dtype cannot hold keeps its channel's two as they were,
+    as in the library where float32 cannot.
     """
     form = form_of(input)
     channels, dtype = form.channels, form.vector_dtype
@@ -200,6 +235,7 @@ def forward_training(
         raise UnfitError(f"momentum is {momentum}, expected a finite number or None")
     if (running_mean is None) != (running_var is None):
         raise UnfitError("one of running_mean and running_var is None, expected both or neither")
+    skipped: _Skipped | None = None
     args = c.bn_forward_training_args(_TRAINING_SIZE)
     args.epsilon = eps
     if momentum is None and num_batches_tracked is not None:
@@ -226,6 +262,10 @@ def forward_training(
                     f"{num_batches_tracked.device}, expected torch.int64 on cpu"
                 )
             args.num_batches_tracked = num_batches_tracked.data_ptr()
+            if momentum is None:
+                skipped = _Skipped(num_batches_tracked, channels)
+                args.skipped_batches = skipped.counts.data_ptr()
+                args.skipped_batches_count = 2 * channels
     if residual is not None:
         args.residual = _address(residual, "residual", form)
         args.residual_count = form.elements
@@ -238,7 +278,9 @@ def forward_training(
     args.output = output.data_ptr()
     _call(c.bn_forward_training, form.problem, args)
     if running_mean is not None and running_var is not None:
-        _take_in((running_mean, running_var), (mean, var))
+        _take_in((running_mean, running_var), (mean, var), skipped)
+    if skipped is not None:
+        skipped.store()
     return output, saved
 
 
