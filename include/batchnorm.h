@@ -732,8 +732,14 @@ BN_API bn_status bn_layer_create(const bn_layer_options *options, bn_layer **lay
 /* Frees a layer. NULL is allowed and does nothing. */
 BN_API void bn_layer_destroy(bn_layer *layer);
 
-/* Writes the options that the layer was made with. `options->struct_size` must be set. */
+/* Writes the layer's options: those that it was made with, or that were set since. `options->struct_size` must be set. */
 BN_API bn_status bn_layer_get_options(const bn_layer *layer, bn_layer_options *options);
+
+/* Sets what is added to the variance, and how running statistics take in a batch (momentum: ignored if
+ * CUMULATIVE), from the next forward on; bn_layer_get_options tells them. Backward and BN_PASS_RECOMPUTE go by what the
+ * last forward used. BN_STATUS_EPSILON, BN_STATUS_MOMENTUM, BN_STATUS_INVALID_OPTION. */
+BN_API bn_status bn_layer_set_epsilon(bn_layer *layer, double epsilon);
+BN_API bn_status bn_layer_set_momentum(bn_layer *layer, double momentum, bn_averaging averaging);
 
 /* Chooses training (1) or evaluation (0), as module.train() and module.eval(). */
 BN_API bn_status bn_layer_set_training(bn_layer *layer, int32_t training);

@@ -39,8 +39,25 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         try self.init(LayerOptions(numFeatures: numFeatures))
     }
 
-    /// What the layer was made from.
+    /// What the layer was made from, but for what was set since.
     public var options: LayerOptions { owned.options }
+
+    /// Sets what is added to the variance from the next forward on; backward goes by what the last one used.
+    ///
+    /// - Throws: `.epsilon` if it is negative, infinite or NaN.
+    public func setEpsilon(_ epsilon: Double) throws(BatchNormError) {
+        try owned.setEpsilon(epsilon)
+    }
+
+    /// Sets the weight of a new batch in the running statistics from the next forward on. `.cumulative`: the plain mean of
+    /// all batches, whatever the momentum.
+    ///
+    /// - Throws: `.momentum` if it is infinite or NaN, and counts.
+    public func setMomentum(
+        _ momentum: Double, averaging: Averaging = .exponential
+    ) throws(BatchNormError) {
+        try owned.setMomentum(momentum, averaging)
+    }
 
     /// Whether `forward` trains (normalizes by the batch and takes it into the running statistics) or evaluates
     /// (normalizes by the running statistics). True at first.

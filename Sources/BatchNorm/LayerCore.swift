@@ -4,7 +4,7 @@
 
 package final class LayerCore {
     package let scalar: ScalarType
-    package let options: LayerOptions
+    package private(set) var options: LayerOptions
     package var isTraining = true
 
     /// Weight, bias, running mean and running variance, as far as there are any.
@@ -52,6 +52,23 @@ package final class LayerCore {
         fill(runningMean, with: 0)
         fill(runningVar, with: 1)
         skippedBatches.zero()
+    }
+
+    // MARK: Options that may change
+
+    /// From the next forward on; backward and recomputation go by what the last one used.
+    package func setEpsilon(_ epsilon: Double) throws(BatchNormError) {
+        try requireEpsilon(epsilon)
+        options.training.epsilon = epsilon
+    }
+
+    /// The momentum counts where the averaging is exponential.
+    package func setMomentum(
+        _ momentum: Double, _ averaging: Averaging
+    ) throws(BatchNormError) {
+        if averaging == .exponential { try requireMomentum(momentum) }
+        options.training.momentum = momentum
+        options.training.averaging = averaging
     }
 
     private var channels: Int { options.numFeatures }

@@ -79,6 +79,22 @@ public func bn_layer_get_options(
     }
 }
 
+@_cdecl("bn_layer_set_epsilon") @implementation
+public func bn_layer_set_epsilon(_ layer: OpaquePointer?, _ epsilon: Double) -> bn_status {
+    perform { () throws(BatchNormError) in
+        try LayerCore.from(layer).setEpsilon(epsilon)
+    }
+}
+
+@_cdecl("bn_layer_set_momentum") @implementation
+public func bn_layer_set_momentum(
+    _ layer: OpaquePointer?, _ momentum: Double, _ averaging: bn_averaging
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        try LayerCore.from(layer).setMomentum(momentum, try option(averaging, .averaging))
+    }
+}
+
 @_cdecl("bn_layer_set_training") @implementation
 public func bn_layer_set_training(_ layer: OpaquePointer?, _ training: Int32) -> bn_status {
     perform { () throws(BatchNormError) in

@@ -293,6 +293,46 @@ static void evaluation_is_inference_and_frozen_backward(void **state)
     for_every_problem(evaluation);
 }
 
+/* Epsilon and momentum as if the layer had been made with them; backward goes by what the forward used. */
+static void options_that_change(fixture *f)
+{
+    bn_layer_options options = options_for(f);
+    options.epsilon = 0.5;
+    options.momentum = 0.75;
+    bn_layer *other = layer_with_values(f, &options);
+    const bn_layer_options usual = options_for(f);
+    bn_layer *layer = layer_with_values(f, &usual);
+    check_ok(bn_layer_set_epsilon(layer, 0.5), "set_epsilon");
+    check_ok(bn_layer_set_momentum(layer, 0.75, BN_AVERAGING_EXPONENTIAL), "set_momentum");
+    bn_layer_options now = BN_LAYER_OPTIONS_INIT;
+    check_ok(bn_layer_get_options(layer, &now), "get_options");
+    check(now.epsilon == 0.5 && now.momentum == 0.75, "epsilon %g, momentum %g", now.epsilon,
+          now.momentum);
+
+    check_ok(layer_forward(other, f), "bn_layer_forward");
+    check_ok(layer_backward(other, f), "bn_layer_backward");
+    const elements output = guarded_copy(f->output), dx = guarded_copy(f->grad_input);
+    check_ok(bn_layer_get_running_mean(other, f->running_mean.data, f->running_mean.count), "mean");
+    check_ok(bn_layer_get_running_var(other, f->running_var.data, f->running_var.count), "var");
+    check_ok(layer_forward(layer, f), "bn_layer_forward");
+    check_bits(f, "output", f->output, output);
+    *f->num_batches_tracked += 1;
+    check_running(f, layer);
+    check_ok(bn_layer_set_epsilon(layer, 3), "set_epsilon");
+    check_ok(bn_layer_set_momentum(layer, NAN, BN_AVERAGING_CUMULATIVE), "set_momentum");
+    elements_fill_junk(f->grad_input);
+    check_ok(layer_backward(layer, f), "bn_layer_backward");
+    check_bits(f, "grad_input", f->grad_input, dx);
+    bn_layer_destroy(layer);
+    bn_layer_destroy(other);
+}
+
+static void options_can_be_set(void **state)
+{
+    (void)state;
+    for_every_problem(options_that_change);
+}
+
 static void evaluation_without_running_statistics(fixture *f)
 {
     bn_layer_options options = options_for(f);
@@ -493,6 +533,7 @@ int main(void)
         cmocka_unit_test_teardown(what_is_set_can_be_got, fixture_teardown),
         cmocka_unit_test_teardown(training_is_the_stateless_one, fixture_teardown),
         cmocka_unit_test_teardown(evaluation_is_inference_and_frozen_backward, fixture_teardown),
+        cmocka_unit_test_teardown(options_can_be_set, fixture_teardown),
         cmocka_unit_test_teardown(evaluation_by_the_batch, fixture_teardown),
         cmocka_unit_test_teardown(each_gradient_can_be_skipped, fixture_teardown),
         cmocka_unit_test_teardown(forward_in_place, fixture_teardown),

@@ -114,6 +114,8 @@ static void null_layer(void **state)
 #define NO_LAYER(call) check_refused(call, BN_STATUS_NULL_POINTER, "layer|NULL")
     NO_LAYER(bn_layer_get_options(NULL, &options));
     NO_LAYER(bn_layer_set_training(NULL, 1));
+    NO_LAYER(bn_layer_set_epsilon(NULL, 1));
+    NO_LAYER(bn_layer_set_momentum(NULL, 1, BN_AVERAGING_EXPONENTIAL));
     NO_LAYER(bn_layer_get_training(NULL, &flag));
     NO_LAYER(layer_forward(NULL, f));
     NO_LAYER(layer_backward(NULL, f));
@@ -246,6 +248,11 @@ static void bad_values(void **state)
             "skipped_batches[9] is -1|0 to 4");
     refused(&s, bn_layer_set_training(s.layer, 2), BN_STATUS_INVALID_OPTION, "training|2|0|1");
     refused(&s, bn_layer_set_training(s.layer, -1), BN_STATUS_INVALID_OPTION, "training|-1|0|1");
+    refused(&s, bn_layer_set_epsilon(s.layer, -1), BN_STATUS_EPSILON, "epsilon|-1");
+    refused(&s, bn_layer_set_epsilon(s.layer, NAN), BN_STATUS_EPSILON, "epsilon|nan");
+    refused(&s, bn_layer_set_momentum(s.layer, INFINITY, BN_AVERAGING_EXPONENTIAL),
+            BN_STATUS_MOMENTUM, "momentum|inf");
+    refused(&s, bn_layer_set_momentum(s.layer, 0.5, 2), BN_STATUS_INVALID_OPTION, "averaging|2");
     bn_layer_options options = s.options;
     options.struct_size = 63;
     refused(&s, bn_layer_get_options(s.layer, &options), BN_STATUS_STRUCT_SIZE,

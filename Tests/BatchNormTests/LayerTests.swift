@@ -240,4 +240,26 @@ import Testing
         }.value
         #expect(count == 1)
     }
+
+    @Test func epsilonAndMomentumCanBeSet() throws {
+        let x = try random(1)
+        var options = LayerOptions(numFeatures: 3)
+        options.training.epsilon = 0.5
+        options.training.momentum = 0.75
+        let other = try BatchNormLayer<Float>(options)
+        let layer = try BatchNormLayer<Float>(numFeatures: 3)
+        try layer.setEpsilon(0.5)
+        try layer.setMomentum(0.75)
+        #expect(layer.options == options)
+        #expect(try layer.forward(x).elements == other.forward(x).elements)
+        #expect(try layer.runningVar == other.runningVar)
+        try layer.setEpsilon(3)
+        try layer.setMomentum(.nan, averaging: .cumulative)
+        #expect(
+            try layer.backward(x, gradOutput: x).input.elements
+                == other.backward(x, gradOutput: x).input.elements)
+        #expect(throws: BatchNormError.self) { try layer.setEpsilon(-1) }
+        #expect(throws: BatchNormError.self) { try layer.setMomentum(.infinity) }
+        #expect(layer.options.training.epsilon == 3)
+    }
 }

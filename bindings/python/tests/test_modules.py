@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import inspect
 import weakref
 from typing import Any
 
@@ -263,3 +265,63 @@ def test_version_is_that_of_the_header() -> None:
     header = Path(__file__).resolve().parents[3] / "include" / "batchnorm.h"
     numbers = re.findall(r"#define BN_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", header.read_text())
     assert batchnorm.version() == batchnorm.__version__ == ".".join(numbers)
+
+
+def test_pytorchs_arguments_are_taken() -> None:
+    torch = pytest.importorskip("torch")
+    for kind in (BatchNorm1d, BatchNorm2d, BatchNorm3d):
+        theirs = inspect.signature(getattr(torch.nn, kind.__name__).__init__).parameters
+        ours = inspect.signature(kind.__init__).parameters
+        for name, parameter in theirs.items():
+            assert ours[name].kind == parameter.kind, name
+        positional = [n for n, p in theirs.items() if p.kind == p.POSITIONAL_OR_KEYWORD]
+        assert list(ours)[: len(positional)] == positional
+    layer = BatchNorm2d(3, 1e-5, 0.1, True, True, "cpu", np.float64, bias=False)
+    assert layer.bias is None
+    assert layer.weight is not None
+    assert layer.dtype == np.float64
+    assert BatchNorm2d(3, device=torch.device("cpu")).dtype == np.float32
+    with pytest.raises(ValueError, match="device is 'cuda:0', expected 'cpu'"):
+        BatchNorm2d(3, device="cuda:0")
+    with pytest.raises(ValueError, match="has_bias is True and bias is False"):
+        BatchNorm2d(3, bias=False, has_bias=True)
+
+
+def test_eps_and_momentum_can_be_set(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((6, 3, 4, 4)).astype(np.float32)
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    layer, other = BatchNorm2d(3), BatchNorm2d(3, eps=0.5, momentum=0.75)
+    layer.eps, layer.momentum = 0.5, 0.75
+    assert (layer.eps, layer.momentum) == (0.5, 0.75)
+    np.testing.assert_array_equal(layer(x), other(x))
+    np.testing.assert_array_equal(layer.running_var, other.running_var)
+    layer.eps = 3.0  # backward goes by what the forward used
+    np.testing.assert_array_equal(layer.backward(dy), other.backward(dy))
+    layer.momentum = None
+    assert layer.momentum is None
+    assert "momentum=None" in repr(layer)
+    assert BatchNorm2d.from_bytes(layer.to_bytes()).momentum is None
+    for name, value in (("eps", -1.0), ("eps", float("nan")), ("momentum", float("inf"))):
+        with pytest.raises(ValueError, match=name):
+            setattr(layer, name, value)
+    assert (layer.eps, layer.momentum) == (3.0, None)
+
+
+def test_read_only_statistics_say_what_to_do() -> None:
+    layer = BatchNorm1d(3, momentum=None)
+    layer(np.eye(4, 3, dtype=np.float32))
+    for name in ("running_mean", "running_var", "skipped_batches"):
+        statistic = getattr(layer, name)
+        advice = f"assign all of it: layer.{name} = values"
+        with pytest.raises(ValueError, match=advice):
+            statistic[0] = 1
+        with pytest.raises(ValueError, match=advice):
+            statistic += 1
+        with pytest.raises(ValueError, match=advice):
+            statistic[:1] *= 2
+        assert type(statistic + 1) is np.ndarray
+        changed = copy.deepcopy(statistic)  # the caller's own
+        changed[0] = 1
+        setattr(layer, name, changed)
+    with pytest.raises(ValueError, match="what the last forward saved"):
+        layer.saved_mean[0] = 1

@@ -54,8 +54,12 @@ def test_state_dict_roundtrip(used: BatchNorm1d) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"bias": None}, ValueError, r"missing keys \['bias'\]"),
-        ({"gamma": np.ones(3, np.float32)}, ValueError, r"unexpected keys \['gamma'\]"),
+        ({"bias": None}, ValueError, r'Missing key\(s\) in state_dict: "bias"'),
+        (
+            {"gamma": np.ones(3, np.float32)},
+            ValueError,
+            r'Unexpected key\(s\) in state_dict: "gamma"',
+        ),
         ({"running_var": np.ones(4, np.float32)}, ValueError, r"shape \(4,\), expected \(3,\)"),
         ({"running_var": np.ones(3, int)}, TypeError, "dtype int64, expected float32"),
         ({"num_batches_tracked": np.array(-1)}, BatchNormError, "-1"),
@@ -163,3 +167,32 @@ def test_pickling_keeps_the_channel_axis_and_a_subclass() -> None:
     named = copy.deepcopy(Named("first"))
     assert named.name == "first"
     assert named.momentum is None
+
+
+def test_what_does_not_fit_may_be_left_alone() -> None:
+    layer = BatchNorm1d(3)
+    state = {"weight": np.full(3, 2, np.float32), "gamma": np.ones(3)}
+    found = layer.load_state_dict(state, strict=False)
+    assert found.missing_keys == ["bias", "running_mean", "running_var"]
+    assert found.unexpected_keys == ["gamma"]
+    np.testing.assert_array_equal(layer.weight, 2)
+    np.testing.assert_array_equal(layer.running_var, 1)
+    with pytest.raises(ValueError, match=r"shape \(4,\), expected \(3,\)"):
+        layer.load_state_dict({"weight": np.ones(4, np.float32)}, strict=False)
+
+
+def test_states_before_pytorchs_second_version_have_no_counter() -> None:
+    torch = pytest.importorskip("torch")
+    module, layer = torch.nn.BatchNorm1d(3), BatchNorm1d(3)
+    layer.num_batches_tracked = 7
+    state = module.state_dict()
+    del state["num_batches_tracked"]
+    with pytest.raises(ValueError, match="num_batches_tracked"):  # it says that it is of version 2
+        layer.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="num_batches_tracked"):
+        torch.nn.BatchNorm1d(3).load_state_dict(state)
+    state._metadata[""]["version"] = 1
+    for old in (state, dict(state)):
+        assert layer.load_state_dict(old) == ([], [])
+        assert layer.num_batches_tracked == 7
+        module.load_state_dict(old)

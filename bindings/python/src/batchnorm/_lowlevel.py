@@ -500,6 +500,8 @@ bn_layer_destroy = _declare("bn_layer_destroy", None, bn_layer_p)
 bn_layer_get_options = _declare_checked(
     "bn_layer_get_options", bn_layer_p, POINTER(bn_layer_options)
 )
+bn_layer_set_epsilon = _declare_checked("bn_layer_set_epsilon", bn_layer_p, c_double)
+bn_layer_set_momentum = _declare_checked("bn_layer_set_momentum", bn_layer_p, c_double, c_int32)
 bn_layer_set_training = _declare_checked("bn_layer_set_training", bn_layer_p, c_int32)
 bn_layer_get_training = _declare_checked("bn_layer_get_training", bn_layer_p, POINTER(c_int32))
 bn_layer_forward = _declare_checked(

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_int32, c_int64, c_void_p, sizeof
 from ctypes import cast as pointer_cast
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 from numpy import ndarray
@@ -56,7 +56,7 @@ from ._options import (
     integer,
     parse,
 )
-from .errors import BatchNormError, BatchNormRuntimeError, Status
+from .errors import BatchNormError, BatchNormRuntimeError, BatchNormValueError, Status
 from .fold import Folded, WeightLayout, affine_shape, fold, weight_shape
 from .memory import empty_like
 from .plan import MemoryLayout, Operation, Plan, explain
@@ -64,7 +64,7 @@ from .plan import MemoryLayout, Operation, Plan, explain
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "IncompatibleKeys"]
 
 # Looked up once: an enum takes as long to give a member as an array to be checked.
 _NORMAL, _KEEP_RUNNING, _RECOMPUTE = c.Pass
@@ -114,6 +114,63 @@ class _Borrowed:
         }
 
 
+class _Copy(np.ndarray):
+    """A read-only copy of numbers that are the layer's: writing to it says what to do instead."""
+
+    advice = ""
+
+    def __array_finalize__(self, origin: Any) -> None:
+        self.advice = getattr(origin, "advice", "")
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else array.view(ndarray)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._refuse()
+        super().__setitem__(index, value)
+
+    def _refuse(self) -> None:
+        if not self.flags.writeable and self.advice:
+            raise BatchNormValueError(self.advice, Status.INVALID_OPTION)
+
+    def __reduce__(self) -> Any:
+        return self.view(ndarray).__reduce__()
+
+    def __repr__(self) -> str:
+        return repr(self.view(ndarray))
+
+
+def _in_place(name: str) -> Any:
+    plain = getattr(ndarray, name)
+
+    def method(self: _Copy, other: Any) -> Any:
+        self._refuse()
+        return plain(self, other)
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    setattr(_Copy, f"__i{_name}__", _in_place(f"__i{_name}__"))
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` returns, as PyTorch's does: empty lists where all fitted.
+
+    Examples
+    --------
+    >>> layer = BatchNorm1d(3, bias=False)
+    >>> state = {**layer.state_dict(), "gamma": 1}
+    >>> layer.load_state_dict(state, strict=False)
+    IncompatibleKeys(missing_keys=[], unexpected_keys=['gamma'])
+    """
+
+    missing_keys: list[str]
+    """Which names the layer has and the state has not."""
+    unexpected_keys: list[str]
+    """Which names the state has and the layer has not."""
+
+
 class _BatchNorm:
     """What the three layers share. See BatchNorm2d for the user's documentation."""
 
@@ -146,8 +203,10 @@ class _BatchNorm:
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: Any = None,
+        dtype: DTypeLike | None = None,
         *,
-        dtype: DTypeLike = np.float32,
+        bias: bool = True,
         has_weight: bool | None = None,
         has_bias: bool | None = None,
         running_variance: RunningVariance = "unbiased",
@@ -155,7 +214,15 @@ class _BatchNorm:
         nonfinite: NonfinitePolicy = "report",
         channel_axis: ChannelAxis = 1,
     ) -> None:
-        kind = named_dtype(dtype)
+        if device is not None and str(device) != "cpu":
+            raise BatchNormValueError(
+                f"device is {str(device)!r}, expected 'cpu' or None", Status.INVALID_OPTION
+            )
+        if has_bias and not bias:
+            raise BatchNormValueError(
+                "has_bias is True and bias is False, expected the same", Status.EXCLUSIVE
+            )
+        kind = FLOAT32 if dtype is None else named_dtype(dtype)
         code = dtype_code(kind)
         if code is None:
             raise TypeError(f"dtype is {kind}, expected {KNOWN_DTYPES}")
@@ -170,7 +237,7 @@ class _BatchNorm:
             parse(ONE_VALUES, "one_value", one_value),
             parse(NONFINITES, "nonfinite", nonfinite),
             bool(affine if has_weight is None else has_weight),
-            bool(affine if has_bias is None else has_bias),
+            bool((affine and bias) if has_bias is None else has_bias),
             bool(track_running_stats),
         )
         pointer = c_void_p()
@@ -200,7 +267,7 @@ class _BatchNorm:
             return None
         return np.asarray(_Borrowed(self._handle, pointer, self.num_features, self.parameter_dtype))
 
-    # Options, as they were given to the constructor.
+    # Options.
 
     @property
     def num_features(self) -> int:
@@ -209,15 +276,37 @@ class _BatchNorm:
 
     @property
     def eps(self) -> float:
-        """What is added to the variance inside the square root."""
+        """What is added to the variance inside the square root. Assignable, at least 0.
+
+        From the next forward on: `backward` and `recompute` go by what the last forward used.
+        """
         return cast(float, self._options.epsilon)
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self._set_option(c.bn_layer_set_epsilon, value)
 
     @property
     def momentum(self) -> float | None:
-        """Weight of a new batch in the running statistics; None: the plain mean of all batches."""
+        """Weight of a new batch in the running statistics; None: the plain mean of all batches.
+
+        Assignable, from the next forward on.
+        """
         if self._options.averaging == c.Averaging.CUMULATIVE:
             return None
         return cast(float, self._options.momentum)
+
+    @momentum.setter
+    def momentum(self, value: float | None) -> None:
+        if value is None:
+            self._set_option(c.bn_layer_set_momentum, 0.0, c.Averaging.CUMULATIVE)
+        else:
+            self._set_option(c.bn_layer_set_momentum, value, c.Averaging.EXPONENTIAL)
+
+    def _set_option(self, setter: Any, value: float, *more: int) -> None:
+        with self._handle.lock:
+            setter(self._handle.pointer, value, *more)
+            c.bn_layer_get_options(self._handle.pointer, byref(self._options))
 
     @property
     def affine(self) -> bool:
@@ -695,7 +784,7 @@ class _BatchNorm:
     @property
     def running_mean(self) -> MaybeArray:
         """The running mean (C,), a read-only copy; None if the layer keeps none. Assignable."""
-        return self._running(c.bn_layer_get_running_mean)
+        return self._running(c.bn_layer_get_running_mean, "running_mean")
 
     @running_mean.setter
     def running_mean(self, value: Array) -> None:
@@ -704,7 +793,7 @@ class _BatchNorm:
     @property
     def running_var(self) -> MaybeArray:
         """The running variance (C,), a read-only copy; None if the layer keeps none. Assignable."""
-        return self._running(c.bn_layer_get_running_var)
+        return self._running(c.bn_layer_get_running_var, "running_var")
 
     @running_var.setter
     def running_var(self, value: Array) -> None:
@@ -743,8 +832,7 @@ class _BatchNorm:
                 pointer_cast(address(counters), POINTER(c_int64)),
                 counters.size,
             )
-        counters.flags.writeable = False
-        return counters
+        return _read_only(counters, _ASSIGN.format("skipped_batches"))
 
     @skipped_batches.setter
     def skipped_batches(self, value: Array) -> None:
@@ -755,11 +843,6 @@ class _BatchNorm:
                 pointer_cast(address(counters), POINTER(c_int64)),
                 counters.size,
             )
-
-    def _lend(self, call: Any, counters: NDArray[np.int64]) -> None:
-        with self._handle.lock:
-            numbers = pointer_cast(address(counters), POINTER(c_int64))
-            call(self._handle.pointer, numbers, counters.size)
 
     def _counters(self, name: str, value: Array) -> NDArray[np.int64]:
         """Counters as the library takes them."""
@@ -780,8 +863,10 @@ class _BatchNorm:
         with self._handle.lock:
             c.bn_layer_reset_running_stats(self._handle.pointer)
 
-    def _running(self, getter: Any) -> MaybeArray:
-        return self._copy(getter, self.parameter_dtype) if self.track_running_stats else None
+    def _running(self, getter: Any, name: str) -> MaybeArray:
+        if not self.track_running_stats:
+            return None
+        return self._copy(getter, self.parameter_dtype, _ASSIGN.format(name))
 
     def _set_running(self, setter: Any, name: str, value: Array) -> None:
         value = foreign.as_ndarray(value, name)
@@ -791,24 +876,23 @@ class _BatchNorm:
         with self._handle.lock:
             setter(self._handle.pointer, address(value), value.size)
 
-    def _copy(self, getter: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    def _copy(self, getter: Any, dtype: np.dtype[Any], advice: str) -> NDArray[Any]:
         values = np.empty(self.num_features, dtype)
         with self._handle.lock:
             getter(self._handle.pointer, address(values), values.size)
-        values.flags.writeable = False
-        return values
+        return _read_only(values, advice)
 
     # What the last forward found. Before the first: BatchNormRuntimeError with Status.NO_FORWARD.
 
     @property
     def saved_mean(self) -> Float64Array:
         """The mean (C,) that the last forward normalized with: a read-only float64 copy."""
-        return self._copy(c.bn_layer_get_saved_mean, np.dtype(np.float64))
+        return self._copy(c.bn_layer_get_saved_mean, FLOAT64, _SAVED.format("saved_mean"))
 
     @property
     def saved_invstd(self) -> Float64Array:
         """1 / sqrt(variance + eps) (C,) of the last forward: a read-only float64 copy."""
-        return self._copy(c.bn_layer_get_saved_invstd, np.dtype(np.float64))
+        return self._copy(c.bn_layer_get_saved_invstd, FLOAT64, _SAVED.format("saved_invstd"))
 
     @property
     def statistics_used(self) -> StatisticsUsed:
@@ -858,7 +942,7 @@ class _BatchNorm:
             state["skipped_batches"] = self.skipped_batches.copy()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Take over a `state_dict`, of this class or of PyTorch's (as arrays or CPU tensors).
 
         Everything is checked before anything is changed.
@@ -866,23 +950,37 @@ class _BatchNorm:
         Parameters
         ----------
         state : mapping from names to arrays
-            All that `state_dict` returns, and nothing else; "skipped_batches" may be missing.
+            What `state_dict` returns. "skipped_batches" may be missing, and "num_batches_tracked"
+            of states that do not say that they are of PyTorch's second version: the counter then
+            stays as it is, as in PyTorch.
+        strict : bool
+            False: leave what is missing as it is, and what is unexpected alone.
+
+        Returns
+        -------
+        IncompatibleKeys
+            Missing and unexpected keys; both empty if `strict`.
 
         Raises
         ------
         ValueError
-            Missing or unexpected keys, wrong shapes, a negative counter.
+            Missing or unexpected keys (if `strict`), wrong shapes, a negative counter.
         TypeError
             Wrong dtypes.
         """
         names = self._state_names()
         missing = [name for name in names if name not in state]
+        version = getattr(state, "_metadata", {}).get("", {}).get("version")
+        if "num_batches_tracked" in missing and (version is None or version < 2):
+            missing.remove("num_batches_tracked")
         optional = ["skipped_batches"] if self.track_running_stats else []
         unexpected = [name for name in state if name not in names + optional]
-        if missing or unexpected:
-            raise ValueError(f"state has missing keys {missing} and unexpected keys {unexpected}")
-        values = {name: np.asarray(state[name]) for name in names}
-        for name in names:
+        if strict and (missing or unexpected):
+            raise BatchNormValueError(
+                self._incompatible(missing, unexpected), Status.LAYER_MISMATCH
+            )
+        values = {name: np.asarray(state[name]) for name in names if name in state}
+        for name in values:
             if name != "num_batches_tracked":
                 self._check(name, values[name])
         skipped = None
@@ -905,8 +1003,20 @@ class _BatchNorm:
             self.num_batches_tracked = number
             if skipped is not None:
                 self.skipped_batches = skipped
+        elif skipped is not None and strict:
+            self.skipped_batches = skipped
         for name, value in values.items():
             setattr(self, name, value)
+        return IncompatibleKeys(missing, unexpected)
+
+    def _incompatible(self, missing: list[str], unexpected: list[str]) -> str:
+        """PyTorch's words."""
+        text = f"Error(s) in loading state_dict for {type(self).__name__}:"
+        for what, names in (("Missing", missing), ("Unexpected", unexpected)):
+            if names:
+                quoted = ", ".join(f'"{name}"' for name in names)
+                text += f"\n\t{what} key(s) in state_dict: {quoted}. "
+        return text
 
     def _state_names(self) -> list[str]:
         names = [name for name in ("weight", "bias") if getattr(self, name) is not None]
@@ -982,6 +1092,17 @@ class _BatchNorm:
         return text + ")"
 
 
+_ASSIGN = "{0} is a read-only copy of the layer's; assign all of it: layer.{0} = values"
+_SAVED = "{} is a read-only copy of what the last forward saved; work on a copy of your own"
+
+
+def _read_only(values: NDArray[Any], advice: str) -> NDArray[Any]:
+    copy = values.view(_Copy)
+    copy.advice = advice
+    copy.flags.writeable = False
+    return copy
+
+
 def _restore(cls: type[_BatchNorm], state: bytes, channel_axis: ChannelAxis) -> Any:
     return cls.from_bytes(state, channel_axis=channel_axis)
 
@@ -1022,10 +1143,14 @@ class BatchNorm2d(_BatchNorm):
         Whether there are `weight` (from 1) and `bias` (from 0).
     track_running_stats : bool
         Whether to keep running statistics. If not, evaluation uses the batch's statistics too.
-    dtype : float32, float64, bfloat16 (of ml_dtypes) or float16, keyword only from here
+    device : "cpu" or None
+        PyTorch's argument; nothing else is known here.
+    dtype : float32, float64, bfloat16 (of ml_dtypes) or float16; None means float32
         Of tensors, parameters and running statistics; those of half types are float32.
+    bias : bool, keyword only from here
+        False: `weight` alone, as in PyTorch.
     has_weight, has_bias : bool or None
-        One of the two without the other; None means as `affine` says.
+        One of the two without the other; None means as `affine` and `bias` say.
     running_variance : "unbiased" or "biased"
         Which batch variance enters `running_var`: PyTorch's, or that of ONNX, Keras and Flax.
     one_value : "error", "use_running" or "allow"
@@ -1049,7 +1174,8 @@ class BatchNorm2d(_BatchNorm):
     Pickling and copying keep options, mode, parameters, statistics and counter (and attributes that
     a subclass adds), but not the last forward and its gradients.
 
-    Options are fixed when the layer is made; mode, parameters and statistics can change.
+    Mode, parameters, statistics, `eps` and `momentum` can change; other options are fixed when the
+    layer is made.
 
     Examples
     --------
