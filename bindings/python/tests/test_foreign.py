@@ -352,9 +352,11 @@ def test_moments_and_halves_of_operations(rng: np.random.Generator) -> None:
     mean, var = torch.zeros(3), torch.ones(3)
     moments.update_running(mean, var)
     torch.testing.assert_close(mean, 0.1 * tx.mean((0, 2, 3)))
-    kept = Moments(2, torch.zeros(3).double(), torch.ones(3).double())
+    kept = Moments(count=2, mean=torch.zeros(3).double(), m2=torch.ones(3).double())
     assert as_bytes(kept.merge(Moments.none(3)).mean) == as_bytes(np.zeros(3))
-    assert batchnorm.GradSums(2, *torch.ones(2, 3).double()).sum_dy.tolist() == [1, 1, 1]
+    ones = torch.ones(3).double()
+    sums = batchnorm.GradSums(count=2, sum_dy=ones, sum_dy_xmu=ones)
+    assert sums.sum_dy.tolist() == [1, 1, 1]
 
     layer = BatchNorm2d(3)
     batchnorm.recalibrate(layer, [tx])

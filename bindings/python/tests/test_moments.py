@@ -140,17 +140,25 @@ def refused(status: Status, match: str) -> Iterator[None]:
     assert failure.value.status == status
 
 
+def moments_of(count: int, mean: Any, m2: Any) -> Moments:
+    return Moments(count=count, mean=mean, m2=m2)
+
+
 def two() -> Moments:
-    return Moments(4, np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    return moments_of(4, np.array([1.0, 2.0]), np.array([3.0, 4.0]))
 
 
 @pytest.mark.parametrize(
     ("other", "status", "match"),
     [
-        (Moments(-1, np.zeros(2), np.zeros(2)), Status.MOMENTS, r"other->count is -1"),
-        (Moments(2**63 - 1, np.zeros(2), np.zeros(2)), Status.MOMENTS, r"other->count is 9223"),
-        (Moments(3, np.zeros(2), np.array([0, -2.0])), Status.MOMENTS, r"m2\[1\] is -2"),
-        (Moments(3, np.zeros(3), np.zeros(3)), Status.COUNT_MISMATCH, r"channels is 3, expected 2"),
+        (moments_of(-1, np.zeros(2), np.zeros(2)), Status.MOMENTS, r"other->count is -1"),
+        (moments_of(2**63 - 1, np.zeros(2), np.zeros(2)), Status.MOMENTS, r"other->count is 9223"),
+        (moments_of(3, np.zeros(2), np.array([0, -2.0])), Status.MOMENTS, r"m2\[1\] is -2"),
+        (
+            moments_of(3, np.zeros(3), np.zeros(3)),
+            Status.COUNT_MISMATCH,
+            r"channels is 3, expected 2",
+        ),
     ],
 )
 def test_bad_moments(other: Moments, status: Status, match: str) -> None:
@@ -181,11 +189,11 @@ def test_too_few_values() -> None:
 
 def test_arrays_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="m2 has 3 elements, expected 2"):
-        Moments(1, np.zeros(2), np.zeros(3))
+        moments_of(1, np.zeros(2), np.zeros(3))
     with pytest.raises(TypeError, match="mean has dtype float32, expected float64"):
-        Moments(1, np.zeros(2, np.float32), np.zeros(2))
+        moments_of(1, np.zeros(2, np.float32), np.zeros(2))
     with pytest.raises(ValueError, match="sum_dy_xmu has 3 elements, expected 2"):
-        GradSums(1, np.zeros(2), np.zeros(3))
+        GradSums(count=1, sum_dy=np.zeros(2), sum_dy_xmu=np.zeros(3))
     with pytest.raises(ValueError, match="channels is 3, expected 2"):
         GradSums.none(2) + GradSums.none(3)
     frozen = two()

@@ -69,55 +69,35 @@ lock is released while the library works. After `os.fork` the child can go on us
 
 from __future__ import annotations
 
-from ctypes import sizeof
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy import ndarray
 
+from . import _arguments as arguments
 from . import _foreign as foreign
 from . import _lowlevel as c
 from ._arrays import (
-    FLOAT64,
     Array,
     Bits,
     ChannelAxis,
     Counter,
     Counters,
     Float64Array,
-    Form,
     Lengths,
     Mask,
     MaybeArray,
-    address,
-    bits_address,
-    bits_shape,
-    counter_address,
-    counters_address,
-    destination,
     form_of,
-    lengths_array,
-    mask_address,
-    tensor_address,
     vector_address,
 )
 from ._options import (
-    ACTIVATIONS,
-    MASKED,
-    NONFINITES,
-    ONE_VALUES,
-    STATISTICS,
     STATISTICS_WORDS,
-    VARIANCES,
     ActivationName,
     MaskedPolicy,
     NonfinitePolicy,
     OneValuePolicy,
     RunningVariance,
     StatisticsUsed,
-    parse,
 )
-from .memory import empty, empty_like
 
 __all__ = [
     "Gradients",
@@ -127,13 +107,6 @@ __all__ = [
     "forward_inference",
     "forward_training",
 ]
-
-_TRAINING_SIZE = sizeof(c.bn_forward_training_args)
-_INFERENCE_SIZE = sizeof(c.bn_forward_inference_args)
-_BACKWARD_SIZE = sizeof(c.bn_backward_args)
-# Looked up once: an enum takes as long to give a member as an array to be checked.
-_CUMULATIVE, _EXPONENTIAL = c.Averaging.CUMULATIVE, c.Averaging.EXPONENTIAL
-_BATCH = c.Statistics.BATCH
 
 
 class TrainingResult(NamedTuple):
@@ -238,9 +211,12 @@ def batch_norm(
         return foreign.call(batch_norm, locals())
     if training:
         form = form_of(input, "input", channel_axis)
-        args = c.bn_forward_training_args(_TRAINING_SIZE)
-        args.momentum = momentum
-        return _train(args, form, input, running_mean, running_var, weight, bias, eps, out)
+        args = arguments.training_args(form, momentum=momentum)
+        args.epsilon = eps
+        arguments.running(args, form, running_mean, running_var, written=True)
+        out = arguments.affine(args, form, input, weight, bias, out)
+        c.bn_forward_training(form.problem, args)
+        return out
     return forward_inference(
         input, running_mean, running_var, weight, bias, eps=eps, channel_axis=channel_axis, out=out
     )
@@ -366,119 +342,44 @@ def forward_training(
     if type(input) is not ndarray or allow_copy:
         return foreign.call(forward_training, locals())
     form = form_of(input, "input", channel_axis)
-    # Of a batch without values, and one that is masked as a whole, the library writes neither.
-    written = form.elements and mask is None and lengths is None
-    if saved_mean is None:
-        saved_mean = np.empty(form.channels) if written else np.zeros(form.channels)
-    if saved_invstd is None:
-        saved_invstd = np.empty(form.channels) if written else np.ones(form.channels)
-    if saved_mean_rest is None and input.dtype == FLOAT64:
-        saved_mean_rest = np.empty(form.channels) if written else np.zeros(form.channels)
-    args = c.bn_forward_training_args(
-        _TRAINING_SIZE,
-        _CUMULATIVE if momentum is None else _EXPONENTIAL,
-        parse(VARIANCES, "running_variance", running_variance),
-        parse(ONE_VALUES, "one_value", one_value),
-        parse(NONFINITES, "nonfinite", nonfinite),
+    args = arguments.training_args(
+        form,
+        num_batches_tracked,
+        skipped_batches,
+        momentum,
+        running_variance,
+        one_value,
+        nonfinite,
     )
-    if momentum is not None:
-        args.momentum = momentum
-    if num_batches_tracked is not None:
-        args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
-    if skipped_batches is not None:
-        args.skipped_batches, args.skipped_batches_count = counters_address(
-            skipped_batches, "skipped_batches", form.channels
-        )
-    args.saved_mean, args.saved_mean_count = vector_address(
-        saved_mean, "saved_mean", FLOAT64, written=True
+    args.epsilon = eps
+    saved = saved_mean, saved_invstd, saved_mean_rest
+    kept = arguments.save(args, form, input, saved, mask, lengths)
+    bits = arguments.wanted_bits(activation_mask, form)
+    arguments.extend_forward(
+        *(args, form, channel_axis, activation, negative_slope),
+        *(residual, bits, mask, lengths, masked),
     )
-    args.saved_invstd, args.saved_invstd_count = vector_address(
-        saved_invstd, "saved_invstd", FLOAT64, written=True
-    )
-    if saved_mean_rest is not None:
-        args.saved_mean_rest, args.saved_mean_rest_count = vector_address(
-            saved_mean_rest, "saved_mean_rest", FLOAT64, written=True
-        )
-    if (
-        activation is not None
-        or residual is not None
-        or mask is not None
-        or lengths is not None
-        or activation_mask is not None
-        or masked != "zero"
-    ):
-        _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
-        if residual is not None:
-            args.residual = tensor_address(residual, "residual", form)
-            args.residual_count = form.elements
-        if isinstance(activation_mask, bool):
-            activation_mask = empty(bits_shape(form), np.uint8) if activation_mask else None
-        if activation_mask is not None:
-            args.activation_mask, args.activation_mask_count = bits_address(
-                activation_mask, "activation_mask", form, written=True
-            )
-    out = _train(args, form, input, running_mean, running_var, weight, bias, eps, out)
+    arguments.running(args, form, running_mean, running_var, written=True)
+    out = arguments.affine(args, form, input, weight, bias, out)
+    c.bn_forward_training(form.problem, args)
+    return _training_result(args, out, kept, bits)
+
+
+def _training_result(
+    args: c.bn_forward_training_args, out: Array, kept: arguments.Saved, bits: Bits | None
+) -> TrainingResult:
+    """What a training forward, or the second half of one, has written."""
     return TrainingResult(
         out,
-        saved_mean,
-        saved_invstd,
+        kept.mean,
+        kept.invstd,
         STATISTICS_WORDS[args.statistics_used],
         args.nonfinite_channels,
-        activation_mask,
+        bits,
         args.values_per_channel,
-        saved_mean_rest,
+        kept.mean_rest,
         args.nonfinite_running_channels,
     )
-
-
-def _train(
-    args: c.bn_forward_training_args,
-    form: Form,
-    input: Array,
-    running_mean: Array | None,
-    running_var: Array | None,
-    weight: Array | None,
-    bias: Array | None,
-    eps: float,
-    out: Array | None,
-) -> Array:
-    """Fills in what every training forward has, and runs it."""
-    dtype = form.parameter
-    args.epsilon = eps
-    args.input = address(input)
-    args.input_count = args.output_count = form.elements
-    out, args.output = destination(out, "out", form, input)
-    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
-    args.bias, args.bias_count = vector_address(bias, "bias", dtype)
-    args.running_mean, args.running_mean_count = vector_address(
-        running_mean, "running_mean", dtype, written=True
-    )
-    args.running_var, args.running_var_count = vector_address(
-        running_var, "running_var", dtype, written=True
-    )
-    c.bn_forward_training(form.problem, args)
-    return out
-
-
-def _extend(
-    args: c.bn_forward_training_args | c.bn_forward_inference_args | c.bn_backward_args,
-    form: Form,
-    channel_axis: ChannelAxis,
-    activation: ActivationName | None,
-    negative_slope: float,
-    mask: Mask | None,
-    lengths: Lengths | None,
-    masked: MaskedPolicy,
-) -> None:
-    """Fills in what fused and masked operations have in common, forward and backward."""
-    args.activation = parse(ACTIVATIONS, "activation", activation)
-    args.negative_slope = negative_slope
-    args.masked = parse(MASKED, "masked", masked)
-    if mask is not None:
-        args.mask, args.mask_count = mask_address(mask, form, channel_axis)
-    if lengths is not None:
-        args.kept = numbers = lengths_array(lengths, form)  # C sees no more than its address
-        args.lengths, args.lengths_count = address(numbers), numbers.size
 
 
 def forward_inference(
@@ -541,32 +442,14 @@ def forward_inference(
     if type(input) is not ndarray or allow_copy:
         return foreign.call(forward_inference, locals())
     form = form_of(input, "input", channel_axis)
-    dtype = form.parameter
-    args = c.bn_forward_inference_args(_INFERENCE_SIZE)
+    args = arguments.inference_args()
     args.epsilon = eps
-    args.input_count = args.output_count = form.elements
-    args.input = address(input)
-    out, args.output = destination(out, "out", form, input)
-    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
-    args.bias, args.bias_count = vector_address(bias, "bias", dtype)
-    args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
-    args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
-    if (
-        activation is not None
-        or residual is not None
-        or mask is not None
-        or lengths is not None
-        or activation_mask is not None
-        or masked != "zero"
-    ):
-        _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
-        if residual is not None:
-            args.residual = tensor_address(residual, "residual", form)
-            args.residual_count = form.elements
-        if activation_mask is not None:
-            args.activation_mask, args.activation_mask_count = bits_address(
-                activation_mask, "activation_mask", form, written=True
-            )
+    out = arguments.affine(args, form, input, weight, bias, out)
+    arguments.running(args, form, running_mean, running_var)
+    arguments.extend_forward(
+        *(args, form, channel_axis, activation, negative_slope),
+        *(residual, activation_mask, mask, lengths, masked),
+    )
     c.bn_forward_inference(form.problem, args)
     return out
 
@@ -687,72 +570,18 @@ def backward(
     if type(input) is not ndarray or allow_copy:
         return foreign.call(backward, locals())
     form = form_of(input, "input", channel_axis)
-    dtype = form.parameter
-    want_input, want_weight, want_bias = output_mask
-    args = c.bn_backward_args(_BACKWARD_SIZE, parse(STATISTICS, "statistics", statistics))
+    saved = saved_mean, saved_invstd, saved_mean_rest
+    running = running_mean, running_var
+    args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
     args.epsilon = eps
-    args.input_count = args.grad_output_count = form.elements
-    args.input = address(input)
-    args.grad_output = tensor_address(grad_output, "grad_output", form)
-    if want_input:
-        grad_input, args.grad_input = destination(grad_input, "grad_input", form, input)
-        args.grad_input_count = form.elements
-    elif grad_input is not None:
-        raise _unwanted("grad_input", output_mask)
-    if want_weight:
-        if grad_weight is None:
-            grad_weight = np.empty(form.channels, dtype)
-        args.grad_weight, args.grad_weight_count = vector_address(
-            grad_weight, "grad_weight", dtype, written=True
-        )
-    elif grad_weight is not None:
-        raise _unwanted("grad_weight", output_mask)
-    if want_bias:
-        if grad_bias is None:
-            grad_bias = np.empty(form.channels, dtype)
-        args.grad_bias, args.grad_bias_count = vector_address(
-            grad_bias, "grad_bias", dtype, written=True
-        )
-    elif grad_bias is not None:
-        raise _unwanted("grad_bias", output_mask)
-    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
-    if args.statistics == _BATCH:
-        args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", FLOAT64)
-        args.saved_invstd, args.saved_invstd_count = vector_address(
-            saved_invstd, "saved_invstd", FLOAT64
-        )
-        if saved_mean_rest is not None:
-            args.saved_mean_rest, args.saved_mean_rest_count = vector_address(
-                saved_mean_rest, "saved_mean_rest", FLOAT64
-            )
-    else:
-        args.running_mean, args.running_mean_count = vector_address(
-            running_mean, "running_mean", dtype
-        )
-        args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
-    if (
-        activation is not None
-        or grad_residual is not None
-        or mask is not None
-        or lengths is not None
-        or masked != "zero"
-    ):
-        _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
-        if activation_mask is not None:
-            args.activation_mask, args.activation_mask_count = bits_address(
-                activation_mask, "activation_mask", form
-            )
-        if output is not None:
-            args.output = tensor_address(output, "output", form)
-            args.output_count = form.elements
-        if isinstance(grad_residual, bool):
-            grad_residual = empty_like(input) if grad_residual else None
-        if grad_residual is not None:
-            args.grad_residual = tensor_address(grad_residual, "grad_residual", form, written=True)
-            args.grad_residual_count = form.elements
+    args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
+    arguments.extend_backward(
+        *(args, form, channel_axis, activation, negative_slope),
+        *(activation_mask, output, mask, lengths, masked),
+    )
+    results = arguments.gradients(
+        *(args, form, input, output_mask),
+        *(grad_input, grad_weight, grad_bias, grad_residual),
+    )
     c.bn_backward(form.problem, args)
-    return Gradients(grad_input, grad_weight, grad_bias, grad_residual)
-
-
-def _unwanted(name: str, output_mask: tuple[bool, bool, bool]) -> ValueError:
-    return ValueError(f"{name} was given, but output_mask {output_mask} skips it")
+    return Gradients(*results)

@@ -12,14 +12,12 @@ what they say together; backward likewise adds up `GradSums`:
 >>> outputs = [normalize(part, moments).output for part in parts]
 >>> saved = normalize(parts[0], moments)
 >>> grads = [np.ones_like(part) for part in parts]
->>> sums = sum(
-...     (backward_reduce(dy, x, saved_mean=saved.saved_mean) for dy, x in zip(grads, parts)),
-...     start=GradSums.none(3),
-... )
+>>> mean = {"saved_mean": saved.saved_mean, "saved_mean_rest": saved.saved_mean_rest}
+>>> sums = GradSums.none(3)
+>>> for dy, x in zip(grads, parts):
+...     sums += backward_reduce(dy, x, **mean)
 >>> dx = [
-...     backward_apply(
-...         dy, x, sums, saved_mean=saved.saved_mean, saved_invstd=saved.saved_invstd
-...     ).grad_input
+...     backward_apply(dy, x, sums, **mean, saved_invstd=saved.saved_invstd).grad_input
 ...     for dy, x in zip(grads, parts)
 ... ]
 >>> bool(abs(np.concatenate(outputs).mean()) < 1e-12 and abs(dx[1]).max() < 1e-12)
@@ -39,11 +37,13 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy import ndarray
 
+from . import _arguments as arguments
 from . import _foreign as foreign
 from . import _lowlevel as c
 from ._arrays import (
     FLOAT64,
     Array,
+    Bits,
     ChannelAxis,
     Counter,
     Counters,
@@ -51,21 +51,14 @@ from ._arrays import (
     Lengths,
     Mask,
     address,
-    counter_address,
-    counters_address,
-    destination,
     form_of,
     lengths_array,
     mask_address,
-    tensor_address,
     vector_address,
 )
 from ._options import (
-    NONFINITES,
-    ONE_VALUES,
-    STATISTICS,
-    STATISTICS_WORDS,
     VARIANCES,
+    ActivationName,
     MaskedPolicy,
     NonfinitePolicy,
     OneValuePolicy,
@@ -74,7 +67,7 @@ from ._options import (
     integer,
     parse,
 )
-from .functional import Gradients, TrainingResult, _extend
+from .functional import Gradients, TrainingResult, _training_result
 
 __all__ = [
     "GradSums",
@@ -130,16 +123,22 @@ class Moments:
     Moments(count=3, mean=[4.], m2=[26.])
     >>> some.variance(), some.variance("unbiased"), some.invstd(eps=0.0).round(4)
     (array([8.66666667]), array([13.]), array([0.3397]))
+
+    From elsewhere, an all-gather for example:
+
+    >>> Moments(count=2, mean=np.array([2.0]), m2=np.array([2.0])).variance()
+    array([1.])
     """
 
     __slots__ = ("count", "m2", "mean", "mean_rest")
 
     def __init__(
         self,
+        *,
         count: int,
         mean: Float64Array,
-        m2: Float64Array,
         mean_rest: Float64Array | None = None,
+        m2: Float64Array,
     ) -> None:
         """Moments from elsewhere. The arrays are kept, not copied; `mean_rest` is 0 by default."""
         self.count = integer("count", count)
@@ -152,7 +151,8 @@ class Moments:
     @classmethod
     def none(cls, num_features: int) -> Moments:
         """Moments of no values and `num_features` channels, to which others are merged."""
-        return cls(0, np.zeros(num_features), np.zeros(num_features), np.zeros(num_features))
+        mean, mean_rest, m2 = np.zeros((3, num_features))
+        return cls(count=0, mean=mean, mean_rest=mean_rest, m2=m2)
 
     @classmethod
     def of(
@@ -207,7 +207,12 @@ class Moments:
 
     def copy(self) -> Moments:
         """Independent moments with the same values."""
-        return Moments(self.count, self.mean.copy(), self.m2.copy(), self.mean_rest.copy())
+        return Moments(
+            count=self.count,
+            mean=self.mean.copy(),
+            mean_rest=self.mean_rest.copy(),
+            m2=self.m2.copy(),
+        )
 
     def variance(self, kind: RunningVariance = "biased") -> Float64Array:
         """m2 / count, or m2 / (count - 1) if `kind` is "unbiased".
@@ -288,13 +293,14 @@ class GradSums:
     Examples
     --------
     >>> import numpy as np
-    >>> GradSums.none(1) + GradSums(2, np.array([3.0]), np.array([0.5]))
+    >>> own = GradSums(count=2, sum_dy=np.array([3.0]), sum_dy_xmu=np.array([0.5]))
+    >>> GradSums.none(1) + own
     GradSums(count=2, sum_dy=[3.], sum_dy_xmu=[0.5])
     """
 
     __slots__ = ("count", "sum_dy", "sum_dy_xmu")
 
-    def __init__(self, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array) -> None:
+    def __init__(self, *, count: int, sum_dy: Float64Array, sum_dy_xmu: Float64Array) -> None:
         """Sums from elsewhere, an all-reduce for example. The arrays are kept, not copied."""
         self.count = integer("count", count)
         self.sum_dy = foreign.as_ndarray(sum_dy, "sum_dy")
@@ -304,7 +310,7 @@ class GradSums:
     @classmethod
     def none(cls, num_features: int) -> GradSums:
         """Sums over no values in `num_features` channels, where a sum of others begins."""
-        return cls(0, np.zeros(num_features), np.zeros(num_features))
+        return cls(count=0, sum_dy=np.zeros(num_features), sum_dy_xmu=np.zeros(num_features))
 
     def __add__(self, other: GradSums) -> GradSums:
         if self.sum_dy.size != other.sum_dy.size:
@@ -312,9 +318,9 @@ class GradSums:
                 f"the number of channels is {other.sum_dy.size}, expected {self.sum_dy.size}"
             )
         return GradSums(
-            self.count + other.count,
-            self.sum_dy + other.sum_dy,
-            self.sum_dy_xmu + other.sum_dy_xmu,
+            count=self.count + other.count,
+            sum_dy=self.sum_dy + other.sum_dy,
+            sum_dy_xmu=self.sum_dy_xmu + other.sum_dy_xmu,
         )
 
     def __repr__(self) -> str:
@@ -348,16 +354,23 @@ def normalize(
     nonfinite: NonfinitePolicy = "report",
     channel_axis: ChannelAxis = 1,
     out: Array | None = None,
+    saved_mean: Float64Array | None = None,
+    saved_invstd: Float64Array | None = None,
+    saved_mean_rest: Float64Array | None = None,
+    activation: ActivationName | None = None,
+    negative_slope: float = 0.01,
+    residual: Array | None = None,
     mask: Mask | None = None,
     lengths: Lengths | None = None,
     masked: MaskedPolicy = "zero",
+    activation_mask: Bits | bool | None = None,
     allow_copy: bool = False,
 ) -> TrainingResult:
     """`functional.forward_training` with given moments: the input is not reduced.
 
-    All arguments mean what they mean there, with ``moments.count`` for the number of values.
-    Running statistics, if given, take in the moments: of several parts, only one call should get
-    them.
+    All arguments and results mean what they mean there, with ``moments.count`` for the number of
+    values; masked positions of `input` are not normalized, whatever `moments` are of. Running
+    statistics, if given, take in the moments: of several parts, only one call should get them.
 
     For a second forward (activation checkpointing) keep the moments and leave running_mean and
     running_var out: it has the first one's bits, and updates nothing.
@@ -368,51 +381,34 @@ def normalize(
     >>> x = np.array([[1.0], [3.0]])
     >>> normalize(x, Moments.of(np.array([[0.0], [0.0], [8.0], [8.0]])), eps=0.0).output.ravel()
     array([-0.75, -0.25])
+    >>> through = normalize(x, Moments.of(x), eps=0.0, activation="relu", activation_mask=True)
+    >>> through.output.ravel(), through.activation_mask
+    (array([0., 1.]), array([2], dtype=uint8))
     """
     if type(input) is not ndarray or allow_copy:
         return foreign.call(normalize, locals())
     form = form_of(input, "input", channel_axis)
-    dtype = form.parameter
-    saved_mean, saved_invstd = np.zeros(form.channels), np.ones(form.channels)
-    args = c.bn_forward_training_args(
-        sizeof(c.bn_forward_training_args),
-        c.Averaging.CUMULATIVE if momentum is None else c.Averaging.EXPONENTIAL,
-        parse(VARIANCES, "running_variance", running_variance),
-        parse(ONE_VALUES, "one_value", one_value),
-        parse(NONFINITES, "nonfinite", nonfinite),
+    args = arguments.training_args(
+        form,
+        num_batches_tracked,
+        skipped_batches,
+        momentum,
+        running_variance,
+        one_value,
+        nonfinite,
     )
     args.epsilon = eps
-    if momentum is not None:
-        args.momentum = momentum
-    _extend(args, form, channel_axis, None, 0.01, mask, lengths, masked)
-    args.input = address(input)
-    args.input_count = args.output_count = form.elements
-    out, args.output = destination(out, "out", form, input)
-    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
-    args.bias, args.bias_count = vector_address(bias, "bias", dtype)
-    args.running_mean, args.running_mean_count = vector_address(
-        running_mean, "running_mean", dtype, written=True
+    saved = saved_mean, saved_invstd, saved_mean_rest
+    kept = arguments.save(args, form, input, saved, mask, lengths)
+    bits = arguments.wanted_bits(activation_mask, form)
+    arguments.extend_forward(
+        *(args, form, channel_axis, activation, negative_slope),
+        *(residual, bits, mask, lengths, masked),
     )
-    args.running_var, args.running_var_count = vector_address(
-        running_var, "running_var", dtype, written=True
-    )
-    if num_batches_tracked is not None:
-        args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
-    if skipped_batches is not None:
-        args.skipped_batches, args.skipped_batches_count = counters_address(
-            skipped_batches, "skipped_batches", form.channels
-        )
-    args.saved_mean, args.saved_mean_count = address(saved_mean), form.channels
-    args.saved_invstd, args.saved_invstd_count = address(saved_invstd), form.channels
+    arguments.running(args, form, running_mean, running_var, written=True)
+    out = arguments.affine(args, form, input, weight, bias, out)
     c.bn_normalize(form.problem, moments._c(), args)
-    return TrainingResult(
-        out,
-        saved_mean,
-        saved_invstd,
-        STATISTICS_WORDS[args.statistics_used],
-        args.nonfinite_channels,
-        nonfinite_running_channels=args.nonfinite_running_channels,
-    )
+    return _training_result(args, out, kept, bits)
 
 
 def normalize_saved(
@@ -425,29 +421,54 @@ def normalize_saved(
     saved_mean_rest: Float64Array | None = None,
     channel_axis: ChannelAxis = 1,
     out: Array | None = None,
+    activation: ActivationName | None = None,
+    negative_slope: float = 0.01,
+    residual: Array | None = None,
+    mask: Mask | None = None,
+    lengths: Lengths | None = None,
+    masked: MaskedPolicy = "zero",
+    activation_mask: Bits | None = None,
     allow_copy: bool = False,
 ) -> Array:
     """The forward once more from what `functional.forward_training` saved.
 
-    ``(input - saved_mean) * saved_invstd * weight + bias``. With the forward's `saved_mean_rest` it
-    has that forward's bits; by how much it may differ without stands in batchnorm.h. Arguments and
-    errors are those of `functional.forward_training`; returns a new array like `input`, or `out`.
+    ``activation((input - saved_mean) * saved_invstd * weight + bias + residual)``. With the
+    forward's `saved_mean_rest` it has that forward's bits; by how much it may differ without stands
+    in batchnorm.h. (A forward whose input is not float64 saves it only where it was given a
+    destination.) Arguments and errors are those of `functional.forward_inference`; returns a new
+    array like `input`, or `out`.
 
     Examples
     --------
     >>> import numpy as np
     >>> normalize_saved(np.array([[1.0], [5.0]]), np.array([3.0]), np.array([0.5])).ravel()
     array([-1.,  1.])
+
+    With what was fused into the forward:
+
+    >>> from batchnorm.functional import forward_training
+    >>> x = np.array([[1.0], [5.0]])
+    >>> first = forward_training(x, activation="relu", residual=x)
+    >>> again = normalize_saved(
+    ...     x,
+    ...     first.saved_mean,
+    ...     first.saved_invstd,
+    ...     saved_mean_rest=first.saved_mean_rest,
+    ...     activation="relu",
+    ...     residual=x,
+    ... )
+    >>> again.tobytes() == first.output.tobytes()
+    True
     """
     if type(input) is not ndarray or allow_copy:
         return foreign.call(normalize_saved, locals())
     form = form_of(input, "input", channel_axis)
-    args = c.bn_forward_inference_args(sizeof(c.bn_forward_inference_args))
-    args.input = address(input)
-    args.input_count = args.output_count = form.elements
-    out, args.output = destination(out, "out", form, input)
-    args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
-    args.bias, args.bias_count = vector_address(bias, "bias", form.parameter)
+    args = arguments.inference_args()
+    out = arguments.affine(args, form, input, weight, bias, out)
+    arguments.extend_forward(
+        *(args, form, channel_axis, activation, negative_slope),
+        *(residual, activation_mask, mask, lengths, masked),
+    )
     c.bn_normalize_saved(
         form.problem,
         *vector_address(saved_mean, "saved_mean", FLOAT64),
@@ -463,17 +484,23 @@ def backward_reduce(
     input: Array,
     *,
     saved_mean: Float64Array | None = None,
+    saved_mean_rest: Float64Array | None = None,
     running_mean: Array | None = None,
     statistics: StatisticsUsed = "batch",
     channel_axis: ChannelAxis = 1,
+    activation: ActivationName | None = None,
+    negative_slope: float = 0.01,
+    activation_mask: Bits | None = None,
+    output: Array | None = None,
     mask: Mask | None = None,
     lengths: Lengths | None = None,
     allow_copy: bool = False,
 ) -> GradSums:
     """The first half of `functional.backward`: the sums of one part of the batch.
 
-    Arguments and errors are those of `functional.backward`. `saved_mean` is the whole batch's;
-    `running_mean` is for ``statistics="running"``.
+    Arguments and errors are those of `functional.backward`. `saved_mean` and `saved_mean_rest` are
+    the whole batch's; `running_mean` is for ``statistics="running"``. `activation_mask` or `output`
+    is this part's, and so are `mask` or `lengths`.
 
     Examples
     --------
@@ -481,20 +508,18 @@ def backward_reduce(
     >>> x, dy = np.array([[1.0], [5.0]]), np.array([[1.0], [0.5]])
     >>> backward_reduce(dy, x, saved_mean=np.array([3.0]))
     GradSums(count=2, sum_dy=[1.5], sum_dy_xmu=[-1.])
+    >>> y = np.array([[0.0], [1.0]])  # through a ReLU
+    >>> backward_reduce(dy, x, saved_mean=np.array([3.0]), activation="relu", output=y)
+    GradSums(count=2, sum_dy=[0.5], sum_dy_xmu=[1.])
     """
     if type(input) is not ndarray or allow_copy:
         return foreign.call(backward_reduce, locals())
     form = form_of(input, "input", channel_axis)
-    args = c.bn_backward_args(
-        sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics)
-    )
-    _extend(args, form, channel_axis, None, 0.01, mask, lengths, "zero")
-    args.input_count = args.grad_output_count = form.elements
-    args.input = address(input)
-    args.grad_output = tensor_address(grad_output, "grad_output", form)
-    args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", FLOAT64)
-    args.running_mean, args.running_mean_count = vector_address(
-        running_mean, "running_mean", form.parameter
+    saved, running = (saved_mean, None, saved_mean_rest), (running_mean, None)
+    args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
+    arguments.extend_backward(
+        *(args, form, channel_axis, activation, negative_slope),
+        *(activation_mask, output, mask, lengths, "zero"),
     )
     sums = GradSums.none(form.channels)
     raw = sums._c()
@@ -511,6 +536,7 @@ def backward_apply(
     *,
     saved_mean: Float64Array | None = None,
     saved_invstd: Float64Array | None = None,
+    saved_mean_rest: Float64Array | None = None,
     running_mean: Array | None = None,
     running_var: Array | None = None,
     statistics: StatisticsUsed = "batch",
@@ -518,15 +544,24 @@ def backward_apply(
     output_mask: tuple[bool, bool, bool] = (True, True, True),
     channel_axis: ChannelAxis = 1,
     grad_input: Array | None = None,
+    grad_weight: Array | None = None,
+    grad_bias: Array | None = None,
+    activation: ActivationName | None = None,
+    negative_slope: float = 0.01,
+    activation_mask: Bits | None = None,
+    output: Array | None = None,
     mask: Mask | None = None,
     lengths: Lengths | None = None,
     masked: MaskedPolicy = "zero",
+    grad_residual: Array | bool | None = None,
     allow_copy: bool = False,
 ) -> Gradients:
     """The second half of `functional.backward`: gradients of one part from the whole batch's sums.
 
-    Arguments and errors are those of `functional.backward`. grad_weight and grad_bias are those
-    that `sums` say; from a part's own sums they are that part's.
+    Arguments and errors are those of `functional.backward`; tensors, `activation_mask` and `mask`
+    or `lengths` are this part's, and activation and masks are those that `backward_reduce` got.
+    grad_weight and grad_bias are those that `sums` say; from a part's own sums they are that
+    part's.
 
     Examples
     --------
@@ -536,40 +571,31 @@ def backward_apply(
     >>> sums = backward_reduce(dy, x, saved_mean=saved["saved_mean"])
     >>> backward_apply(dy, x, sums, **saved).grad_weight
     array([-0.5])
+
+    Through a ReLU and a residual, whose gradient needs no sums:
+
+    >>> fused = {"activation": "relu", "output": np.array([[0.0], [1.0]])}
+    >>> sums = backward_reduce(dy, x, saved_mean=saved["saved_mean"], **fused)
+    >>> backward_apply(dy, x, sums, **saved, **fused, grad_residual=True).grad_residual.ravel()
+    array([0. , 0.5])
     """
     if type(input) is not ndarray or allow_copy:
         return foreign.call(backward_apply, locals())
     form = form_of(input, "input", channel_axis)
-    dtype = form.parameter
-    want_input, want_weight, want_bias = output_mask
-    args = c.bn_backward_args(
-        sizeof(c.bn_backward_args), parse(STATISTICS, "statistics", statistics), eps
+    saved, running = (saved_mean, saved_invstd, saved_mean_rest), (running_mean, running_var)
+    args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
+    args.epsilon = eps
+    args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
+    arguments.extend_backward(
+        *(args, form, channel_axis, activation, negative_slope),
+        *(activation_mask, output, mask, lengths, masked),
     )
-    _extend(args, form, channel_axis, None, 0.01, mask, lengths, masked)
-    args.input_count = args.grad_output_count = form.elements
-    args.input = address(input)
-    args.grad_output = tensor_address(grad_output, "grad_output", form)
-    args.weight, args.weight_count = vector_address(weight, "weight", dtype)
-    args.saved_mean, args.saved_mean_count = vector_address(saved_mean, "saved_mean", FLOAT64)
-    args.saved_invstd, args.saved_invstd_count = vector_address(
-        saved_invstd, "saved_invstd", FLOAT64
+    results = arguments.gradients(
+        *(args, form, input, output_mask),
+        *(grad_input, grad_weight, grad_bias, grad_residual),
     )
-    args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
-    args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
-    grad_weight = grad_bias = None
-    if want_input:
-        grad_input, args.grad_input = destination(grad_input, "grad_input", form, input)
-        args.grad_input_count = form.elements
-    elif grad_input is not None:
-        raise ValueError(f"grad_input was given, but output_mask {output_mask} skips it")
-    if want_weight:
-        grad_weight = np.empty(form.channels, dtype)
-        args.grad_weight, args.grad_weight_count = address(grad_weight), form.channels
-    if want_bias:
-        grad_bias = np.empty(form.channels, dtype)
-        args.grad_bias, args.grad_bias_count = address(grad_bias), form.channels
     c.bn_backward_apply(form.problem, sums._c(), args)
-    return Gradients(grad_input, grad_weight, grad_bias)
+    return Gradients(*results)
 
 
 # ---- statistics of many batches ----

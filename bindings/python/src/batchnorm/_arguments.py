@@ -1,0 +1,330 @@
+"""Fills in C's argument structs, each in one place for whole operations and their halves."""
+
+from __future__ import annotations
+
+from ctypes import sizeof
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _lowlevel as c
+from ._arrays import (
+    FLOAT64,
+    Array,
+    Bits,
+    ChannelAxis,
+    Counter,
+    Counters,
+    Float64Array,
+    Form,
+    Lengths,
+    Mask,
+    MaybeArray,
+    address,
+    bits_address,
+    bits_shape,
+    counter_address,
+    counters_address,
+    destination,
+    lengths_array,
+    mask_address,
+    tensor_address,
+    vector_address,
+)
+from ._options import (
+    ACTIVATIONS,
+    MASKED,
+    NONFINITES,
+    ONE_VALUES,
+    STATISTICS,
+    VARIANCES,
+    ActivationName,
+    MaskedPolicy,
+    NonfinitePolicy,
+    OneValuePolicy,
+    RunningVariance,
+    StatisticsUsed,
+    parse,
+)
+from .memory import empty, empty_like
+
+_TRAINING_SIZE = sizeof(c.bn_forward_training_args)
+_INFERENCE_SIZE = sizeof(c.bn_forward_inference_args)
+_BACKWARD_SIZE = sizeof(c.bn_backward_args)
+# Looked up once: an enum takes as long to give a member as an array to be checked.
+_CUMULATIVE, _EXPONENTIAL = c.Averaging.CUMULATIVE, c.Averaging.EXPONENTIAL
+_BATCH = c.Statistics.BATCH
+
+_Forward = c.bn_forward_training_args | c.bn_forward_inference_args
+
+# ---- forward ----
+
+
+def inference_args() -> c.bn_forward_inference_args:
+    """Of an inference forward, without anything in it."""
+    return c.bn_forward_inference_args(_INFERENCE_SIZE)
+
+
+def training_args(
+    form: Form,
+    num_batches_tracked: Counter | None = None,
+    skipped_batches: Counters | None = None,
+    momentum: float | None = 0.1,
+    running_variance: RunningVariance = "unbiased",
+    one_value: OneValuePolicy = "error",
+    nonfinite: NonfinitePolicy = "report",
+) -> c.bn_forward_training_args:
+    """Of a training forward: its policies and counters."""
+    args = c.bn_forward_training_args(
+        _TRAINING_SIZE,
+        _CUMULATIVE if momentum is None else _EXPONENTIAL,
+        parse(VARIANCES, "running_variance", running_variance),
+        parse(ONE_VALUES, "one_value", one_value),
+        parse(NONFINITES, "nonfinite", nonfinite),
+    )
+    if momentum is not None:
+        args.momentum = momentum
+    if num_batches_tracked is not None:
+        args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
+    if skipped_batches is not None:
+        args.skipped_batches, args.skipped_batches_count = counters_address(
+            skipped_batches, "skipped_batches", form.channels
+        )
+    return args
+
+
+class Saved(NamedTuple):
+    """What a training forward keeps for its backward."""
+
+    mean: Float64Array
+    invstd: Float64Array
+    mean_rest: Float64Array | None
+
+
+def save(
+    args: c.bn_forward_training_args,
+    form: Form,
+    input: Array,
+    saved: tuple[Float64Array | None, Float64Array | None, Float64Array | None],
+    mask: Mask | None,
+    lengths: Lengths | None,
+) -> Saved:
+    """Where mean, invstd and mean_rest go; makes what is not given."""
+    mean, invstd, rest = saved
+    # Of a batch without values, and one that is masked as a whole, the library may write none.
+    written = form.elements and mask is None and lengths is None
+    if mean is None:
+        mean = np.empty(form.channels) if written else np.zeros(form.channels)
+    if invstd is None:
+        invstd = np.empty(form.channels) if written else np.ones(form.channels)
+    if rest is None and input.dtype == FLOAT64:
+        rest = np.empty(form.channels) if written else np.zeros(form.channels)
+    args.saved_mean, args.saved_mean_count = vector_address(
+        mean, "saved_mean", FLOAT64, written=True
+    )
+    args.saved_invstd, args.saved_invstd_count = vector_address(
+        invstd, "saved_invstd", FLOAT64, written=True
+    )
+    if rest is not None:
+        args.saved_mean_rest, args.saved_mean_rest_count = vector_address(
+            rest, "saved_mean_rest", FLOAT64, written=True
+        )
+    return Saved(mean, invstd, rest)
+
+
+def running(
+    args: _Forward,
+    form: Form,
+    running_mean: Array | None,
+    running_var: Array | None,
+    *,
+    written: bool = False,
+) -> None:
+    """The running statistics."""
+    args.running_mean, args.running_mean_count = vector_address(
+        running_mean, "running_mean", form.parameter, written=written
+    )
+    args.running_var, args.running_var_count = vector_address(
+        running_var, "running_var", form.parameter, written=written
+    )
+
+
+def affine(
+    args: _Forward,
+    form: Form,
+    input: Array,
+    weight: Array | None,
+    bias: Array | None,
+    out: Array | None,
+) -> Array:
+    """Input, weight, bias and output; makes the output if it is not given, and returns it."""
+    args.input = address(input)
+    args.input_count = args.output_count = form.elements
+    out, args.output = destination(out, "out", form, input)
+    args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
+    args.bias, args.bias_count = vector_address(bias, "bias", form.parameter)
+    return out
+
+
+def wanted_bits(activation_mask: Bits | bool | None, form: Form) -> Bits | None:
+    """The destination of an activation mask: made for True, None for False."""
+    if isinstance(activation_mask, bool):
+        return empty(bits_shape(form), np.uint8) if activation_mask else None
+    return activation_mask
+
+
+def extend_forward(
+    args: _Forward,
+    form: Form,
+    channel_axis: ChannelAxis,
+    activation: ActivationName | None,
+    negative_slope: float,
+    residual: Array | None,
+    activation_mask: Bits | None,
+    mask: Mask | None,
+    lengths: Lengths | None,
+    masked: MaskedPolicy,
+) -> None:
+    """What a fused or masked forward has besides."""
+    if (
+        activation is None
+        and residual is None
+        and activation_mask is None
+        and mask is None
+        and lengths is None
+        and masked == "zero"
+    ):
+        return
+    _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
+    if residual is not None:
+        args.residual = tensor_address(residual, "residual", form)
+        args.residual_count = form.elements
+    if activation_mask is not None:
+        args.activation_mask, args.activation_mask_count = bits_address(
+            activation_mask, "activation_mask", form, written=True
+        )
+
+
+def _extend(
+    args: _Forward | c.bn_backward_args,
+    form: Form,
+    channel_axis: ChannelAxis,
+    activation: ActivationName | None,
+    negative_slope: float,
+    mask: Mask | None,
+    lengths: Lengths | None,
+    masked: MaskedPolicy,
+) -> None:
+    args.activation = parse(ACTIVATIONS, "activation", activation)
+    args.negative_slope = negative_slope
+    args.masked = parse(MASKED, "masked", masked)
+    if mask is not None:
+        args.mask, args.mask_count = mask_address(mask, form, channel_axis)
+    if lengths is not None:
+        args.kept = numbers = lengths_array(lengths, form)  # C sees no more than its address
+        args.lengths, args.lengths_count = address(numbers), numbers.size
+
+
+# ---- backward ----
+
+
+def backward_args(
+    form: Form,
+    grad_output: Array,
+    input: Array,
+    statistics: StatisticsUsed,
+    saved: tuple[Float64Array | None, Float64Array | None, Float64Array | None],
+    running: tuple[Array | None, Array | None],
+) -> c.bn_backward_args:
+    """Of a backward: its tensors and statistics, `saved` as in `save`."""
+    args = c.bn_backward_args(_BACKWARD_SIZE, parse(STATISTICS, "statistics", statistics))
+    args.input_count = args.grad_output_count = form.elements
+    args.input = address(input)
+    args.grad_output = tensor_address(grad_output, "grad_output", form)
+    if args.statistics == _BATCH:
+        mean, invstd, rest = saved
+        args.saved_mean, args.saved_mean_count = vector_address(mean, "saved_mean", FLOAT64)
+        args.saved_invstd, args.saved_invstd_count = vector_address(invstd, "saved_invstd", FLOAT64)
+        if rest is not None:
+            args.saved_mean_rest, args.saved_mean_rest_count = vector_address(
+                rest, "saved_mean_rest", FLOAT64
+            )
+    else:
+        mean, var = running
+        args.running_mean, args.running_mean_count = vector_address(
+            mean, "running_mean", form.parameter
+        )
+        args.running_var, args.running_var_count = vector_address(
+            var, "running_var", form.parameter
+        )
+    return args
+
+
+def extend_backward(
+    args: c.bn_backward_args,
+    form: Form,
+    channel_axis: ChannelAxis,
+    activation: ActivationName | None,
+    negative_slope: float,
+    activation_mask: Bits | None,
+    output: Array | None,
+    mask: Mask | None,
+    lengths: Lengths | None,
+    masked: MaskedPolicy,
+) -> None:
+    """What the backward of a fused or masked forward has besides."""
+    if activation is None and mask is None and lengths is None and masked == "zero":
+        return
+    _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
+    if activation_mask is not None:
+        args.activation_mask, args.activation_mask_count = bits_address(
+            activation_mask, "activation_mask", form
+        )
+    if output is not None:
+        args.output = tensor_address(output, "output", form)
+        args.output_count = form.elements
+
+
+def gradients(
+    args: c.bn_backward_args,
+    form: Form,
+    input: Array,
+    output_mask: tuple[bool, bool, bool],
+    grad_input: Array | None,
+    grad_weight: Array | None,
+    grad_bias: Array | None,
+    grad_residual: Array | bool | None,
+) -> tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray]:
+    """Where gradients go; makes those that are wanted and not given, and returns all."""
+    want_input, want_weight, want_bias = output_mask
+    if want_input:
+        grad_input, args.grad_input = destination(grad_input, "grad_input", form, input)
+        args.grad_input_count = form.elements
+    elif grad_input is not None:
+        raise _unwanted("grad_input", output_mask)
+    if want_weight:
+        if grad_weight is None:
+            grad_weight = np.empty(form.channels, form.parameter)
+        args.grad_weight, args.grad_weight_count = vector_address(
+            grad_weight, "grad_weight", form.parameter, written=True
+        )
+    elif grad_weight is not None:
+        raise _unwanted("grad_weight", output_mask)
+    if want_bias:
+        if grad_bias is None:
+            grad_bias = np.empty(form.channels, form.parameter)
+        args.grad_bias, args.grad_bias_count = vector_address(
+            grad_bias, "grad_bias", form.parameter, written=True
+        )
+    elif grad_bias is not None:
+        raise _unwanted("grad_bias", output_mask)
+    if isinstance(grad_residual, bool):
+        grad_residual = empty_like(input) if grad_residual else None
+    if grad_residual is not None:
+        args.grad_residual = tensor_address(grad_residual, "grad_residual", form, written=True)
+        args.grad_residual_count = form.elements
+    return grad_input, grad_weight, grad_bias, grad_residual
+
+
+def _unwanted(name: str, output_mask: tuple[bool, bool, bool]) -> ValueError:
+    return ValueError(f"{name} was given, but output_mask {output_mask} skips it")
