@@ -341,6 +341,12 @@ def test_moments_and_halves_of_operations(rng: np.random.Generator) -> None:
     tx, tdy = torch.from_numpy(x), torch.from_numpy(dy)
     moments = Moments.of(tx)
     assert as_bytes(moments.m2) == as_bytes(Moments.of(x).m2)
+    fused: Any = {"activation": "relu", "residual": tdy, "activation_mask": True}
+    own = batchnorm.normalize(tx, moments, **fused)
+    whole = F.forward_training(tx, **fused)
+    for name in ("output", "saved_mean", "saved_invstd", "activation_mask"):
+        assert type(getattr(own, name)) is torch.Tensor
+        assert as_bytes(getattr(own, name)) == as_bytes(getattr(whole, name))
     result = batchnorm.normalize(tx, moments)
     assert as_bytes(result.output) == as_bytes(F.forward_training(x).output)
     saved: Any = {"saved_mean": result.saved_mean, "saved_invstd": result.saved_invstd}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import sizeof
-from typing import NamedTuple
 
 import numpy as np
 
@@ -93,24 +92,21 @@ def training_args(
     return args
 
 
-class Saved(NamedTuple):
-    """What a training forward keeps for its backward."""
-
-    mean: Float64Array
-    invstd: Float64Array
-    mean_rest: Float64Array | None
+Saved = tuple[Float64Array, Float64Array, Float64Array | None]
+"""What a training forward keeps for its backward: mean, invstd and the mean's rest."""
 
 
 def save(
     args: c.bn_forward_training_args,
     form: Form,
     input: Array,
-    saved: tuple[Float64Array | None, Float64Array | None, Float64Array | None],
+    mean: Float64Array | None,
+    invstd: Float64Array | None,
+    rest: Float64Array | None,
     mask: Mask | None,
     lengths: Lengths | None,
 ) -> Saved:
-    """Where mean, invstd and mean_rest go; makes what is not given."""
-    mean, invstd, rest = saved
+    """Where mean, invstd and the mean's rest go; makes what is not given."""
     # Of a batch without values, and one that is masked as a whole, the library may write none.
     written = form.elements and mask is None and lengths is None
     if mean is None:
@@ -129,7 +125,7 @@ def save(
         args.saved_mean_rest, args.saved_mean_rest_count = vector_address(
             rest, "saved_mean_rest", FLOAT64, written=True
         )
-    return Saved(mean, invstd, rest)
+    return mean, invstd, rest
 
 
 def running(
@@ -137,8 +133,7 @@ def running(
     form: Form,
     running_mean: Array | None,
     running_var: Array | None,
-    *,
-    written: bool = False,
+    written: bool,
 ) -> None:
     """The running statistics."""
     args.running_mean, args.running_mean_count = vector_address(

@@ -352,12 +352,21 @@ def forward_training(
         nonfinite,
     )
     args.epsilon = eps
-    saved = saved_mean, saved_invstd, saved_mean_rest
-    kept = arguments.save(args, form, input, saved, mask, lengths)
+    kept = arguments.save(
+        args, form, input, saved_mean, saved_invstd, saved_mean_rest, mask, lengths
+    )
     bits = arguments.wanted_bits(activation_mask, form)
     arguments.extend_forward(
-        *(args, form, channel_axis, activation, negative_slope),
-        *(residual, bits, mask, lengths, masked),
+        args,
+        form,
+        channel_axis,
+        activation,
+        negative_slope,
+        residual,
+        bits,
+        mask,
+        lengths,
+        masked,
     )
     arguments.running(args, form, running_mean, running_var, written=True)
     out = arguments.affine(args, form, input, weight, bias, out)
@@ -369,15 +378,16 @@ def _training_result(
     args: c.bn_forward_training_args, out: Array, kept: arguments.Saved, bits: Bits | None
 ) -> TrainingResult:
     """What a training forward, or the second half of one, has written."""
+    saved_mean, saved_invstd, saved_mean_rest = kept
     return TrainingResult(
         out,
-        kept.mean,
-        kept.invstd,
+        saved_mean,
+        saved_invstd,
         STATISTICS_WORDS[args.statistics_used],
         args.nonfinite_channels,
         bits,
         args.values_per_channel,
-        kept.mean_rest,
+        saved_mean_rest,
         args.nonfinite_running_channels,
     )
 
@@ -445,10 +455,18 @@ def forward_inference(
     args = arguments.inference_args()
     args.epsilon = eps
     out = arguments.affine(args, form, input, weight, bias, out)
-    arguments.running(args, form, running_mean, running_var)
+    arguments.running(args, form, running_mean, running_var, written=False)
     arguments.extend_forward(
-        *(args, form, channel_axis, activation, negative_slope),
-        *(residual, activation_mask, mask, lengths, masked),
+        args,
+        form,
+        channel_axis,
+        activation,
+        negative_slope,
+        residual,
+        activation_mask,
+        mask,
+        lengths,
+        masked,
     )
     c.bn_forward_inference(form.problem, args)
     return out
@@ -576,12 +594,26 @@ def backward(
     args.epsilon = eps
     args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
     arguments.extend_backward(
-        *(args, form, channel_axis, activation, negative_slope),
-        *(activation_mask, output, mask, lengths, masked),
+        args,
+        form,
+        channel_axis,
+        activation,
+        negative_slope,
+        activation_mask,
+        output,
+        mask,
+        lengths,
+        masked,
     )
     results = arguments.gradients(
-        *(args, form, input, output_mask),
-        *(grad_input, grad_weight, grad_bias, grad_residual),
+        args,
+        form,
+        input,
+        output_mask,
+        grad_input,
+        grad_weight,
+        grad_bias,
+        grad_residual,
     )
     c.bn_backward(form.problem, args)
     return Gradients(*results)

@@ -398,12 +398,21 @@ def normalize(
         nonfinite,
     )
     args.epsilon = eps
-    saved = saved_mean, saved_invstd, saved_mean_rest
-    kept = arguments.save(args, form, input, saved, mask, lengths)
+    kept = arguments.save(
+        args, form, input, saved_mean, saved_invstd, saved_mean_rest, mask, lengths
+    )
     bits = arguments.wanted_bits(activation_mask, form)
     arguments.extend_forward(
-        *(args, form, channel_axis, activation, negative_slope),
-        *(residual, bits, mask, lengths, masked),
+        args,
+        form,
+        channel_axis,
+        activation,
+        negative_slope,
+        residual,
+        bits,
+        mask,
+        lengths,
+        masked,
     )
     arguments.running(args, form, running_mean, running_var, written=True)
     out = arguments.affine(args, form, input, weight, bias, out)
@@ -466,8 +475,16 @@ def normalize_saved(
     args = arguments.inference_args()
     out = arguments.affine(args, form, input, weight, bias, out)
     arguments.extend_forward(
-        *(args, form, channel_axis, activation, negative_slope),
-        *(residual, activation_mask, mask, lengths, masked),
+        args,
+        form,
+        channel_axis,
+        activation,
+        negative_slope,
+        residual,
+        activation_mask,
+        mask,
+        lengths,
+        masked,
     )
     c.bn_normalize_saved(
         form.problem,
@@ -518,8 +535,16 @@ def backward_reduce(
     saved, running = (saved_mean, None, saved_mean_rest), (running_mean, None)
     args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
     arguments.extend_backward(
-        *(args, form, channel_axis, activation, negative_slope),
-        *(activation_mask, output, mask, lengths, "zero"),
+        args,
+        form,
+        channel_axis,
+        activation,
+        negative_slope,
+        activation_mask,
+        output,
+        mask,
+        lengths,
+        "zero",
     )
     sums = GradSums.none(form.channels)
     raw = sums._c()
@@ -587,12 +612,26 @@ def backward_apply(
     args.epsilon = eps
     args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
     arguments.extend_backward(
-        *(args, form, channel_axis, activation, negative_slope),
-        *(activation_mask, output, mask, lengths, masked),
+        args,
+        form,
+        channel_axis,
+        activation,
+        negative_slope,
+        activation_mask,
+        output,
+        mask,
+        lengths,
+        masked,
     )
     results = arguments.gradients(
-        *(args, form, input, output_mask),
-        *(grad_input, grad_weight, grad_bias, grad_residual),
+        args,
+        form,
+        input,
+        output_mask,
+        grad_input,
+        grad_weight,
+        grad_bias,
+        grad_residual,
     )
     c.bn_backward_apply(form.problem, sums._c(), args)
     return Gradients(*results)
