@@ -641,7 +641,7 @@ BN_API bn_status bn_moments_statistics(const bn_moments *moments, double epsilon
  *     problem.sizes[0] = 0;
  *     bn_normalize(&problem, &all, &args);
  *
- * BN_STATUS_MOMENTS if count is negative, or 0 for a batch that is not empty, or an m2 is negative. Other
+ * BN_STATUS_MOMENTS if count is negative, or 0 although values take part, or an m2 is negative. Other
  * errors: as bn_forward_training. */
 BN_API bn_status bn_normalize(const bn_problem *problem, const bn_moments *moments,
                               bn_forward_training_args *args);
@@ -686,7 +686,7 @@ BN_API bn_status bn_backward_reduce(const bn_problem *problem, const bn_backward
  * their count for M. grad_weight and grad_bias come from the sums: where each device's are summed by
  * others (torch's DistributedDataParallel), call it once with the device's own sums for them and once with
  * the total for grad_input. An empty batch (N or S is 0) is a part like any other.
- * BN_STATUS_MOMENTS if count is negative, or 0 for a batch that is not empty. Other errors: as
+ * BN_STATUS_MOMENTS if count is negative, or 0 although values take part. Other errors: as
  * bn_backward. */
 BN_API bn_status bn_backward_apply(const bn_problem *problem, const bn_grad_sums *sums,
                                    const bn_backward_args *args);

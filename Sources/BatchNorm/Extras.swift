@@ -227,6 +227,11 @@ extension Shape {
     }
 }
 
+extension Positions {
+    /// Of how many values moments or sums for a tensor must be: of none if it may be that none takes part.
+    func leastCount(_ shape: Shape) -> Int { shape.isEmpty || !isAbsent ? 0 : 1 }
+}
+
 /// Memory of a call that may serve the next one again.
 struct Workspace: ~Copyable {
     /// What the kernels need.

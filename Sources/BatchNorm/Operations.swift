@@ -65,8 +65,10 @@ package struct ForwardTraining {
 
     func runValidated(workspace: inout Workspace) throws(BatchNormError) -> Outcome {
         let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
-        let count = moments?.count ?? shape.keptPerChannel(keep)
+        let kept = shape.keptPerChannel(keep)
+        let count = moments?.count ?? kept
         guard count > 0 else {
+            guard kept == 0 else { throw .momentsCount(.moments, actual: 0, expected: 1) }
             output.fillMasked(extras.positions.masked, from: input, scalar)
             extras.activationMask.clear()
             return Outcome(statistics: .batch, valuesPerChannel: 0)
@@ -176,7 +178,7 @@ package struct ForwardTraining {
             }
             try SkippedBatches.require(skippedBatches.constant, of: numBatchesTracked?.pointee ?? 0)
         }
-        if let moments { try moments.requireValid(.moments, least: shape.isEmpty ? 0 : 1) }
+        if let moments { try moments.requireValid(.moments, least: extras.positions.leastCount(shape)) }
     }
 
     private func runByRunningStatistics(
@@ -353,8 +355,10 @@ package struct Backward {
     func run(workspace: inout Workspace) throws(BatchNormError) {
         try validate()
         let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
-        let count = sums?.count ?? shape.keptPerChannel(keep)
+        let kept = shape.keptPerChannel(keep)
+        let count = sums?.count ?? kept
         guard count > 0 else {
+            guard kept == 0 else { throw .momentsCount(.sums, actual: 0, expected: 1) }
             gradInput.fillMasked(extras.positions.masked, from: gradOutput, scalar)
             extras.gradResidual.fillMasked(.zero, from: gradOutput, scalar)
             gradWeight.fillMasked(.zero, from: gradOutput, scalar.parameter)
@@ -429,6 +433,6 @@ package struct Backward {
         try extras.validate(shape, elementSize: size, &buffers)
         if let sums { try sums.requireReadable(channels: channels, &buffers) }
         try buffers.requireSeparate()
-        if let sums { try sums.requireValid(least: shape.isEmpty ? 0 : 1) }
+        if let sums { try sums.requireValid(least: extras.positions.leastCount(shape)) }
     }
 }

@@ -586,6 +586,39 @@ static void an_empty_part_gets_the_others_gradients(void **state)
     check(elements_get(f.grad_weight, 1) == 0 && elements_get(f.grad_bias, 2) == 0, "no gradient");
 }
 
+/* A batch of which no value takes part, whole and as its only part. */
+static void all_masked_as_in_the_whole(void **state)
+{
+    (void)state;
+    fixture f = images(BN_DTYPE_FLOAT32);
+    fixture_add_extras(&f);
+    memset(f.mask, 0, (size_t)f.positions);
+    const extras masked = { .negative_slope = 0.01, .mask = true };
+    fixture_use(&f, masked);
+    fixture_remember(&f);
+    run_training(&f);
+    run_backward(&f);
+    const elements output = guarded_copy(f.output), dx = guarded_copy(f.grad_input);
+    const elements dw = guarded_copy(f.grad_weight), mean = guarded_copy(f.running_mean);
+    fixture_recall(&f);
+    bn_moments m = moments_for(3);
+    bn_grad_sums sums = sums_for(3);
+    succeeds(&f, "compute",
+             bn_moments_compute(&f.problem, f.input.data, f.input.count, f.mask, f.positions, NULL,
+                                0, &m));
+    succeeds(&f, "normalize", bn_normalize(&f.problem, &m, &f.training));
+    succeeds(&f, "reduce", bn_backward_reduce(&f.problem, &f.backward, &sums));
+    succeeds(&f, "apply", bn_backward_apply(&f.problem, &sums, &f.backward));
+    check_bits(&f, "output", f.output, output);
+    check_bits(&f, "grad_input", f.grad_input, dx);
+    check_bits(&f, "grad_weight", f.grad_weight, dw);
+    check_bits(&f, "running_mean", f.running_mean, mean);
+    f.mask[1] = 1; /* then moments of nothing are none of this batch */
+    check_refused(bn_normalize(&f.problem, &m, &f.training), BN_STATUS_MOMENTS, "count|0|1");
+    check_refused(bn_backward_apply(&f.problem, &sums, &f.backward), BN_STATUS_MOMENTS,
+                  "count|0|1");
+}
+
 /* ---- bad input ---- */
 
 /* The call was refused as it must be and has changed nothing. */
@@ -731,6 +764,7 @@ int main(void)
         cmocka_unit_test_teardown(once_more_from_what_was_saved, fixture_teardown),
         cmocka_unit_test_teardown(frozen_halves_have_the_whole_ones_bits, fixture_teardown),
         cmocka_unit_test_teardown(an_empty_part_gets_the_others_gradients, fixture_teardown),
+        cmocka_unit_test_teardown(all_masked_as_in_the_whole, fixture_teardown),
         cmocka_unit_test_teardown(bad_moments_are_refused, fixture_teardown),
         cmocka_unit_test_teardown(bad_sums_are_refused, fixture_teardown),
     };
