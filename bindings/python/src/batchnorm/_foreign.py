@@ -35,7 +35,8 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from ._arrays import LayoutError, _check_array, bfloat16, dtype_name
+from ._arrays import _check_array, bfloat16, dtype_name
+from .errors import LayoutError
 
 _Result = TypeVar("_Result")
 
@@ -254,7 +255,7 @@ def call(
             result = function(**copies)
             break
         except LayoutError as error:
-            if not allow_copy:
+            if not allow_copy or error.destination:
                 raise
             copies[error.name] = error.copy(copies[error.name])
     if also is not None:

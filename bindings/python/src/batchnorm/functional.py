@@ -6,7 +6,7 @@ as in PyTorch: C-contiguous (NCHW), and channels-last (NHWC), which is a view su
 ``np.moveaxis(nhwc, -1, 1)`` whose strides say that the channel is innermost. Results have the
 input's memory order. Where both orders are the same memory (one channel, or one spatial value) the
 array counts as C-contiguous. Arrays whose *last axis* is the channel, (N, H, W, C), are taken with
-``channel_axis=-1``; results then have that axis order too. Any other strides raise `ValueError`.
+``channel_axis=-1``; results then have that axis order too. Any other strides raise `LayoutError`.
 
 Parameters and running statistics are one-dimensional contiguous arrays of C elements and the
 input's dtype, float32 for the half types; `saved_mean` and `saved_invstd` are float64 always,
@@ -58,9 +58,10 @@ order than they must are copied, instead of being refused; destinations never ar
 >>> print(batch_norm(pixels, None, None, training=True).mean(axis=(0, 2)).round(3) + 0.0)
 [0. 0. 0.]
 
-Errors: `TypeError` for wrong types and dtypes, `ValueError` for wrong shapes, strides and options,
-`BufferError` for arrays whose memory cannot be had (on another device, sparse, part of autograd's
-graph), `BatchNormError` with a `status` for what the library finds. In every case nothing has been
+Errors: all are `BatchNormError`. `BatchNormTypeError` for wrong types and dtypes,
+`BatchNormValueError` for wrong shapes and options, its subclass `LayoutError` for wrong strides and
+alignment, `BatchNormBufferError` for arrays whose memory cannot be had (on another device, sparse,
+part of autograd's graph). That holds for every argument, destinations too. Nothing has been
 written.
 
 Threads: all functions may be called from any thread on arrays that do not overlap; the interpreter
@@ -192,7 +193,7 @@ def batch_norm(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         As `forward_training`. Nothing has been written.
 
     See Also
@@ -320,11 +321,11 @@ def forward_training(
 
     Raises
     ------
-    TypeError
+    BatchNormTypeError
         Something is no array, or of the wrong dtype.
-    ValueError
-        Wrong shape, strides or option; a `BatchNormError` too if the library found it, as for one
-        value per channel (`Status.ONE_VALUE`). Nothing has been written.
+    BatchNormValueError
+        Wrong shape or option, or one value per channel (`Status.ONE_VALUE`). Its subclass
+        `LayoutError` for wrong strides, memory order or alignment. Nothing has been written.
     BatchNormError
         With `Status.NONFINITE`, if `nonfinite="error"`: everything has been written nevertheless.
 
@@ -439,7 +440,7 @@ def forward_inference(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         As `forward_training`; also if a running statistic is missing. Nothing has been written.
 
     Examples
@@ -550,7 +551,7 @@ def backward(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         As `forward_training`; also if what `statistics` or `activation` requires is missing, or a
         destination was given that `output_mask` skips. Nothing has been written.
 
