@@ -290,8 +290,6 @@ _WORDS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^epsilon is", "eps is"),
     (r"track_running_stats is 0", "track_running_stats is False"),
     (r"\b\d \(([a-z][a-z0-9 ]*)\)", lambda found: repr(found[1].replace(" ", "_"))),
-    (r"^output overlaps", "out overlaps"),
-    (r"^(activation_mask|running_\w+|saved_\w+) overlaps output\b", r"\1 overlaps out"),
 ]  # fmt: skip
 _COMPILED = [(re.compile(pattern), new) for pattern, new in _WORDS]
 
@@ -300,6 +298,8 @@ def in_python(message: str, function: str = "") -> str:
     """The library's sentence in the words of this package's callers."""
     for pattern, new in _COMPILED:
         message = pattern.sub(new, message)
+    if "backward" not in function:  # where `output` is the forward's, and read
+        message = re.sub(r"\boutput\b", "out", message)
     if function.startswith("bn_layer_backward"):  # whose destination is called `out` there
         message = re.sub(r"\bgrad_input\b", "out", message)
     elif function.startswith("bn_explain"):
@@ -313,7 +313,9 @@ def in_python(message: str, function: str = "") -> str:
 
 def _is_written(name: str, function: str) -> bool:
     """Whether an argument of the library's is a destination."""
-    if name.startswith(("out", "grad_input", "grad_weight", "grad_bias", "grad_residual")):
+    if name in ("out", "grad_input", "grad_weight", "grad_bias", "grad_residual"):
+        return True
+    if name in ("skipped_batches", "num_batches_tracked"):
         return True
     if name.startswith(("saved_", "running_", "activation_mask")):
         return "backward" not in function and "inference" not in function

@@ -98,6 +98,7 @@ from ._options import (
     OneValuePolicy,
     RunningVariance,
     StatisticsUsed,
+    real,
 )
 
 __all__ = [
@@ -213,7 +214,7 @@ def batch_norm(
     if training:
         form = form_of(input, "input", channel_axis)
         args = arguments.training_args(form, momentum=momentum)
-        args.epsilon = eps
+        args.epsilon = real("eps", eps)
         arguments.running(args, form, running_mean, running_var, written=True)
         out = arguments.affine(args, form, input, weight, bias, out)
         c.bn_forward_training(form.problem, args)
@@ -352,7 +353,7 @@ def forward_training(
         one_value,
         nonfinite,
     )
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     kept = arguments.save(
         args, form, input, saved_mean, saved_invstd, saved_mean_rest, mask, lengths
     )
@@ -454,7 +455,7 @@ def forward_inference(
         return foreign.call(forward_inference, locals())
     form = form_of(input, "input", channel_axis)
     args = arguments.inference_args()
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     out = arguments.affine(args, form, input, weight, bias, out)
     arguments.running(args, form, running_mean, running_var, written=False)
     arguments.extend_forward(
@@ -592,7 +593,7 @@ def backward(
     saved = saved_mean, saved_invstd, saved_mean_rest
     running = running_mean, running_var
     args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
     arguments.extend_backward(
         args,
