@@ -34,7 +34,7 @@ def test_a_wrong_library_is_an_import_error(library: str, message: str) -> None:
     result = import_with(library)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: ")
+    assert last.startswith("batchnorm.errors.BatchNormImportError: ")
     assert message in last
 
 

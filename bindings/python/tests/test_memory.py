@@ -343,9 +343,9 @@ def test_clear_gives_memory_back_to_the_system() -> None:
     ("limit", "error", "message"),
     [
         (-1, ValueError, "limit is -1, expected a number of bytes, 0 or more"),
-        (1.5, TypeError, "'float' object cannot be interpreted as an integer"),
-        ("1G", TypeError, "'str' object cannot be interpreted as an integer"),
-        (None, TypeError, "'NoneType' object cannot be interpreted as an integer"),
+        (1.5, TypeError, "limit is 1.5 of type float, expected an integer"),
+        ("1G", TypeError, "limit is '1G' of type str, expected an integer"),
+        (None, TypeError, "limit is None of type NoneType, expected an integer"),
     ],
 )
 def test_bad_limits_are_refused(limit: Any, error: type[Exception], message: str) -> None:

@@ -151,13 +151,13 @@ def two() -> Moments:
 @pytest.mark.parametrize(
     ("other", "status", "match"),
     [
-        (moments_of(-1, np.zeros(2), np.zeros(2)), Status.MOMENTS, r"other->count is -1"),
-        (moments_of(2**63 - 1, np.zeros(2), np.zeros(2)), Status.MOMENTS, r"other->count is 9223"),
+        (moments_of(-1, np.zeros(2), np.zeros(2)), Status.MOMENTS, r"other.count is -1"),
+        (moments_of(2**63 - 1, np.zeros(2), np.zeros(2)), Status.MOMENTS, r"other.count is 9223"),
         (moments_of(3, np.zeros(2), np.array([0, -2.0])), Status.MOMENTS, r"m2\[1\] is -2"),
         (
             moments_of(3, np.zeros(3), np.zeros(3)),
             Status.COUNT_MISMATCH,
-            r"channels is 3, expected 2",
+            r"other has 3 channels, expected 2",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_too_few_values() -> None:
     with refused(Status.ONE_VALUE, "count is 1"):
         batchnorm.normalize(x, one)
     assert batchnorm.normalize(x, one, one_value="allow").output.tolist() == [[0, 0], [0, 0]]
-    with refused(Status.MOMENTS, "sums->count is 0, expected 1"):
+    with refused(Status.MOMENTS, "sums.count is 0, expected 1"):
         batchnorm.backward_apply(
             x, x, GradSums.none(2), saved_mean=np.zeros(2), saved_invstd=np.ones(2)
         )

@@ -22,10 +22,14 @@ from __future__ import annotations
 from . import functional, memory, presets
 from .config import show_config
 from .errors import (
+    BatchNormBufferError,
     BatchNormError,
+    BatchNormImportError,
     BatchNormMemoryError,
     BatchNormRuntimeError,
+    BatchNormTypeError,
     BatchNormValueError,
+    LayoutError,
     Status,
 )
 from .fold import Folded, fold_affine, fold_into
@@ -56,12 +60,16 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormBufferError",
     "BatchNormError",
+    "BatchNormImportError",
     "BatchNormMemoryError",
     "BatchNormRuntimeError",
+    "BatchNormTypeError",
     "BatchNormValueError",
     "Folded",
     "GradSums",
+    "LayoutError",
     "Moments",
     "Plan",
     "StatisticsAccumulator",

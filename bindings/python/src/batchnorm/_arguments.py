@@ -44,7 +44,10 @@ from ._options import (
     RunningVariance,
     StatisticsUsed,
     parse,
+    real,
+    triple,
 )
+from .errors import BatchNormValueError
 from .memory import empty, empty_like
 
 _TRAINING_SIZE = sizeof(c.bn_forward_training_args)
@@ -82,7 +85,7 @@ def training_args(
         parse(NONFINITES, "nonfinite", nonfinite),
     )
     if momentum is not None:
-        args.momentum = momentum
+        args.momentum = real("momentum", momentum)
     if num_batches_tracked is not None:
         args.num_batches_tracked = counter_address(num_batches_tracked, "num_batches_tracked")
     if skipped_batches is not None:
@@ -211,7 +214,7 @@ def _extend(
     masked: MaskedPolicy,
 ) -> None:
     args.activation = parse(ACTIVATIONS, "activation", activation)
-    args.negative_slope = negative_slope
+    args.negative_slope = real("negative_slope", negative_slope)
     args.masked = parse(MASKED, "masked", masked)
     if mask is not None:
         args.mask, args.mask_count = mask_address(mask, form, channel_axis)
@@ -291,7 +294,7 @@ def gradients(
     grad_residual: Array | bool | None,
 ) -> tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray]:
     """Where gradients go; makes those that are wanted and not given, and returns all."""
-    want_input, want_weight, want_bias = output_mask
+    want_input, want_weight, want_bias = triple("output_mask", output_mask)
     if want_input:
         grad_input, args.grad_input = destination(grad_input, "grad_input", form, input)
         args.grad_input_count = form.elements
@@ -321,5 +324,5 @@ def gradients(
     return grad_input, grad_weight, grad_bias, grad_residual
 
 
-def _unwanted(name: str, output_mask: tuple[bool, bool, bool]) -> ValueError:
-    return ValueError(f"{name} was given, but output_mask {output_mask} skips it")
+def _unwanted(name: str, output_mask: tuple[bool, bool, bool]) -> BatchNormValueError:
+    return BatchNormValueError(f"{name} was given, but output_mask {output_mask} skips it")

@@ -20,6 +20,7 @@ from numpy import ndarray
 from numpy.typing import DTypeLike, NDArray
 
 from ._lowlevel import Dtype, Layout, bn_problem
+from .errors import BatchNormTypeError, BatchNormValueError, LayoutError, Status
 from .memory import empty_like
 
 #: An array of float32, float64, bfloat16 or float16. `Any`: a parameter takes arrays of other kinds
@@ -76,7 +77,21 @@ def bfloat16() -> np.dtype[Any]:
 
 def named_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """numpy.dtype, which knows the name "bfloat16" only where ml_dtypes has been imported."""
-    return bfloat16() if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return bfloat16()
+    try:
+        return np.dtype(dtype)
+    except TypeError:
+        raise BatchNormTypeError(f"dtype is {dtype!r}, expected {KNOWN_DTYPES}") from None
+
+
+def layer_dtype(dtype: DTypeLike) -> tuple[np.dtype[Any], Dtype]:
+    """A dtype that was asked for, and the library's number of it."""
+    kind = named_dtype(dtype)
+    code = dtype_code(kind)
+    if code is None:
+        raise BatchNormTypeError(f"dtype is {kind}, expected {KNOWN_DTYPES}")
+    return kind, code
 
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -106,28 +121,20 @@ class Form(NamedTuple):
     problem: bn_problem  # constant, so that threads may share it
 
 
-class LayoutError(ValueError):
-    """An array whose memory does not lie as it must, where a copy of it would do."""
-
-    def __init__(self, text: str, name: str, order: tuple[int, ...] | None = None) -> None:
-        super().__init__(text)
-        self.name = name
-        self._order = order
-
-    def copy(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array in the order that was missed."""
-        if self._order is None:
-            return np.ascontiguousarray(array)
-        dense: NDArray[Any] = np.ascontiguousarray(array.transpose(self._order))
-        back: NDArray[Any] = dense.transpose(np.argsort(self._order))
-        return back
-
-
 def form_of(array: Array, name: str, channel_axis: ChannelAxis) -> Form:
-    """The form of a call's first tensor. Raises TypeError or ValueError."""
+    """The form of a call's first tensor. Raises BatchNormError."""
     if type(array) is not ndarray:
         _check_array(array, name)
+    if channel_axis != 1 and channel_axis != -1:
+        raise unknown_axis(channel_axis)  # also what cannot be hashed
     return _form(array.shape, array.strides, array.dtype, channel_axis, name)
+
+
+def unknown_axis(channel_axis: object) -> BatchNormValueError:
+    """The exception for a `channel_axis` that is none."""
+    return BatchNormValueError(
+        f"channel_axis is {channel_axis!r}, expected 1 or -1", Status.INVALID_OPTION
+    )
 
 
 @lru_cache(512)
@@ -140,7 +147,7 @@ def _form(
 ) -> Form:
     code = dtype_code(dtype)
     if code is None:
-        raise TypeError(
+        raise BatchNormTypeError(
             f"{name} has dtype {dtype_name(dtype)}, expected {KNOWN_DTYPES} in native byte order"
         )
     ndim = len(shape)
@@ -154,7 +161,7 @@ def _form(
         order = (0, ndim - 1, *range(1, ndim - 1))
         logical = (shape[0], shape[-1], *shape[1:-1]) if ndim > 2 else shape
     else:
-        raise ValueError(f"channel_axis is {channel_axis!r}, expected 1 or -1")
+        raise unknown_axis(channel_axis)
 
     if _is_dense(shape, strides, dtype.itemsize):
         layout, order = own, None
@@ -167,7 +174,7 @@ def _form(
             f"{name} with shape {shape} and strides {strides} is dense neither in NCHW "
             f"nor in NHWC order; pass np.ascontiguousarray({name}), "
             f"{name}.contiguous() of a tensor, or allow_copy=True",
-            name,
+            name=name,
         )
     sizes = (c_int64 * 5)(*logical[:5])
     problem = bn_problem(sizeof(bn_problem), code, layout, ndim, sizes)
@@ -195,7 +202,7 @@ def destination(array: Array | None, name: str, form: Form, like: Array) -> tupl
 
 
 def tensor_address(array: Array, name: str, form: Form, *, written: bool = False) -> int:
-    """The address of a tensor that must have exactly this form. Raises TypeError or ValueError."""
+    """The address of a tensor that must have exactly this form. Raises BatchNormError."""
     if (
         type(array) is ndarray
         and array.dtype is form.dtype
@@ -206,12 +213,14 @@ def tensor_address(array: Array, name: str, form: Form, *, written: bool = False
         return address(array)
     _check_array(array, name)
     if array.dtype != form.dtype:
-        raise TypeError(
+        raise BatchNormTypeError(
             f"{name} has dtype {dtype_name(array.dtype)}, "
             f"expected {dtype_name(form.dtype)} as the input has"
         )
     if array.shape != form.shape:
-        raise ValueError(f"{name} has shape {array.shape}, expected {form.shape} as the input has")
+        raise _wrong_shape(
+            f"{name} has shape {array.shape}, expected {form.shape} as the input has"
+        )
     ordered = array if form.order is None else array.transpose(form.order)
     if not ordered.flags.c_contiguous:
         expected = (
@@ -219,12 +228,13 @@ def tensor_address(array: Array, name: str, form: Form, *, written: bool = False
         )
         text = f"{name} has strides {array.strides}, expected the input's memory order ({expected})"
         if written:
-            raise ValueError(f"{text}; np.empty_like(input) makes an array of that order")
+            text = f"{text}; np.empty_like(input) makes an array of that order"
+            raise LayoutError(text, name=name, destination=True)
         raise LayoutError(
             f"{text}; np.copyto(np.empty_like(input), {name}) makes an array of that order, "
             "or pass allow_copy=True",
-            name,
-            form.order,
+            name=name,
+            order=form.order,
         )
     if written:
         _check_writeable(array, name)
@@ -241,25 +251,25 @@ def vector_address(
         return None, 0
     _check_array(array, name)
     if array.dtype != dtype:
-        raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected {dtype}")
+        raise BatchNormTypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected {dtype}")
     if array.ndim != 1:
-        raise ValueError(f"{name} has shape {array.shape}, expected one dimension, (C,)")
+        raise _wrong_shape(f"{name} has shape {array.shape}, expected one dimension, (C,)")
     if not array.flags.c_contiguous:
         text = f"{name} has strides {array.strides}, expected a contiguous array"
         if written:
-            raise ValueError(text)
-        raise LayoutError(f"{text}; pass np.ascontiguousarray({name})", name)
+            raise LayoutError(text, name=name, destination=True)
+        raise LayoutError(f"{text}; pass np.ascontiguousarray({name})", name=name)
     if written:
         _check_writeable(array, name)
     return address(array), array.size
 
 
 def folded_dtype(array: Array, name: str) -> np.dtype[Any]:
-    """The dtype of a weight to be folded into. Raises TypeError if there is no folding in it."""
+    """The dtype of a weight to be folded into. Raises BatchNormTypeError if it is another."""
     _check_array(array, name)
     dtype: np.dtype[Any] = array.dtype
     if dtype not in (FLOAT32, FLOAT64):
-        raise TypeError(
+        raise BatchNormTypeError(
             f"{name} has dtype {dtype_name(dtype)}, expected float32 or float64 in native byte "
             "order"
         )
@@ -297,13 +307,18 @@ def lengths_array(lengths: Lengths, form: Form) -> NDArray[np.int64]:
     """
     if isinstance(lengths, ndarray):
         _check_array(lengths, "lengths")
-    array = np.asarray(lengths)
+    try:
+        array = np.asarray(lengths)
+    except ValueError:  # sequences of several lengths
+        raise BatchNormTypeError("lengths is nested, expected one integer a sample") from None
     if array.dtype.kind not in "iu" and (array.size or isinstance(lengths, ndarray)):
-        raise TypeError(f"lengths has dtype {dtype_name(array.dtype)}, expected integers")
+        raise BatchNormTypeError(f"lengths has dtype {dtype_name(array.dtype)}, expected integers")
     if array.shape != form.shape[:1]:
-        raise ValueError(f"lengths has shape {array.shape}, expected {form.shape[:1]}")
+        raise _wrong_shape(f"lengths has shape {array.shape}, expected {form.shape[:1]}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"lengths has {array.max()}, expected no more than the number of steps")
+        raise BatchNormValueError(
+            f"lengths has {array.max()}, expected no more than the number of steps"
+        )
     return np.ascontiguousarray(array, _INT64)
 
 
@@ -318,12 +333,12 @@ def _dense_address(
     _check_array(array, name)
     if array.dtype not in dtypes:
         expected = " or ".join(str(dtype) for dtype in dtypes)
-        raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected {expected}")
+        raise BatchNormTypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected {expected}")
     if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+        raise _wrong_shape(f"{name} has shape {array.shape}, expected {shape}")
     if not array.flags.c_contiguous:
         text = f"{name} has strides {array.strides}, expected a C-contiguous array"
-        raise ValueError(text) if written else LayoutError(text, name)
+        raise LayoutError(text, name=name, destination=written)
     if written:
         _check_writeable(array, name)
     return address(array), array.size
@@ -333,9 +348,9 @@ def counter_address(array: NDArray[np.int64], name: str) -> int:
     """The address of a counter: an int64 array of one element, written by the call."""
     _check_array(array, name)
     if array.dtype != _INT64:
-        raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected int64")
+        raise BatchNormTypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected int64")
     if array.size != 1:
-        raise ValueError(f"{name} has shape {array.shape}, expected one element")
+        raise _wrong_shape(f"{name} has shape {array.shape}, expected one element")
     _check_writeable(array, name)
     return address(array)
 
@@ -344,11 +359,12 @@ def counters_address(array: NDArray[np.int64], name: str, channels: int) -> tupl
     """Address and number of elements of counters, (2, C) and int64, written by the call."""
     _check_array(array, name)
     if array.dtype != _INT64:
-        raise TypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected int64")
+        raise BatchNormTypeError(f"{name} has dtype {dtype_name(array.dtype)}, expected int64")
     if array.shape != (2, channels):
-        raise ValueError(f"{name} has shape {array.shape}, expected {(2, channels)}")
+        raise _wrong_shape(f"{name} has shape {array.shape}, expected {(2, channels)}")
     if not array.flags.c_contiguous:
-        raise ValueError(f"{name} has strides {array.strides}, expected a contiguous array")
+        text = f"{name} has strides {array.strides}, expected a contiguous array"
+        raise LayoutError(text, name=name, destination=True)
     _check_writeable(array, name)
     return address(array), array.size
 
@@ -373,17 +389,23 @@ else:
 
 def _check_array(array: Any, name: str) -> None:
     if not isinstance(array, ndarray):
-        raise TypeError(
+        raise BatchNormTypeError(
             f"{name} is of type {type(array).__name__}, expected numpy.ndarray; "
             f"np.asarray({name}) or np.from_dlpack({name}) may make it one"
         )
     if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be ignored; pass {name}.data")
+        raise BatchNormTypeError(
+            f"{name} is a masked array, whose mask would be ignored; pass {name}.data"
+        )
+
+
+def _wrong_shape(text: str) -> BatchNormValueError:
+    return BatchNormValueError(text, Status.COUNT_MISMATCH)
 
 
 def _check_writeable(array: NDArray[Any], name: str) -> None:
     if not array.flags.writeable:
-        raise ValueError(f"{name} is read-only, expected a writeable array")
+        raise BatchNormValueError(f"{name} is read-only, expected a writeable array")
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

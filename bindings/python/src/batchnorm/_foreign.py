@@ -35,7 +35,8 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from ._arrays import LayoutError, _check_array, bfloat16, dtype_name
+from ._arrays import _check_array, bfloat16, dtype_name
+from .errors import BatchNormBufferError, BatchNormTypeError, LayoutError
 
 _Result = TypeVar("_Result")
 
@@ -87,7 +88,9 @@ def _opened(capsule: Any) -> tuple[_DLTensor, int]:
     if name == b"dltensor_versioned":
         managed = _DLManagedTensorVersioned.from_address(pointer)
         if managed.major != 1:
-            raise BufferError(f"it is of DLPack {managed.major}.{managed.minor}, expected 1")
+            raise BatchNormBufferError(
+                f"it is of DLPack {managed.major}.{managed.minor}, expected 1"
+            )
         return managed.tensor, managed.flags
     # Before version 1.0 nobody said whether memory may be written; JAX's must not be.
     return _DLTensor.from_address(pointer), _READ_ONLY
@@ -103,11 +106,11 @@ class _Export:
         self.capsule = capsule
         tensor, flags = _opened(capsule)
         if flags & _COPIED:
-            raise BufferError("it is exported as a copy only")
+            raise BatchNormBufferError("it is exported as a copy only")
         bits = tensor.bits
         kind = "u" if tensor.code == _BFLOAT16 else _KINDS.get(tensor.code, "")
         if bits not in _WIDTHS.get(kind, ()) or tensor.lanes != 1:
-            raise BufferError(
+            raise BatchNormBufferError(
                 f"its elements have DLPack's type code {tensor.code}, {bits} bits and "
                 f"{tensor.lanes} lanes, which is no dtype of NumPy's, nor bfloat16"
             )
@@ -131,7 +134,7 @@ def _from_dlpack(array: Any, name: str) -> NDArray[Any]:
             except TypeError:  # the words of version 1.0 are not known there
                 capsule = array.__dlpack__()
             if getattr(array, "is_neg", bool)():  # PyTorch exports the memory without its sign
-                raise BufferError("its negative bit is set, use tensor.resolve_neg()")
+                raise BatchNormBufferError("its negative bit is set, use tensor.resolve_neg()")
             export = _Export(capsule)
     except Exception as error:
         advice = (
@@ -139,10 +142,10 @@ def _from_dlpack(array: Any, name: str) -> NDArray[Any]:
             if getattr(array, "requires_grad", False)
             else ""
         )
-        raise BufferError(f"{name} cannot be read: {error}{advice}") from error
+        raise BatchNormBufferError(f"{name} cannot be read: {error}{advice}") from error
     if device not in _CPU:
         where = getattr(array, "device", f"of DLPack's type {int(device)}")
-        raise BufferError(
+        raise BatchNormBufferError(
             f"{name} is on device {where}, expected the CPU; move it there first: "
             f"{name}.cpu() in PyTorch, jax.device_put({name}, jax.devices('cpu')[0]) in JAX"
         )
@@ -169,7 +172,7 @@ class _Words:
 
 
 def as_ndarray(array: Any, name: str) -> NDArray[Any]:
-    """An ndarray on the memory of any kind of array. Raises TypeError or BufferError."""
+    """An ndarray on the memory of any kind of array. Raises BatchNormError."""
     if type(array) is ndarray:
         return array
     if isinstance(array, ndarray):
@@ -178,13 +181,15 @@ def as_ndarray(array: Any, name: str) -> NDArray[Any]:
     if hasattr(type(array), "__dlpack__"):
         return _from_dlpack(array, name)
     if not _is_array(array):
-        raise TypeError(
+        raise BatchNormTypeError(
             f"{name} is of type {type(array).__name__}, expected numpy.ndarray or an array that "
             "has __dlpack__, __array_interface__ or the buffer protocol"
         )
     found = np.asarray(array if hasattr(array, "__array_interface__") else memoryview(array))
     if found.dtype.hasobject or (found.size and found.flags.owndata):
-        raise BufferError(f"{name} of type {type(array).__name__} cannot be read without a copy")
+        raise BatchNormBufferError(
+            f"{name} of type {type(array).__name__} cannot be read without a copy"
+        )
     return found
 
 
@@ -254,7 +259,7 @@ def call(
             result = function(**copies)
             break
         except LayoutError as error:
-            if not allow_copy:
+            if not allow_copy or error.destination or error.name not in copies:
                 raise
             copies[error.name] = error.copy(copies[error.name])
     if also is not None:

@@ -24,7 +24,7 @@ from ctypes import (
 from pathlib import Path
 from typing import Any
 
-from .errors import error_for
+from .errors import BatchNormImportError, error_for
 
 # The SONAME: before 1.0 with the minor version, which may break what was there.
 LIBRARY_NAME = "libbatchnorm.so.0.1"
@@ -46,10 +46,9 @@ def _load() -> ctypes.CDLL:
     try:
         return ctypes.CDLL(name)
     except OSError as error:
-        raise ImportError(
+        raise BatchNormImportError(
             f"batchnorm cannot load its shared library {name} ({origin}): {error}. Install the "
             f"package with pip, or set BATCHNORM_LIBRARY to the path of a built {LIBRARY_NAME}.",
-            name="batchnorm",
             path=name,
         ) from error
 
@@ -423,19 +422,19 @@ bn_member = CFUNCTYPE(None, c_void_p, c_int32)
 bn_run_members = CFUNCTYPE(None, c_void_p, c_int32, bn_member, c_void_p)
 
 
-def _raise_on_failure(status: int, _function: Any, _arguments: Any) -> None:
+def _raise_on_failure(status: int, function: Any, _arguments: Any) -> None:
     if status:
-        raise error_for(status, bn_last_error_message().decode("utf-8", "replace"))
+        text = bn_last_error_message().decode("utf-8", "replace")
+        raise error_for(status, text, function.__name__)
 
 
 def _declare(name: str, result: Any, *arguments: Any) -> Any:
     try:
         function = getattr(_library, name)
     except AttributeError:
-        raise ImportError(
+        raise BatchNormImportError(
             f"{_library._name} has no function {name}: it is not the libbatchnorm that this "
             "package was written for",
-            name="batchnorm",
             path=_library._name,
         ) from None
     function.restype = result

@@ -6,7 +6,8 @@ A word is the C enumerator's name in lower case.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from ctypes import c_double
 from enum import IntEnum
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +21,7 @@ from ._lowlevel import (
     Statistics,
     Variance,
 )
+from .errors import BatchNormTypeError, BatchNormValueError, Status
 
 RunningVariance = Literal["unbiased", "biased"]
 OneValuePolicy = Literal["error", "use_running", "allow"]
@@ -52,18 +54,60 @@ STATISTICS_WORDS: tuple[StatisticsUsed, ...] = ("batch", "running")
 
 
 def parse(words: Mapping[Any, _E], name: str, word: str | None) -> _E:
-    """The enumerator for a word. Raises ValueError that lists the words there are."""
+    """The enumerator for a word. Raises BatchNormValueError that lists the words there are."""
     try:
         return words[word]
     except (KeyError, TypeError):
-        known = " or ".join(repr(each) for each in words)
-        raise ValueError(f"{name} is {word!r}, expected {known}") from None
+        raise unknown(name, word, words) from None
+
+
+def unknown(name: str, word: object, words: Iterable[object]) -> BatchNormValueError:
+    """The exception for a word that is none of `words`."""
+    known = " or ".join(repr(each) for each in words)
+    return BatchNormValueError(f"{name} is {word!r}, expected {known}", Status.INVALID_OPTION)
 
 
 def integer(name: str, value: int, bits: int = 64) -> int:
     """A whole number that fits the C type: ctypes cuts off the rest without a word."""
-    number = operator.index(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise wrong_type(name, value, "an integer") from None
     limit = 2 ** (bits - 1)
     if not -limit <= number < limit:
-        raise ValueError(f"{name} is {number}, expected a number from 0 to {limit - 1}")
+        raise BatchNormValueError(
+            f"{name} is {number}, expected a number from 0 to {limit - 1}", Status.INVALID_OPTION
+        )
     return number
+
+
+def real(name: str, value: float) -> float:
+    """A number as C's double: ctypes would refuse others without their name."""
+    if type(value) is float:
+        return value
+    try:
+        return c_double(value).value
+    except TypeError:
+        raise wrong_type(name, value, "a number") from None
+    except OverflowError:
+        raise BatchNormValueError(
+            f"{name} is {value}, expected a number in the range of float64"
+        ) from None
+
+
+def wrong_type(name: str, value: object, expected: str) -> BatchNormTypeError:
+    """The exception for a value of a type that does not fit; its value is quoted if it is short."""
+    text = repr(value)
+    shown = f"{text} of type" if len(text) <= 40 else "of type"
+    return BatchNormTypeError(f"{name} is {shown} {type(value).__name__}, expected {expected}")
+
+
+def triple(name: str, values: tuple[bool, bool, bool]) -> tuple[bool, bool, bool]:
+    """Three truth values."""
+    try:
+        one, two, three = values
+    except (TypeError, ValueError) as error:
+        text = f"{name} is {values!r}, expected three truth values"
+        kind = BatchNormTypeError if isinstance(error, TypeError) else BatchNormValueError
+        raise kind(text) from None
+    return one, two, three

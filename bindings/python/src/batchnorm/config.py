@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _lowlevel as c
 from . import memory
+from ._options import unknown
 from .machine import get_isa, get_num_threads, get_thread_runtime, get_threading, version
 
 __all__ = ["Config", "OpenMPRuntime", "show_config"]
@@ -69,7 +70,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> Config | None:
 
     Raises
     ------
-    ValueError
+    BatchNormValueError
         If `mode` is another word.
 
     Examples
@@ -83,7 +84,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> Config | None:
     package          ...
     """
     if mode not in ("stdout", "dicts"):
-        raise ValueError(f"mode is {mode!r}, expected 'stdout' or 'dicts'")
+        raise unknown("mode", mode, ("stdout", "dicts"))
     config = _config()
     if mode == "dicts":
         return config

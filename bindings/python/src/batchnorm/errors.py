@@ -1,19 +1,31 @@
-"""Statuses of the C library and the exceptions that carry them.
+"""The exceptions of this package, and the statuses of the C library that they carry.
 
-Every exception that comes from the library
-is a BatchNormError; it is also the built-in exception that fits, so `except ValueError` works as
-usual.
+Whatever a function or layer of this package refuses, it raises a BatchNormError, be it that Python
+found the mistake or the C library. Each is also the built-in exception that fits, so
+`except ValueError` works as usual. Only what Python itself refuses before the package runs, as an
+argument of an unknown name, is Python's own TypeError; and `batchnorm.torch` uses PyTorch's words
+and exceptions for what PyTorch refuses.
 """
 
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
+    "BatchNormBufferError",
     "BatchNormError",
+    "BatchNormImportError",
     "BatchNormMemoryError",
     "BatchNormRuntimeError",
+    "BatchNormTypeError",
     "BatchNormValueError",
+    "LayoutError",
     "Status",
 ]
 
@@ -74,15 +86,15 @@ class Status(enum.IntEnum):
 
 
 class BatchNormError(Exception):
-    """A call of the C library failed.
+    """A call was refused or has failed: the base of all exceptions of this package.
 
     Attributes
     ----------
-    status : Status or int
+    status : Status, int or None
         The reason. An `int` if the library is newer than this package and knows a status that this
-        package does not.
+        package does not; None for what only Python can see, as types, dtypes and strides.
 
-    The message is the library's own sentence; it quotes the actual and the expected value.
+    The message is a sentence that names the argument and quotes the actual and the expected value.
 
     Examples
     --------
@@ -94,12 +106,26 @@ class BatchNormError(Exception):
     ('EPSILON', True)
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message, status)
-        self.status: Status | int = _known(status)
+        self.status: Status | int | None = None if status is None else _known(status)
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class BatchNormTypeError(BatchNormError, TypeError):
+    """An argument is of the wrong type or an array of the wrong dtype.
+
+    Examples
+    --------
+    >>> from batchnorm import BatchNorm2d
+    >>> try:
+    ...     BatchNorm2d("3")
+    ... except BatchNormTypeError as error:
+    ...     print(error)
+    num_features is '3' of type str, expected an integer
+    """
 
 
 class BatchNormValueError(BatchNormError, ValueError):
@@ -114,6 +140,53 @@ class BatchNormValueError(BatchNormError, ValueError):
     ...     error.status.name
     'STATE_FOREIGN'
     """
+
+
+class LayoutError(BatchNormValueError):
+    """An array whose memory does not lie as it must: its strides, its order or its alignment.
+
+    A copy of it would do, which ``allow_copy=True`` makes where a function has that argument; not
+    of destinations, for the caller would never see what was written into a copy.
+
+    Attributes
+    ----------
+    name : str
+        The argument.
+    destination : bool
+        Whether the array is there to be written to.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from batchnorm.functional import forward_training
+    >>> try:
+    ...     forward_training(np.ones((4, 6), np.float32)[:, ::2])
+    ... except LayoutError as error:
+    ...     error.name, error.destination
+    ('input', False)
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        *,
+        name: str = "",
+        order: tuple[int, ...] | None = None,
+        destination: bool = False,
+    ) -> None:
+        super().__init__(message, status)
+        self.name = name
+        self.destination = destination
+        self._order = order
+
+    def copy(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The array in the order that was missed; new memory, aligned."""
+        if self._order is None:
+            return np.array(array, order="C")
+        dense: NDArray[Any] = np.array(array.transpose(self._order), order="C")
+        back: NDArray[Any] = dense.transpose(np.argsort(self._order))
+        return back
 
 
 class BatchNormRuntimeError(BatchNormError, RuntimeError):
@@ -141,6 +214,30 @@ class BatchNormMemoryError(BatchNormError, MemoryError):
     """
 
 
+class BatchNormBufferError(BatchNormError, BufferError):
+    """The memory of another package's array cannot be had: on a device, sparse, part of a graph.
+
+    Examples
+    --------
+    >>> issubclass(BatchNormBufferError, BufferError)
+    True
+    """
+
+
+class BatchNormImportError(BatchNormError, ImportError):
+    """The shared library cannot be loaded, or is another one. `name` and `path` are ImportError's.
+
+    Examples
+    --------
+    >>> BatchNormImportError("no such file", path="libbatchnorm.so").path
+    'libbatchnorm.so'
+    """
+
+    def __init__(self, message: str, status: int | None = None, *, path: str | None = None) -> None:
+        super().__init__(message, status)
+        self.msg, self.name, self.path = message, "batchnorm", path
+
+
 _CLASSES: dict[Status | int, type[BatchNormError]] = {
     Status.OUT_OF_MEMORY: BatchNormMemoryError,
     Status.NO_RUNNING_STATISTICS: BatchNormRuntimeError,
@@ -158,6 +255,68 @@ def _known(status: int) -> Status | int:
         return status
 
 
-def error_for(status: int, message: str) -> BatchNormError:
-    """The exception for a failed call: status and sentence in, exception (not raised) out."""
+def error_for(status: int, message: str, function: str = "") -> BatchNormError:
+    """The exception for a failed call: status and sentence in, exception (not raised) out.
+
+    The sentence is put into Python's words; `function` is the C function that failed.
+    """
+    message = in_python(message, function)
+    if status == Status.MISALIGNED:
+        name = message.partition(" ")[0]
+        return LayoutError(message, status, name=name, destination=_is_written(name, function))
     return _CLASSES.get(_known(status), BatchNormValueError)(message, status)
+
+
+# What the library calls otherwise than this package, as it has C's pointers, counts and enums.
+_WORDS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"^(\w+) is NULL, but required$", r"\1 is None, but required"),
+    (r"^(\w+ and \w+) are NULL, but one", r"\1 are None, but one"),
+    (r"^residual_count is 0, expected .*$",
+     "residual is None, expected one as in the last forward"),
+    (r"^residual_count is .*$", "residual was given, expected None as in the last forward"),
+    (r"^num_features_count is (-\d+), expected 0 or more$",
+     r"num_features is \1, expected 1 or more"),
+    (r"^(\w+)_count is (-?\d+), expected (\d+) \(num_features\)$",
+     r"\1 has \2 elements, expected \3, the number of channels"),
+    (r"^(\w+)_count is (-?\d+), expected", r"\1 has \2 elements, expected"),
+    (r"^(\w+)->channels is (-?\d+), expected (\d+).*$", r"\1 has \2 channels, expected \3"),
+    (r"(\w+)->", r"\1."),
+    (r"^sizes (\(.*\)) have 1 value", r"input of sizes \1 has 1 value"),
+    (r"^sizes (\(.*\)) of \d+ bytes per element need", r"arrays of sizes \1 need"),
+    (r"^sizes\[(\d+)\]", r"shape[\1]"),
+    (r"^rank is (\d+), expected 2 to 5", r"input has \1 dimensions, expected 2 to 5"),
+    (r"but rank is (\d+), expected 3", r"but input has \1 dimensions, expected 3"),
+    (r" \(num_features, sizes\[1\], groups \* channels\)", ""),
+    (r"^epsilon is", "eps is"),
+    (r"track_running_stats is 0", "track_running_stats is False"),
+    (r"\b\d \(([a-z][a-z0-9 ]*)\)", lambda found: repr(found[1].replace(" ", "_"))),
+]  # fmt: skip
+_COMPILED = [(re.compile(pattern), new) for pattern, new in _WORDS]
+
+
+def in_python(message: str, function: str = "") -> str:
+    """The library's sentence in the words of this package's callers."""
+    for pattern, new in _COMPILED:
+        message = pattern.sub(new, message)
+    if "backward" not in function:  # where `output` is the forward's, and read
+        message = re.sub(r"\boutput\b", "out", message)
+    if function.startswith("bn_layer_backward"):  # whose destination is called `out` there
+        message = re.sub(r"\bgrad_input\b", "out", message)
+    elif function.startswith("bn_explain"):
+        message = message.replace("input has", "shape has").replace("dimensions", "sizes")
+    elif function.startswith(("bn_layer_forward", "bn_layer_fold")):
+        array = "input" if "forward" in function else "conv_weight"
+        message = re.sub("^dtype is", f"{array} has dtype", message)
+        message = re.sub(r"^the number of channels is (\d+)", rf"{array} has \1 channels", message)
+    return message
+
+
+def _is_written(name: str, function: str) -> bool:
+    """Whether an argument of the library's is a destination."""
+    if name in ("out", "grad_input", "grad_weight", "grad_bias", "grad_residual"):
+        return True
+    if name in ("skipped_batches", "num_batches_tracked"):
+        return True
+    if name.startswith(("saved_", "running_", "activation_mask")):
+        return "backward" not in function and "inference" not in function
+    return name.startswith("folded_")

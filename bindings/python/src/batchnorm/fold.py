@@ -16,7 +16,8 @@ from numpy import ndarray
 from . import _foreign as foreign
 from . import _lowlevel as c
 from ._arrays import Array, address, dtype_code, folded_dtype, vector_address, written_address
-from ._options import integer
+from ._options import integer, real, unknown
+from .errors import BatchNormValueError
 
 __all__ = ["Folded", "fold_affine", "fold_into"]
 
@@ -73,7 +74,7 @@ def fold_affine(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         Wrong types, dtypes and shapes; NaN, infinity, a negative variance, or a result beyond the
         range of the dtype (`Status.NUMBER`).
 
@@ -143,7 +144,7 @@ def fold_into(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         Wrong types, dtypes, shapes and options; NaN, infinity, a negative variance, or a result
         beyond the range of the dtype (`Status.NUMBER`). Nothing has been written.
 
@@ -170,14 +171,13 @@ def affine_shape(channels: int, dtype: np.dtype[Any]) -> c.bn_weight_shape:
 
 
 def weight_shape(conv_weight: Array, layout: WeightLayout, groups: int) -> c.bn_weight_shape:
-    """How the library sees a weight. Raises TypeError or ValueError."""
+    """How the library sees a weight. Raises BatchNormError."""
     dtype = folded_dtype(conv_weight, "conv_weight")
     if layout not in _OUTPUT_AXES:
-        known = " or ".join(repr(each) for each in _OUTPUT_AXES)
-        raise ValueError(f"layout is {layout!r}, expected {known}")
+        raise unknown("layout", layout, _OUTPUT_AXES)
     sizes = conv_weight.shape
     if len(sizes) < 2:
-        raise ValueError(f"conv_weight has shape {sizes}, expected two dimensions or more")
+        raise BatchNormValueError(f"conv_weight has shape {sizes}, expected two dimensions or more")
     parts = integer("groups", groups)
     start, stop, _ = _OUTPUT_AXES[layout].indices(len(sizes))
     outer, channels, inner = (
@@ -186,7 +186,7 @@ def weight_shape(conv_weight: Array, layout: WeightLayout, groups: int) -> c.bn_
     divided = outer if layout == "IOHW" else channels
     if parts < 1 or divided % parts:
         which = "input" if layout == "IOHW" else "output"
-        raise ValueError(
+        raise BatchNormValueError(
             f"groups is {parts}, expected a divisor of the {divided} {which} channels that "
             f"conv_weight with shape {sizes} has in layout {layout!r}"
         )
@@ -239,7 +239,7 @@ def _statistics(
     if dtype is None:
         dtype = folded_dtype(running_mean, "running_mean")
     args = c.bn_fold_args(sizeof(c.bn_fold_args))
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     args.running_mean, args.running_mean_count = vector_address(running_mean, "running_mean", dtype)
     args.running_var, args.running_var_count = vector_address(running_var, "running_var", dtype)
     args.weight, args.weight_count = vector_address(weight, "weight", dtype)

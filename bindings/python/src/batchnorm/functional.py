@@ -6,7 +6,7 @@ as in PyTorch: C-contiguous (NCHW), and channels-last (NHWC), which is a view su
 ``np.moveaxis(nhwc, -1, 1)`` whose strides say that the channel is innermost. Results have the
 input's memory order. Where both orders are the same memory (one channel, or one spatial value) the
 array counts as C-contiguous. Arrays whose *last axis* is the channel, (N, H, W, C), are taken with
-``channel_axis=-1``; results then have that axis order too. Any other strides raise `ValueError`.
+``channel_axis=-1``; results then have that axis order too. Any other strides raise `LayoutError`.
 
 Parameters and running statistics are one-dimensional contiguous arrays of C elements and the
 input's dtype, float32 for the half types; `saved_mean` and `saved_invstd` are float64 always,
@@ -58,9 +58,10 @@ order than they must are copied, instead of being refused; destinations never ar
 >>> print(batch_norm(pixels, None, None, training=True).mean(axis=(0, 2)).round(3) + 0.0)
 [0. 0. 0.]
 
-Errors: `TypeError` for wrong types and dtypes, `ValueError` for wrong shapes, strides and options,
-`BufferError` for arrays whose memory cannot be had (on another device, sparse, part of autograd's
-graph), `BatchNormError` with a `status` for what the library finds. In every case nothing has been
+Errors: all are `BatchNormError`. `BatchNormTypeError` for wrong types and dtypes,
+`BatchNormValueError` for wrong shapes and options, its subclass `LayoutError` for wrong strides and
+alignment, `BatchNormBufferError` for arrays whose memory cannot be had (on another device, sparse,
+part of autograd's graph). That holds for every argument, destinations too. Nothing has been
 written.
 
 Threads: all functions may be called from any thread on arrays that do not overlap; the interpreter
@@ -97,6 +98,7 @@ from ._options import (
     OneValuePolicy,
     RunningVariance,
     StatisticsUsed,
+    real,
 )
 
 __all__ = [
@@ -192,7 +194,7 @@ def batch_norm(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         As `forward_training`. Nothing has been written.
 
     See Also
@@ -212,7 +214,7 @@ def batch_norm(
     if training:
         form = form_of(input, "input", channel_axis)
         args = arguments.training_args(form, momentum=momentum)
-        args.epsilon = eps
+        args.epsilon = real("eps", eps)
         arguments.running(args, form, running_mean, running_var, written=True)
         out = arguments.affine(args, form, input, weight, bias, out)
         c.bn_forward_training(form.problem, args)
@@ -320,11 +322,11 @@ def forward_training(
 
     Raises
     ------
-    TypeError
+    BatchNormTypeError
         Something is no array, or of the wrong dtype.
-    ValueError
-        Wrong shape, strides or option; a `BatchNormError` too if the library found it, as for one
-        value per channel (`Status.ONE_VALUE`). Nothing has been written.
+    BatchNormValueError
+        Wrong shape or option, or one value per channel (`Status.ONE_VALUE`). Its subclass
+        `LayoutError` for wrong strides, memory order or alignment. Nothing has been written.
     BatchNormError
         With `Status.NONFINITE`, if `nonfinite="error"`: everything has been written nevertheless.
 
@@ -351,7 +353,7 @@ def forward_training(
         one_value,
         nonfinite,
     )
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     kept = arguments.save(
         args, form, input, saved_mean, saved_invstd, saved_mean_rest, mask, lengths
     )
@@ -439,7 +441,7 @@ def forward_inference(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         As `forward_training`; also if a running statistic is missing. Nothing has been written.
 
     Examples
@@ -453,7 +455,7 @@ def forward_inference(
         return foreign.call(forward_inference, locals())
     form = form_of(input, "input", channel_axis)
     args = arguments.inference_args()
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     out = arguments.affine(args, form, input, weight, bias, out)
     arguments.running(args, form, running_mean, running_var, written=False)
     arguments.extend_forward(
@@ -550,7 +552,7 @@ def backward(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         As `forward_training`; also if what `statistics` or `activation` requires is missing, or a
         destination was given that `output_mask` skips. Nothing has been written.
 
@@ -591,7 +593,7 @@ def backward(
     saved = saved_mean, saved_invstd, saved_mean_rest
     running = running_mean, running_var
     args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
     arguments.extend_backward(
         args,

@@ -72,8 +72,8 @@ def set_threading(threading: Threading) -> None:
     libomp, "shared" the runtime that others have loaded (PyTorch's libgomp, say), and "auto" shares
     as soon as there is one. In a forked child there is none: libgomp does not survive a fork.
 
-    Raises `ValueError` for any other word, and `BatchNormRuntimeError` (NO_SHARED_RUNTIME) if there
-    is no runtime to share; then nothing changes.
+    Raises `BatchNormValueError` for any other word, and `BatchNormRuntimeError` (NO_SHARED_RUNTIME)
+    if there is no runtime to share; then nothing changes.
 
     Examples
     --------
@@ -113,7 +113,7 @@ def set_max_isa(isa: InstructionSet) -> None:
 
     What is left is that one and those that it builds on. One that this CPU does not have, be it
     newer or of another family, leaves all that it has. The environment variable BATCHNORM_MAX_ISA
-    does the same from outside. Raises `ValueError` for any other word.
+    does the same from outside. Raises `BatchNormValueError` for any other word.
 
     Examples
     --------

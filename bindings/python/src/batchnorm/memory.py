@@ -37,7 +37,6 @@ import ctypes
 import itertools
 import math
 import mmap
-import operator
 import os
 import re
 import warnings
@@ -51,6 +50,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from ._options import integer, wrong_type
+from .errors import BatchNormRuntimeError, BatchNormValueError
 
 __all__ = [
     "Stats",
@@ -295,7 +297,7 @@ def allocate(nbytes: int) -> Array[c_ubyte] | None:
     >>> allocate(1000) is None
     True
     """
-    return _pool.allocate(nbytes)
+    return _pool.allocate(integer("nbytes", nbytes))
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
@@ -316,9 +318,18 @@ def empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     >>> empty((1024, 1024), "float32").flags.c_contiguous
     True
     """
-    kind = np.dtype(dtype)
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        raise wrong_type("dtype", dtype, "what numpy.dtype takes") from None
+    try:
+        size = math.prod(shape)
+        if size < 0 or min(shape, default=0) < 0:
+            raise BatchNormValueError(f"shape is {shape}, expected sizes of 0 or more")
+    except TypeError:
+        raise wrong_type("shape", shape, "a sequence of integers") from None
     # Any: typeshed does not know that a ctypes array is a buffer.
-    memory: Any = None if kind.hasobject else _pool.allocate(math.prod(shape) * kind.itemsize)
+    memory: Any = None if kind.hasobject else _pool.allocate(size * kind.itemsize)
     return np.empty(shape, kind) if memory is None else np.ndarray(shape, kind, memory)
 
 
@@ -342,6 +353,8 @@ def empty_like(array: NDArray[Any]) -> NDArray[Any]:
     >>> empty_like(channels_last).strides == channels_last.strides
     True
     """
+    if not isinstance(array, np.ndarray):
+        raise wrong_type("array", array, "numpy.ndarray")
     if array.nbytes < _SMALLEST:
         return np.empty_like(array, subok=False)
     if array.flags.c_contiguous:
@@ -377,7 +390,7 @@ def set_limit(limit: int) -> None:
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         If `limit` is no integer, or negative. Nothing has been changed.
 
     Examples
@@ -388,9 +401,9 @@ def set_limit(limit: int) -> None:
     268435456
     >>> set_limit(before)
     """
-    number = operator.index(limit)
+    number = integer("limit", limit)
     if number < 0:
-        raise ValueError(f"limit is {number}, expected a number of bytes, 0 or more")
+        raise BatchNormValueError(f"limit is {number}, expected a number of bytes, 0 or more")
     _pool.limit = number
     _pool.trim()
 
@@ -448,7 +461,7 @@ def keep_pages(keep: bool = True) -> None:
 
     Raises
     ------
-    RuntimeError
+    BatchNormRuntimeError
         If the C library has no ``mallopt`` (musl, macOS) or refuses the settings. An allocator that
         was loaded in its place (jemalloc, tcmalloc) has settings of its own, and does not notice.
 
@@ -459,7 +472,7 @@ def keep_pages(keep: bool = True) -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
-        raise RuntimeError(
+        raise BatchNormRuntimeError(
             "the C library has no mallopt, which glibc has: its allocator cannot be told to keep "
             "pages; another one (jemalloc, tcmalloc) may, by settings of its own"
         )
@@ -469,6 +482,8 @@ def keep_pages(keep: bool = True) -> None:
         settings = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 64 << 20, _M_MMAP_MAX: 65536}
     for parameter, value in settings.items():
         if not mallopt(parameter, value):
-            raise RuntimeError(f"mallopt({parameter}, {value}) was refused by the C library")
+            raise BatchNormRuntimeError(
+                f"mallopt({parameter}, {value}) was refused by the C library"
+            )
     if not keep:
         ctypes.CDLL(None).malloc_trim(0)

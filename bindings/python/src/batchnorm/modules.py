@@ -22,7 +22,6 @@ from . import _lowlevel as c
 from ._arrays import (
     FLOAT32,
     FLOAT64,
-    KNOWN_DTYPES,
     Array,
     ChannelAxis,
     Float64Array,
@@ -32,13 +31,14 @@ from ._arrays import (
     MaybeArray,
     address,
     destination,
-    dtype_code,
     dtype_name,
     form_of,
+    layer_dtype,
     lengths_array,
     mask_address,
     named_dtype,
     tensor_address,
+    unknown_axis,
 )
 from ._options import (
     ACTIVATIONS,
@@ -55,8 +55,17 @@ from ._options import (
     StatisticsUsed,
     integer,
     parse,
+    real,
+    triple,
+    wrong_type,
 )
-from .errors import BatchNormError, BatchNormRuntimeError, BatchNormValueError, Status
+from .errors import (
+    BatchNormError,
+    BatchNormRuntimeError,
+    BatchNormTypeError,
+    BatchNormValueError,
+    Status,
+)
 from .fold import Folded, WeightLayout, affine_shape, fold, weight_shape
 from .memory import empty_like
 from .plan import MemoryLayout, Operation, Plan, explain
@@ -86,6 +95,14 @@ class _Extras(TypedDict, total=False):
 class _ForwardOptions(_Extras, total=False):
     update_running: bool
     allow_copy: bool
+
+
+def _block(state: bytes | bytearray | memoryview) -> NDArray[np.uint8]:
+    """A saved state's bytes."""
+    try:
+        return np.frombuffer(state, np.uint8)
+    except TypeError:
+        raise wrong_type("state", state, "a bytes-like object") from None
 
 
 class _Handle:
@@ -222,16 +239,13 @@ class _BatchNorm:
             raise BatchNormValueError(
                 "has_bias is True and bias is False, expected the same", Status.EXCLUSIVE
             )
-        kind = FLOAT32 if dtype is None else named_dtype(dtype)
-        code = dtype_code(kind)
-        if code is None:
-            raise TypeError(f"dtype is {kind}, expected {KNOWN_DTYPES}")
+        _, code = layer_dtype(FLOAT32 if dtype is None else dtype)
         options = c.bn_layer_options(
             sizeof(c.bn_layer_options),
             code,
             integer("num_features", num_features),
-            eps,
-            0.0 if momentum is None else momentum,
+            real("eps", eps),
+            0.0 if momentum is None else real("momentum", momentum),
             c.Averaging.CUMULATIVE if momentum is None else c.Averaging.EXPONENTIAL,
             parse(VARIANCES, "running_variance", running_variance),
             parse(ONE_VALUES, "one_value", one_value),
@@ -246,7 +260,7 @@ class _BatchNorm:
 
     def _adopt(self, handle: _Handle, channel_axis: ChannelAxis) -> None:
         if channel_axis not in (1, -1):
-            raise ValueError(f"channel_axis is {channel_axis!r}, expected 1 or -1")
+            raise unknown_axis(channel_axis)
         options = c.bn_layer_options(sizeof(c.bn_layer_options))
         c.bn_layer_get_options(handle.pointer, byref(options))
         self._handle = handle
@@ -284,7 +298,7 @@ class _BatchNorm:
 
     @eps.setter
     def eps(self, value: float) -> None:
-        self._set_option(c.bn_layer_set_epsilon, value)
+        self._set_option(c.bn_layer_set_epsilon, real("eps", value))
 
     @property
     def momentum(self) -> float | None:
@@ -301,7 +315,9 @@ class _BatchNorm:
         if value is None:
             self._set_option(c.bn_layer_set_momentum, 0.0, c.Averaging.CUMULATIVE)
         else:
-            self._set_option(c.bn_layer_set_momentum, value, c.Averaging.EXPONENTIAL)
+            self._set_option(
+                c.bn_layer_set_momentum, real("momentum", value), c.Averaging.EXPONENTIAL
+            )
 
     def _set_option(self, setter: Any, value: float, *more: int) -> None:
         with self._handle.lock:
@@ -407,7 +423,7 @@ class _BatchNorm:
 
         Raises
         ------
-        TypeError, ValueError
+        BatchNormTypeError, BatchNormValueError
             Wrong type, dtype, rank, channel count, strides or memory of `input`, `out` or another
             array; one value per channel in training (see `one_value`). Nothing has been changed.
         BatchNormError
@@ -463,7 +479,7 @@ class _BatchNorm:
 
         Raises
         ------
-        TypeError, ValueError
+        BatchNormTypeError, BatchNormValueError
             As `forward`, and for another shape, activation or mask than the last forward's, or a
             residual where that had none.
         BatchNormRuntimeError
@@ -540,7 +556,7 @@ class _BatchNorm:
     def _check_rank(self, shape: tuple[int, ...]) -> None:
         if len(shape) not in self._RANKS:
             expected = " or ".join(f"{rank} {text}" for rank, text in self._RANKS.items())
-            raise ValueError(
+            raise BatchNormValueError(
                 f"input has {len(shape)} dimensions, shape {shape}, expected {expected}"
             )
 
@@ -587,7 +603,7 @@ class _BatchNorm:
 
         Raises
         ------
-        TypeError, ValueError
+        BatchNormTypeError, BatchNormValueError
             Wrong type, dtype, shape, strides or memory. Nothing has been changed.
         BatchNormRuntimeError
             With `Status.NO_FORWARD`, before the first forward.
@@ -598,17 +614,18 @@ class _BatchNorm:
         if input is None:
             input = self._input
         if form is None:
-            # Any input will do: there was no forward, and the library says so.
             form = form_of(grad_output, "grad_output", self._channel_axis)
-            input = grad_output if input is None else input
+            input = grad_output  # any will do: there was no forward, and the library says so
         if input is None:
-            raise ValueError(
+            raise BatchNormValueError(
                 "the last forward was in place and has overwritten its input; "
                 "pass a copy that was made before: backward(grad_output, input=copy)"
             )
-        want_input, want_weight, want_bias = output_mask
+        want_input, want_weight, want_bias = triple("output_mask", output_mask)
         if out is not None and not want_input:
-            raise ValueError(f"out was given, but output_mask {output_mask} skips grad_input")
+            raise BatchNormValueError(
+                f"out was given, but output_mask {output_mask} skips grad_input"
+            )
         features = self._features
         dtype = form.parameter
         weight = np.empty(features, dtype) if want_weight and self._weight is not None else None
@@ -681,7 +698,7 @@ class _BatchNorm:
             sizes = (sizes[0], sizes[-1], *sizes[1:-1])
             layout = layout or "nhwc"
         if sizes[1] != self.num_features:
-            raise ValueError(
+            raise BatchNormValueError(
                 f"shape {tuple(shape)} has {sizes[1]} channels, expected {self.num_features}"
             )
         by_batch = self.training or not self.track_running_stats
@@ -691,7 +708,7 @@ class _BatchNorm:
             else {"forward": "forward_inference", "backward": "backward_frozen"}
         )
         if call not in operations:
-            raise ValueError(f"call is {call!r}, expected 'forward' or 'backward'")
+            raise BatchNormValueError(f"call is {call!r}, expected 'forward' or 'backward'")
         return explain(sizes, operations[call], dtype=self.dtype, layout=layout or "nchw")
 
     # Folding.
@@ -772,12 +789,12 @@ class _BatchNorm:
     def _check(self, name: str, value: Array) -> None:
         shape = (self.num_features,)
         if value.dtype != self.parameter_dtype:
-            raise TypeError(
+            raise BatchNormTypeError(
                 f"{name} has dtype {value.dtype}, expected {self.parameter_dtype}; "
                 f"convert it with .astype(numpy.{self.parameter_dtype})"
             )
         if value.shape != shape:
-            raise ValueError(f"{name} has shape {value.shape}, expected {shape}")
+            raise BatchNormValueError(f"{name} has shape {value.shape}, expected {shape}")
 
     # Running statistics: copies out, copies in.
 
@@ -848,9 +865,9 @@ class _BatchNorm:
         """Counters as the library takes them."""
         counters = foreign.as_ndarray(value, name)
         if counters.dtype.kind not in "iu":
-            raise TypeError(f"{name} has dtype {counters.dtype}, expected int64")
+            raise BatchNormTypeError(f"{name} has dtype {counters.dtype}, expected int64")
         if counters.shape != (2, self.num_features):
-            raise ValueError(
+            raise BatchNormValueError(
                 f"{name} has shape {counters.shape}, expected {(2, self.num_features)}"
             )
         return np.ascontiguousarray(counters, np.int64)
@@ -963,9 +980,9 @@ class _BatchNorm:
 
         Raises
         ------
-        ValueError
+        BatchNormValueError
             Missing or unexpected keys (if `strict`), wrong shapes, a negative counter.
-        TypeError
+        BatchNormTypeError
             Wrong dtypes.
         """
         names = self._state_names()
@@ -989,14 +1006,16 @@ class _BatchNorm:
         if "num_batches_tracked" in values:  # first, for it is the one that the library may refuse
             counter = values.pop("num_batches_tracked")
             if counter.dtype.kind not in "iu":
-                raise TypeError(f"num_batches_tracked has dtype {counter.dtype}, expected int64")
+                raise BatchNormTypeError(
+                    f"num_batches_tracked has dtype {counter.dtype}, expected int64"
+                )
             if counter.size != 1:
-                raise ValueError(
+                raise BatchNormValueError(
                     f"num_batches_tracked has shape {counter.shape}, expected one element"
                 )
             number = int(counter.item())
             if skipped is not None and not ((skipped >= 0) & (skipped <= number)).all():
-                raise ValueError(
+                raise BatchNormValueError(
                     f"skipped_batches has numbers from {skipped.min()} to {skipped.max()}, "
                     f"expected 0 to {number} (num_batches_tracked)"
                 )
@@ -1043,7 +1062,7 @@ class _BatchNorm:
         Raises `BatchNormError` if `state` is damaged, foreign, or from a layer with another dtype,
         number of channels, or other parameters or statistics; nothing has been changed then.
         """
-        block = np.frombuffer(state, np.uint8)
+        block = _block(state)
         with self._handle.lock:
             c.bn_layer_load_state(self._handle.pointer, address(block), block.size)
 
@@ -1055,7 +1074,7 @@ class _BatchNorm:
 
         Raises `BatchNormError` if `state` is damaged or foreign. `channel_axis` is not part of it.
         """
-        block = np.frombuffer(state, np.uint8)
+        block = _block(state)
         pointer = c_void_p()
         c.bn_layer_create_from_state(address(block), block.size, byref(pointer))
         layer = cls.__new__(cls)

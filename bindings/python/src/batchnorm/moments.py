@@ -66,7 +66,9 @@ from ._options import (
     StatisticsUsed,
     integer,
     parse,
+    real,
 )
+from .errors import BatchNormValueError
 from .functional import Gradients, TrainingResult, _training_result
 
 __all__ = [
@@ -275,7 +277,9 @@ class Moments:
             array = getattr(self, name)
             where, size = vector_address(array, name, FLOAT64, written=written)
             if size != raw.channels:
-                raise ValueError(f"{name} has {size} elements, expected {raw.channels} as mean has")
+                raise BatchNormValueError(
+                    f"{name} has {size} elements, expected {raw.channels} as mean has"
+                )
             setattr(raw, name, where)
         return raw
 
@@ -314,7 +318,7 @@ class GradSums:
 
     def __add__(self, other: GradSums) -> GradSums:
         if self.sum_dy.size != other.sum_dy.size:
-            raise ValueError(
+            raise BatchNormValueError(
                 f"the number of channels is {other.sum_dy.size}, expected {self.sum_dy.size}"
             )
         return GradSums(
@@ -331,7 +335,7 @@ class GradSums:
         raw.sum_dy, raw.channels = vector_address(self.sum_dy, "sum_dy", FLOAT64)
         raw.sum_dy_xmu, size = vector_address(self.sum_dy_xmu, "sum_dy_xmu", FLOAT64)
         if size != raw.channels:
-            raise ValueError(
+            raise BatchNormValueError(
                 f"sum_dy_xmu has {size} elements, expected {raw.channels} as sum_dy has"
             )
         return raw
@@ -397,7 +401,7 @@ def normalize(
         one_value,
         nonfinite,
     )
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     kept = arguments.save(
         args, form, input, saved_mean, saved_invstd, saved_mean_rest, mask, lengths
     )
@@ -609,7 +613,7 @@ def backward_apply(
     form = form_of(input, "input", channel_axis)
     saved, running = (saved_mean, saved_invstd, saved_mean_rest), (running_mean, running_var)
     args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
-    args.epsilon = eps
+    args.epsilon = real("eps", eps)
     args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
     arguments.extend_backward(
         args,
@@ -689,7 +693,7 @@ class StatisticsAccumulator:
         running_variance: RunningVariance = "unbiased",
     ) -> None:
         if method not in ("exact", "mean"):
-            raise ValueError(f"method is {method!r}, expected 'exact' or 'mean'")
+            raise BatchNormValueError(f"method is {method!r}, expected 'exact' or 'mean'")
         parse(VARIANCES, "running_variance", running_variance)
         self.method: Recalibration = method
         self.running_variance: RunningVariance = running_variance
@@ -707,7 +711,7 @@ class StatisticsAccumulator:
         """
         own = batch if isinstance(batch, Moments) else Moments.of(batch, channel_axis=channel_axis)
         if own.num_features != self._all.num_features:
-            raise ValueError(
+            raise BatchNormValueError(
                 f"the number of channels is {own.num_features}, expected {self._all.num_features}"
             )
         # On copies, for a report of NaN comes after the other channels have been written.
@@ -726,10 +730,10 @@ class StatisticsAccumulator:
         self._mean, self._var, self._batches = mean, var, batches
 
     def statistics(self) -> RunningStatistics:
-        """What has been collected. Raises ValueError if there was no batch."""
+        """What has been collected. Raises BatchNormValueError if there was no batch."""
         batches = int(self._batches[0])
         if batches == 0:
-            raise ValueError("no batch with values was added, expected at least 1")
+            raise BatchNormValueError("no batch with values was added, expected at least 1")
         if self.method == "mean":
             return RunningStatistics(self._mean.copy(), self._var.copy(), batches)
         mean = self._all.mean + self._all.mean_rest
@@ -786,7 +790,9 @@ def recalibrate(
     (array([5., 5.], dtype=float32), array([9., 9.], dtype=float32), 20)
     """
     if not layer.track_running_stats:
-        raise ValueError("the layer keeps no running statistics (track_running_stats is False)")
+        raise BatchNormValueError(
+            "the layer keeps no running statistics (track_running_stats is False)"
+        )
     collected = StatisticsAccumulator(
         layer.num_features, method=method, running_variance=running_variance
     )
@@ -799,7 +805,9 @@ def recalibrate(
             var.astype(layer.parameter_dtype),
         )
     if not (np.isfinite(rounded_mean).all() and np.isfinite(rounded_var).all()):
-        raise ValueError(f"statistics of the batches exceed the range of {layer.parameter_dtype}")
+        raise BatchNormValueError(
+            f"statistics of the batches exceed the range of {layer.parameter_dtype}"
+        )
     layer.running_mean = rounded_mean
     layer.running_var = rounded_var
     layer.num_batches_tracked = count

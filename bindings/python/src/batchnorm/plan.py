@@ -5,7 +5,7 @@ Nothing is run; the C library answers from the plan that the operation itself wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ctypes import byref, c_int64, create_string_buffer, sizeof
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _lowlevel as c
-from ._arrays import KNOWN_DTYPES, dtype_code, named_dtype
-from ._options import LAYOUTS, OPERATIONS, integer, parse
+from ._arrays import layer_dtype
+from ._options import LAYOUTS, OPERATIONS, integer, parse, wrong_type
 from .machine import InstructionSet
 
 __all__ = ["Plan", "explain"]
@@ -119,7 +119,7 @@ def explain(
 
     Raises
     ------
-    TypeError, ValueError
+    BatchNormTypeError, BatchNormValueError
         Wrong dtype, shape, operation or layout. One value per channel is no error here: it is
         explained as ``one_value="allow"`` would run it.
 
@@ -132,11 +132,10 @@ def explain(
     backward, batch statistics: float32 (32, 64, 56, 56) NCHW, 25.7 MB a tensor
     ...
     """
-    kind = named_dtype(dtype)
-    code = dtype_code(kind)
-    if code is None:
-        raise TypeError(f"dtype is {kind}, expected {KNOWN_DTYPES}")
-    sizes = tuple(integer("a size of the shape", size) for size in shape)
+    kind, code = layer_dtype(dtype)
+    if not isinstance(shape, Iterable):
+        raise wrong_type("shape", shape, "a sequence of sizes")
+    sizes = tuple(integer(f"shape[{index}]", size) for index, size in enumerate(shape))
     which = parse(OPERATIONS, "operation", operation)
     order = parse(LAYOUTS, "layout", layout)
     problem = c.bn_problem(sizeof(c.bn_problem), code, order, len(sizes), (c_int64 * 5)(*sizes[:5]))
