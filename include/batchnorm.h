@@ -281,7 +281,8 @@ enum { BN_PROBLEM_LEAST = offsetof(bn_problem, sizes) + 5 * sizeof(int64_t) };
 /* How running statistics take in a batch.
  * EXPONENTIAL: new = (1 - momentum) * old + momentum * batch (PyTorch's direction of momentum;
  * Keras, Flax and ONNX call 1 - momentum "momentum"). CUMULATIVE: momentum is 1/k at the k-th batch that
- * the statistic takes in, so that the result is the plain mean over these (PyTorch's momentum=None).
+ * the statistic takes in, so that the result is the plain mean over these (PyTorch's momentum=None);
+ * without skipped_batches, at the k-th that is counted.
  *
  * With momentum 1, as at the first batch if CUMULATIVE, the new value is the batch's, whatever the old one
  * was. Otherwise an old value that is NaN or infinite stays as it is, for no average mends it:
@@ -290,7 +291,7 @@ enum { BN_PROBLEM_LEAST = offsetof(bn_problem, sizes) + 5 * sizeof(int64_t) };
  *
  * Not every statistic takes in every batch that is counted: NaN and infinity leave a channel's alone (see
  * bn_nonfinite), one value per channel the variances (see bn_one_value), and what is NaN or infinite itself
- * stays. args.skipped_batches keeps count of that. */
+ * stays. args.skipped_batches, where it is given, keeps count of that. */
 typedef int32_t bn_averaging;
 enum { BN_AVERAGING_EXPONENTIAL = 0, BN_AVERAGING_CUMULATIVE = 1 };
 
@@ -864,6 +865,8 @@ BN_API void *bn_layer_bias_data(bn_layer *layer);
  * it updated (0 if none: see bn_forward_training_args). BN_STATUS_NO_FORWARD before the first. */
 BN_API bn_status bn_layer_get_saved_mean(const bn_layer *layer, double *out, int64_t count);
 BN_API bn_status bn_layer_get_saved_invstd(const bn_layer *layer, double *out, int64_t count);
+/* What saved_mean lacks of the mean, see bn_forward_training_args. */
+BN_API bn_status bn_layer_get_saved_mean_rest(const bn_layer *layer, double *out, int64_t count);
 BN_API bn_status bn_layer_get_statistics_used(const bn_layer *layer, bn_statistics *statistics);
 BN_API bn_status bn_layer_get_nonfinite_channels(const bn_layer *layer, int64_t *channels);
 BN_API bn_status bn_layer_get_nonfinite_running_channels(const bn_layer *layer, int64_t *channels);
@@ -1010,7 +1013,7 @@ BN_API bn_status bn_layer_fold(const bn_layer *layer, const bn_weight_shape *sha
  * the cores. Small problems use fewer. Negative: BN_STATUS_INVALID_OPTION.
  *
  * Any other number may be set; whatever it is, and whatever the default, a call uses no more threads than the
- * process may use processors (taskset, cpuset), or 64 if these are fewer: a runtime that cannot start a thread ends
+ * most processors that the process has been seen to be allowed (taskset, cpuset), or 64 if these are fewer: a runtime that cannot start a thread ends
  * the process. A pool gets no more members either. A container's share of processor time (CPU quota) is not looked
  * at: set the number there. */
 BN_API bn_status bn_set_num_threads(int32_t threads);

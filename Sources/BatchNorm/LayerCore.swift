@@ -431,7 +431,7 @@ package final class LayerCore {
     }
 
     /// Copies out what that mean lacks.
-    func getSavedMeanRest(into out: MutableView) throws(BatchNormError) {
+    package func getSavedMeanRest(into out: MutableView) throws(BatchNormError) {
         try getSaved(savedMeanRest, into: out)
     }
 

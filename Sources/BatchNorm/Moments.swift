@@ -231,13 +231,13 @@ public func normalize<Scalar: BatchNormScalar>(
 }
 
 /// The forward once more from what a forward saved: `y = (x - mean) * invstd * weight + bias`, then the residual and the
-/// activation. By how much it may differ from that one's output stands in batchnorm.h (bn_normalize_saved); from
-/// `Moments` there is no difference.
+/// activation. With the forward's `meanRest` it has that forward's bits; by how much it may differ without stands in
+/// batchnorm.h (bn_normalize_saved).
 ///
 ///     let again = try normalize(x, saved: saved, weight: weight, activation: .relu, residual: shortcut)
 ///
-/// Activation, residual and mask are those of this call: of `saved` mean and invstd alone are used, so that those of one
-/// part serve another.
+/// Activation, residual and mask are those of this call: of `saved` mean, its rest and invstd alone are used, so that those
+/// of one part serve another.
 ///
 /// - Parameters:
 ///   - input: The batch, or a part of it.

@@ -75,9 +75,9 @@ struct BufferCheck: ~Copyable {
         var isWritten = false
     }
 
-    /// As many as any operation has, so that a check allocates nothing.
+    /// More than any operation has, so that a check allocates nothing.
     private var first = InlineArray<24, Region>(repeating: Region())
-    /// Those beyond.
+    /// Those beyond, should one have them.
     private var more = Memory()
     private var used = 0
 

@@ -337,6 +337,15 @@ public func bn_layer_get_saved_invstd(
     }
 }
 
+@_cdecl("bn_layer_get_saved_mean_rest") @implementation
+public func bn_layer_get_saved_mean_rest(
+    _ layer: OpaquePointer?, _ out: UnsafeMutablePointer<Double>?, _ count: Int64
+) -> bn_status {
+    perform { () throws(BatchNormError) in
+        try LayerCore.from(layer).getSavedMeanRest(into: MutableView(out, count: Int(count)))
+    }
+}
+
 @_cdecl("bn_layer_get_statistics_used") @implementation
 public func bn_layer_get_statistics_used(
     _ layer: OpaquePointer?, _ statistics: UnsafeMutablePointer<bn_statistics>?

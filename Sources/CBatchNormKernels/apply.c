@@ -246,7 +246,7 @@ int64_t bnk_apply_tasks(const bnk_cut *cut)
     return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid->rows) : tasks;
 }
 
-/* Rows longer than what can be taken at once with extras or extreme channels: each in strips. */
+/* Rows longer than what can be taken at once with extras: each in strips. */
 static void apply_long_rows(const bnk_operands *o, const bnk_piece *rows,
                             const bnk_linears *linears, bnk_statistics statistics)
 {

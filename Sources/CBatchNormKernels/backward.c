@@ -32,8 +32,7 @@ typedef struct backward {
 
 static double mean_of(const backward *t, int64_t channel)
 {
-    return t->job->mean ? t->job->mean[channel]
-                        : bnk_get(t->job->running_mean, t->cut.grid->is_double, channel, 0);
+    return bnk_given_mean(t->job->mean, t->job->running_mean, t->cut.grid->is_double, channel);
 }
 
 /* float32 results have no use for it. */
@@ -44,10 +43,8 @@ static double mean_rest_of(const backward *t, int64_t channel)
 
 static double invstd_of(const backward *t, int64_t channel)
 {
-    return t->job->invstd
-               ? t->job->invstd[channel]
-               : bnk_invstd(bnk_get(t->job->running_var, t->cut.grid->is_double, channel, 0),
-                            t->job->epsilon);
+    return bnk_given_invstd(t->job->invstd, t->job->running_var, t->job->epsilon,
+                            t->cut.grid->is_double, channel);
 }
 
 /* ---- sums ---- */

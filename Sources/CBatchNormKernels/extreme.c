@@ -17,26 +17,36 @@ typedef struct numbers {
     double gain, offset, factor;
 } numbers;
 
+/* Whether a term is there does not hang on its coefficient: 0 times NaN or infinity is NaN. */
+typedef struct terms {
+    bool x, dy;
+} terms;
+
 /* Not rounded to the element type yet. */
-static double of_floats(const bnk_extreme *e, numbers n, double x, double dy)
+static double of_floats(const bnk_extreme *e, numbers n, terms has, double x, double dy)
 {
     double result = n.offset;
-    if (e->gain.number != 0) result += ((x - e->mean) - e->mean_rest) * n.gain;
-    if (e->factor.number != 0) result += dy * n.factor;
+    if (has.x) result += ((x - e->mean) - e->mean_rest) * n.gain;
+    if (has.dy) result += dy * n.factor;
     return result;
 }
 
-static double of_doubles(const bnk_extreme *e, double x, double dy)
+static double of_doubles(const bnk_extreme *e, terms has, double x, double dy)
 {
     bnk_scaled result = e->offset;
-    if (e->factor.number != 0)
-        result = bnk_scaled_sum(bnk_scaled_product(bnk_scaled_of(dy), e->factor), result);
-    if (e->gain.number != 0) {
+    if (has.dy) result = bnk_scaled_sum(bnk_scaled_product(bnk_scaled_of(dy), e->factor), result);
+    if (has.x) {
         const bnk_scaled whole = bnk_scaled_sum(bnk_scaled_of(x), bnk_scaled_of(-e->mean));
         const bnk_scaled centered = bnk_scaled_sum(whole, bnk_scaled_of(-e->mean_rest));
         result = bnk_scaled_sum(bnk_scaled_product(centered, e->gain), result);
     }
     return bnk_scaled_value(result);
+}
+
+static double result_of(const bnk_operands *o, const bnk_extreme *e, numbers n, double x, double dy)
+{
+    const terms has = { !o->frozen, o->dy != NULL };
+    return o->cut->grid->is_double ? of_doubles(e, has, x, dy) : of_floats(e, n, has, x, dy);
 }
 
 static void put(const bnk_grid *grid, void *tensor, int64_t i, double value)
@@ -56,10 +66,10 @@ static void put(const bnk_grid *grid, void *tensor, int64_t i, double value)
 
 /* What an operation has beyond batch normalization: that of fused_body.h, for one value. */
 
-static double activated(const bnk_extras *e, double v)
+static double by_slope(const bnk_extras *e, double v, int32_t is_double)
 {
-    if (!(v <= 0)) return v;
-    return e->negative_slope == 0 ? 0 : v * e->negative_slope;
+    const double slope = bnk_round(e->negative_slope, is_double);
+    return slope == 0 ? 0 : bnk_round(v * slope, is_double);
 }
 
 static void forward_one(const bnk_operands *o, const bnk_extreme *e, numbers n, int64_t i,
@@ -68,11 +78,12 @@ static void forward_one(const bnk_operands *o, const bnk_extreme *e, numbers n, 
     const bnk_grid *grid = o->cut->grid;
     const bnk_extras *extras = o->extras;
     const double x = bnk_element(grid, o->x, i);
-    double v = grid->is_double ? of_doubles(e, x, 0) : of_floats(e, n, x, 0);
+    double v = result_of(o, e, n, x, 0);
     if (extras) {
         if (extras->residual)
             v = bnk_round(v, grid->is_double) + bnk_element(grid, extras->residual, i);
-        v = activated(extras, bnk_round(v, grid->is_double));
+        v = bnk_round(v, grid->is_double);
+        if (v <= 0) v = by_slope(extras, v, grid->is_double);
         if (masked) v = extras->pass_masked ? x : 0;
     }
     put(grid, o->y, i, v);
@@ -94,14 +105,12 @@ static void gradient_one(const bnk_operands *o, const bnk_extreme *e, numbers n,
         const uint8_t *bits = extras->passed_bits;
         if (extras->negative_slope != 1 &&
             (bits ? !(bits[i / 8] >> i % 8 & 1) : bnk_element(grid, extras->passed_output, i) <= 0))
-            z = extras->negative_slope == 0
-                    ? 0
-                    : bnk_round(dy * extras->negative_slope, grid->is_double);
+            z = by_slope(extras, dy, grid->is_double);
         if (masked) z = 0;
         if (extras->grad_residual) put(grid, extras->grad_residual, i, z);
     }
     if (!o->y) return;
-    double v = grid->is_double ? of_doubles(e, x, z) : of_floats(e, n, x, z);
+    double v = result_of(o, e, n, x, z);
     if (masked) v = extras->pass_masked ? dy : 0;
     put(grid, o->y, i, v);
 }

@@ -33,6 +33,7 @@ static inline bnk_scaled bnk_scaled_product(bnk_scaled a, bnk_scaled b)
 
 static inline bnk_scaled bnk_scaled_sum(bnk_scaled a, bnk_scaled b)
 {
+    if (a.number == 0 && b.number == 0) return bnk_scaled_of(a.number + b.number);
     if (b.number == 0 || !isfinite(a.number))
         return isfinite(b.number) ? a : bnk_scaled_of(a.number + b.number);
     if (a.number == 0 || !isfinite(b.number)) return b;
@@ -49,8 +50,8 @@ static inline double bnk_scaled_value(bnk_scaled s)
     return ldexp(s.number, s.exponent);
 }
 
-/* result = (x - mean - mean_rest) * gain + offset + dy * factor. In a forward the factor is 0 and dy not
- * looked at, and where statistics are frozen the gain is 0 and x not looked at. */
+/* result = (x - mean - mean_rest) * gain + offset + dy * factor; without the last term in a forward, and without the
+ * first in a backward through frozen statistics. */
 typedef struct bnk_extreme {
     double mean, mean_rest;
     bnk_scaled gain, offset, factor;

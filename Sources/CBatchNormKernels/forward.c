@@ -14,8 +14,8 @@
 #include "parallel.h"
 #include "pieces.h"
 
-/* A tile is what one pivot serves: four rows of at most TILE values, or more and shorter ones. Part
- * of the order of the sums. */
+/* A tile is what one pivot serves: four rows of at most TILE values, or more and shorter ones; of float64 tensors at
+ * least a sixteenth of a piece. Part of the order of the sums. */
 enum { TILE = 16384 };
 
 typedef struct training {
@@ -713,11 +713,9 @@ typedef struct inference {
     bnk_operands operands;
 } inference;
 
-/* As backward.c's mean_of and invstd_of. */
 static double mean_of(const inference *t, int64_t channel)
 {
-    return t->job->mean ? t->job->mean[channel]
-                        : bnk_get(t->job->running_mean, t->cut.grid->is_double, channel, 0);
+    return bnk_given_mean(t->job->mean, t->job->running_mean, t->cut.grid->is_double, channel);
 }
 
 static double mean_rest_of(const inference *t, int64_t channel)
@@ -727,10 +725,8 @@ static double mean_rest_of(const inference *t, int64_t channel)
 
 static double invstd_of(const inference *t, int64_t channel)
 {
-    return t->job->invstd
-               ? t->job->invstd[channel]
-               : bnk_invstd(bnk_get(t->job->running_var, t->cut.grid->is_double, channel, 0),
-                            t->job->epsilon);
+    return bnk_given_invstd(t->job->invstd, t->job->running_var, t->job->epsilon,
+                            t->cut.grid->is_double, channel);
 }
 
 static bnk_extreme extreme_inference(const void *operation, int64_t channel,

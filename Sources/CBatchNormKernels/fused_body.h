@@ -344,7 +344,7 @@ static void BNK_NAME(row_gated_sums)(const bnk_stretch *s, int64_t rows, int64_t
     }
 }
 
-/* Sixteen columns of some rows; each column adds them in ascending order. */
+/* Sixteen columns of some rows; each column adds them as BNK_ADD_ROW says. */
 BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int64_t together,
                                             int64_t stride, int64_t keep_stride, int64_t j,
                                             int64_t count, const double *mean, double *sum,

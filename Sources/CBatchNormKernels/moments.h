@@ -5,7 +5,7 @@
  * A tile's sums are taken around a pivot p that is one of its own values or their mean, or around 0 where that is
  * good enough (see holds in forward.c). For a value of the tile, (mean - p)^2 <= n * variance, so that the subtraction
  * in sum((x-p)^2) - sum(x-p)^2/n loses at most log2(n) of float64's 53 bits, whatever the data,
- * beside what adding up has lost: with tiles of up to 2^16 values far more is left than float32 results
+ * beside what adding up has lost: with tiles of up to 2^16 values, far more is left than float32 results
  * need. float64 results need more, and get a pivot within a deviation of the mean (see is_near in forward.c).
  *
  * The mean is kept as an unevaluated pair: near 1e4 with deviation 1e-2, a float64 mean alone would

@@ -203,7 +203,7 @@ BNK_INLINE int64_t BNK_NAME(next_line)(BNK_NAME(fetcher) * fetch)
     return at;
 }
 
-/* Eight columns of `together` rows; each column adds them in ascending order. */
+/* Eight columns of `together` rows; each column adds them as BNK_ADD_ROW says. */
 BNK_INLINE void BNK_NAME(add_columns)(const BNK_T *x, int together, int64_t stride,
                                       const double *pivot, double *sum, double *sum_squares)
 {

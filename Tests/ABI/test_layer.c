@@ -162,6 +162,8 @@ static void check_saved(const fixture *f, const bn_layer *layer)
     const elements out = guarded_elements(channels, true, PLACE_END);
     check_ok(bn_layer_get_saved_mean(layer, out.data, channels), "get_saved_mean");
     check_bits(f, "saved_mean", out, f->saved_mean);
+    check_ok(bn_layer_get_saved_mean_rest(layer, out.data, channels), "get_saved_mean_rest");
+    check_bits(f, "saved_mean_rest", out, f->saved_mean_rest);
     check_ok(bn_layer_get_saved_invstd(layer, out.data, channels), "get_saved_invstd");
     check_bits(f, "saved_invstd", out, f->saved_invstd);
 }

@@ -133,6 +133,7 @@ static void null_layer(void **state)
     NO_LAYER(bn_layer_set_skipped_batches(NULL, f->skipped_batches, 10));
     NO_LAYER(bn_layer_get_saved_mean(NULL, f->saved_mean.data, 5));
     NO_LAYER(bn_layer_get_saved_invstd(NULL, f->saved_invstd.data, 5));
+    NO_LAYER(bn_layer_get_saved_mean_rest(NULL, f->saved_mean_rest.data, 5));
     NO_LAYER(bn_layer_get_statistics_used(NULL, &flag));
     NO_LAYER(bn_layer_get_nonfinite_channels(NULL, &number));
     NO_LAYER(bn_layer_get_nonfinite_running_channels(NULL, &number));

@@ -170,7 +170,7 @@ int64_t bnk_normalize_workspace(const bnk_grid *grid);
 void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_arrays *moments,
                    bnk_forward *job);
 int64_t bnk_backward_reduce_workspace(const bnk_grid *grid, const bnk_plan *plan);
-/* Writes all of `sums` but the count; of the job it reads input, grad_output, means and workspace. */
+/* Writes all of `sums` but the count; of the job it reads all but weight, invstd, variance and destinations. */
 void bnk_backward_reduce(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job,
                          bnk_grad_sum_arrays *sums);
 int64_t bnk_backward_apply_workspace(const bnk_grid *grid);

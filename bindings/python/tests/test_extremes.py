@@ -290,3 +290,21 @@ def test_float64_gradients_of_a_huge_deviation() -> None:
         dy * 2.0**-106, x * 2.0**465, saved_mean=far.saved_mean, saved_invstd=far.saved_invstd
     )
     assert (got.grad_input * 2.0**571).tobytes() == expected.grad_input.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_passes_where_nothing_else_does(dtype: Any) -> None:
+    mean = np.array([1e36 if dtype is np.float32 else 1e300, 0], dtype)
+    x = np.array([[np.nan, np.nan], [np.inf, np.inf], [0, 0]], dtype)
+    zero, one = np.zeros(2, dtype), np.ones(2, dtype)
+    for weight, var in ((zero, one), (one, zero)):  # in either case 0 times the distance
+        y = F.forward_inference(x, mean, var, weight, one, eps=0.0)
+        np.testing.assert_array_equal(np.isnan(y), [[True, True], [True, True], [False, False]])
+        np.testing.assert_array_equal(y[2], 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_bias_of_0_is_exactly_that(dtype: Any) -> None:
+    x = np.full((4, 2), 1.4e36 if dtype is np.float32 else 8e305, dtype)
+    y = F.forward_training(x, None, None, -np.ones(2, dtype), np.zeros(2, dtype)).output
+    assert y.tobytes() == np.zeros((4, 2), dtype).tobytes()

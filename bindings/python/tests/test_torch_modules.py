@@ -524,6 +524,7 @@ def test_a_backward_takes_the_statistics_of_its_forward(
     way: str, change: Callable[[Any], None], activation: Any, dtype: torch.dtype
 ) -> None:
     """Evaluated, trained or edited since, and one backward through all of it."""
+    torch._dynamo.reset()  # or it gives up after some, and runs what is not compiled
     a, b = twins(BatchNorm2d, nn.BatchNorm2d, 5)
     a, b = a.to(dtype).eval(), b.to(dtype).eval()
     x1 = torch.randn(2, 5, 4, 4).to(dtype).requires_grad_()
@@ -949,6 +950,19 @@ def test_skipped_batches_are_no_state_and_go_with_the_counter() -> None:
     stock(x[0])
     stock(x[1])
     close(layer.running_var, stock.running_var)
+
+
+def test_skipped_batches_do_not_go_with_another_counter_of_that_number() -> None:
+    layer, other = BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, momentum=None)
+    x = torch.randn(3, 8, 3, 4, 4)
+    layer(spoiled(torch.float32))
+    layer(x[0])
+    other(x[1])
+    other(x[2])
+    layer.load_state_dict(other.state_dict())  # two batches, as here, of which none was skipped
+    layer(x[0])
+    other(x[0])
+    close(layer.running_var, other.running_var)
 
 
 @pytest.mark.parametrize("momentum", [1.0, None])

@@ -546,6 +546,9 @@ bn_layer_set_skipped_batches = _declare_checked(
 bn_layer_weight_data = _declare("bn_layer_weight_data", c_void_p, bn_layer_p)
 bn_layer_bias_data = _declare("bn_layer_bias_data", c_void_p, bn_layer_p)
 bn_layer_get_saved_mean = _declare_checked("bn_layer_get_saved_mean", bn_layer_p, c_void_p, c_int64)
+bn_layer_get_saved_mean_rest = _declare_checked(
+    "bn_layer_get_saved_mean_rest", bn_layer_p, c_void_p, c_int64
+)
 bn_layer_get_saved_invstd = _declare_checked(
     "bn_layer_get_saved_invstd", bn_layer_p, c_void_p, c_int64
 )

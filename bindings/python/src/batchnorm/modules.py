@@ -167,8 +167,10 @@ def _in_place(name: str) -> Any:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
-    setattr(_Copy, f"__i{_name}__", _in_place(f"__i{_name}__"))
+_IN_PLACE = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+for _operator in _IN_PLACE.split():
+    setattr(_Copy, f"__i{_operator}__", _in_place(f"__i{_operator}__"))
+del _operator
 
 
 class IncompatibleKeys(NamedTuple):
@@ -907,6 +909,11 @@ class _BatchNorm:
         return self._copy(c.bn_layer_get_saved_mean, FLOAT64, _SAVED.format("saved_mean"))
 
     @property
+    def saved_mean_rest(self) -> Float64Array:
+        """What `saved_mean` lacks of the mean (C,): a read-only float64 copy."""
+        return self._copy(c.bn_layer_get_saved_mean_rest, FLOAT64, _SAVED.format("saved_mean_rest"))
+
+    @property
     def saved_invstd(self) -> Float64Array:
         """1 / sqrt(variance + eps) (C,) of the last forward: a read-only float64 copy."""
         return self._copy(c.bn_layer_get_saved_invstd, FLOAT64, _SAVED.format("saved_invstd"))
@@ -956,7 +963,7 @@ class _BatchNorm:
                 value, np.int64 if name == "num_batches_tracked" else self.parameter_dtype
             )
         if self.track_running_stats and self.momentum is None and self.skipped_batches.any():
-            state["skipped_batches"] = self.skipped_batches.copy()
+            state["skipped_batches"] = np.array(self.skipped_batches)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
@@ -1001,7 +1008,7 @@ class _BatchNorm:
             if name != "num_batches_tracked":
                 self._check(name, values[name])
         skipped = None
-        if "skipped_batches" in state:
+        if "skipped_batches" in state and self.track_running_stats:
             skipped = self._counters("skipped_batches", np.asarray(state["skipped_batches"]))
         if "num_batches_tracked" in values:  # first, for it is the one that the library may refuse
             counter = values.pop("num_batches_tracked")

@@ -155,12 +155,11 @@ def sites(module: nn.Module) -> list[str]:
     return [str(site) for site in type(module)._batchnorm_sites]
 
 
-def unfuse(module: nn.Module) -> int:
+def unfuse(module: nn.Module) -> None:
     """Give a module back the class that `fuse` has found."""
     kind = type(module)
     if is_made(kind):
         _set_class(module, _stock_class(kind))
-    return 0
 
 
 def is_made(kind: type) -> bool:
@@ -191,7 +190,7 @@ def _stock_class(fused: type) -> type[nn.Module]:
 def _subclass(kind: type[nn.Module], key: tuple[object, ...]) -> type[nn.Module] | None:
     """The fused class that exists already. Python remembers it, for as long as it is used."""
     for each in kind.__subclasses__():
-        if issubclass(each, _Fused) and each._batchnorm_sites == key:
+        if issubclass(each, _Fused) and is_made(each) and each._batchnorm_sites == key:
             return each
     return None
 

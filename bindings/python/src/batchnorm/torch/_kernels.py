@@ -34,7 +34,7 @@ _TRAINING_SIZE = sizeof(c.bn_forward_training_args)
 _INFERENCE_SIZE = sizeof(c.bn_forward_inference_args)
 _BACKWARD_SIZE = sizeof(c.bn_backward_args)
 #: Rows of what a forward saves: mean, mean_rest, invstd.
-_SAVED = 3
+SAVED = 3
 
 
 _VECTORS = frozenset((Parameter, Tensor))
@@ -164,19 +164,30 @@ class _Skipped:
 
     Cumulative averages weigh a batch by what they have taken in before it. PyTorch's modules keep
     nothing of the kind, so it lies with their counter, as an attribute that no state_dict holds,
-    and only if there is something to keep. What is in it goes for one value of the counter: loaded
-    or reset, that is another one.
+    and only if there is something to keep. What is in it goes for the counter as the library left
+    it: loaded, reset or counted up by PyTorch, that is another one.
     """
 
     _NAME = "_batchnorm_skipped"
+    _FRESH = 1  # the version of a tensor that was copied or unpickled, and not written to since
 
     def __init__(self, num_batches_tracked: Tensor, channels: int) -> None:
         self.counter = num_batches_tracked
-        batches, counts = getattr(num_batches_tracked, self._NAME, (-1, None))
-        if counts is None or batches != int(num_batches_tracked) or counts.numel() != 2 * channels:
-            counts = torch.zeros((2, channels), dtype=torch.int64, device="cpu")
-        self.before: Tensor = counts
+        none = torch.zeros((2, channels), dtype=torch.int64, device="cpu")
+        left, counts = getattr(num_batches_tracked, self._NAME, (None, none))
+        fits = left is not None and self._is_as_left(left) and counts.shape == none.shape
+        self.before: Tensor = counts if fits else none
         self.counts = self.before.clone()
+
+    def _state(self) -> tuple[int, int, int]:
+        """Which tensor, its number, and how often PyTorch, not the library, has written to it."""
+        counter = self.counter
+        version = 0 if counter.is_inference() else counter._version
+        return id(counter), int(counter), version
+
+    def _is_as_left(self, left: tuple[int, int, int]) -> bool:
+        which, number, version = self._state()
+        return number == left[1] and version == (left[2] if which == left[0] else self._FRESH)
 
     def keep(self, channels: Tensor) -> None:
         """Counts a batch that the library has taken in and these channels have not."""
@@ -184,7 +195,7 @@ class _Skipped:
 
     def store(self) -> None:
         if self.counts.any():
-            setattr(self.counter, self._NAME, (int(self.counter), self.counts))
+            setattr(self.counter, self._NAME, (self._state(), self.counts))
         elif hasattr(self.counter, self._NAME):
             delattr(self.counter, self._NAME)
 
@@ -272,7 +283,7 @@ def forward_training(
     if activation is not None:
         args.activation = parse(ACTIVATIONS, "activation", activation)
         args.negative_slope = negative_slope
-    saved = torch.empty((_SAVED, channels), dtype=torch.float64, device="cpu")
+    saved = torch.empty((SAVED, channels), dtype=torch.float64, device="cpu")
     _set_saved(args, saved, channels)
     output = empty_like(input)
     args.output = output.data_ptr()
@@ -384,7 +395,7 @@ def backward(
     if saved is not None:
         # It comes from autograd's store, where a hook of the user's may have changed it.
         if not (
-            saved.shape == (_SAVED, channels)
+            saved.shape == (SAVED, channels)
             and saved.dtype is torch.float64
             and saved.is_contiguous()
             and saved.is_cpu
@@ -392,7 +403,7 @@ def backward(
             raise UnfitError(
                 f"the saved statistics have shape {list(saved.shape)}, strides {saved.stride()} "
                 f"and dtype {saved.dtype} on {saved.device}, expected a contiguous Tensor of shape "
-                f"[{_SAVED}, {channels}] with torch.float64 on cpu"
+                f"[{SAVED}, {channels}] with torch.float64 on cpu"
             )
         _set_saved(args, saved, channels)
     elif running_mean is None or running_var is None:

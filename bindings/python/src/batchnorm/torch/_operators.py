@@ -22,7 +22,7 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd import Function, forward_ad
 
 from . import _kernels
-from ._kernels import HALVES, Gradients, UnfitError, Wanted, widened
+from ._kernels import HALVES, SAVED, Gradients, UnfitError, Wanted, widened
 from ._memory import empty_like
 
 _library = torch.library.Library("batchnorm", "DEF")
@@ -36,6 +36,11 @@ _library.define(
     "forward_inference(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, "
     "Tensor running_var, float eps, Tensor? residual, str? activation, float negative_slope) -> "
     "Tensor"
+)
+_library.define(
+    "forward_frozen(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, "
+    "Tensor running_var, float eps, Tensor? residual, str? activation, float negative_slope) -> "
+    "(Tensor output, Tensor kept_mean, Tensor kept_var)"
 )
 _library.define(
     "backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? saved, "
@@ -298,7 +303,7 @@ def _fake_forward_training(
 ) -> tuple[Tensor, ...]:
     return (
         torch.empty_like(_in_memory_order(input)),
-        input.new_empty((3, input.shape[1]), dtype=torch.float64),
+        input.new_empty((SAVED, input.shape[1]), dtype=torch.float64),
         input.new_empty(0) if running_mean is None else torch.empty_like(running_mean),
         input.new_empty(0) if running_var is None else torch.empty_like(running_var),
     )
@@ -356,13 +361,33 @@ def _forward_inference_dispatched(*args: Any) -> Tensor:
     return result
 
 
+def _forward_frozen(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """With copies of the statistics, which may have changed when backward comes.
+
+    They come of the operator itself: PyTorch's compiler would put a copy off until backward.
+    """
+    mean, var = args[3:5]
+    return _forward_inference(*args), mean.clone(), var.clone()
+
+
+def _forward_frozen_dispatched(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        results: tuple[Tensor, Tensor, Tensor] = torch.ops.batchnorm.forward_frozen.default(*args)
+    return results
+
+
+def _forward_frozen_directly(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = args[3:5]
+    return _kernels.forward_inference(*args), mean.clone(), var.clone()
+
+
 class _ForwardInference(Function):
     """`constants` are the operator's arguments that have no gradient, in its order."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        kernel: Callable[..., Tensor],
+        kernel: Callable[..., tuple[Tensor, Tensor, Tensor]],
         input: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -370,11 +395,10 @@ class _ForwardInference(Function):
         constants: tuple[Any, ...],
     ) -> Tensor:
         mean, var, eps, activation, slope = constants
-        output = kernel(input, weight, bias, mean, var, eps, residual, activation, slope)
+        output, mean, var = kernel(
+            *(input, weight, bias, mean, var, eps, residual, activation, slope)
+        )
         kept = None if activation is None else output
-        if any(ctx.needs_input_grad):
-            # They may have changed when backward comes: by training, or by their owner.
-            mean, var = mean.clone(), var.clone()
         ctx.save_for_backward(input, weight, None, mean, var, kept)
         ctx.constants = (eps, activation, slope)
         return output
@@ -425,7 +449,7 @@ def forward_inference_directly(
     if running_mean.requires_grad or running_var.requires_grad:
         raise UnfitError("a running statistic requires grad")
     output: Tensor = _ForwardInference.apply(
-        *(_kernels.forward_inference, input, weight, bias, residual),
+        *(_forward_frozen_directly, input, weight, bias, residual),
         (running_mean, running_var, eps, activation, negative_slope),
     )
     return output
@@ -446,12 +470,24 @@ def _autograd_forward_inference(
     residual: Tensor | None,
     *activation: Any,
 ) -> Any:
+    needs = any(t is not None and t.requires_grad for t in (input, weight, bias, residual))
+    if not (needs and torch.is_grad_enabled()):
+        return _forward_inference_dispatched(
+            *(input, weight, bias, running_mean, running_var, eps, residual, *activation)
+        )
     return _ForwardInference.apply(
-        *(_forward_inference_dispatched, input, weight, bias, residual),
+        *(_forward_frozen_dispatched, input, weight, bias, residual),
         (running_mean, running_var, eps, *activation),
     )
 
 
+@torch.library.register_fake("batchnorm::forward_frozen", lib=_library)
+def _fake_forward_frozen(input: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = args[2:4]
+    return _fake_forward_inference(input), torch.empty_like(mean), torch.empty_like(var)
+
+
+_library.impl("forward_frozen", _forward_frozen, "CPU")
 _library.impl("forward_inference", _forward_inference, "CPU")
 _library.impl("forward_inference", _autograd_forward_inference, "Autograd")
 

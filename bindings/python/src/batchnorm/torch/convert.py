@@ -96,7 +96,10 @@ def convert(model: _M, fuse_relu: bool = True) -> _M:
     for module in model.modules():
         converted += _classes.swap(module, _classes.TWINS)
     for name, module in model.named_modules():
-        fused += _classes.fuse(module, name) if fuse_relu else _classes.unfuse(module)
+        if fuse_relu:
+            fused += _classes.fuse(module, name)
+        else:
+            _classes.unfuse(module)
     _logger.info("converted %d batch norms, fused %d places", converted, fused)
     found = report(model)
     if not found.converted:
