@@ -190,3 +190,44 @@ def test_no_refusal_is_a_bare_built_in_exception() -> None:
         and getattr(node.exc.func, "id", "") in built_in | {"BufferError", "OSError"}
     ]
     assert not bare
+
+
+MATRIX = np.ones((4, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: library.normalize(MATRIX, None), "moments is None of type NoneType, expected"),
+        (lambda: library.Moments.none(3).merge(3), "other is 3 of type int, expected Moments"),
+        (lambda: library.GradSums.none(3) + 3, "other is 3 of type int, expected GradSums"),
+        (
+            lambda: library.backward_apply(MATRIX, MATRIX, {}, saved_mean=np.zeros(3)),
+            "sums is {} of type dict, expected GradSums",
+        ),
+        (lambda: library.recalibrate(None, [MATRIX]), "layer is None of type NoneType"),
+        (lambda: library.recalibrate(library.BatchNorm1d(3), 3), "batches is 3 of type int"),
+        (lambda: library.BatchNorm1d(3).load_state_dict(3), "state is 3 of type int"),
+    ],
+)
+def test_other_objects_than_those_meant(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(library.BatchNormTypeError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_a_misaligned_array_is_copied_where_that_is_allowed(offset: int) -> None:
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    memory = np.zeros(x.nbytes + 8, np.uint8)
+    shifted = memory[offset : offset + x.nbytes].view(np.float32).reshape(x.shape)
+    shifted[...] = x
+    assert not shifted.flags.aligned
+    with pytest.raises(library.LayoutError, match="input") as caught:
+        F.forward_training(shifted)
+    assert caught.value.name == "input"
+    got = F.forward_training(shifted, residual=shifted, allow_copy=True)
+    expected = F.forward_training(x, residual=x)
+    assert got.output.tobytes() == expected.output.tobytes()
+    with pytest.raises(library.LayoutError, match="out") as caught:
+        F.forward_training(x, out=shifted, allow_copy=True)
+    assert caught.value.destination

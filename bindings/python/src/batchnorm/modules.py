@@ -992,6 +992,8 @@ class _BatchNorm:
         BatchNormTypeError
             Wrong dtypes.
         """
+        if not isinstance(state, Mapping):
+            raise wrong_type("state", state, "a mapping from names to arrays")
         names = self._state_names()
         missing = [name for name in names if name not in state]
         version = getattr(state, "_metadata", {}).get("", {}).get("version")

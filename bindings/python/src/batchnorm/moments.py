@@ -67,6 +67,7 @@ from ._options import (
     integer,
     parse,
     real,
+    wrong_type,
 )
 from .errors import BatchNormValueError
 from .functional import Gradients, TrainingResult, _training_result
@@ -203,7 +204,7 @@ class Moments:
         nothing has changed.
         """
         raw = self._c(written=True)
-        c.bn_moments_merge(raw, other._c())
+        c.bn_moments_merge(raw, _moments("other", other)._c())
         self.count = raw.count
         return self
 
@@ -317,7 +318,7 @@ class GradSums:
         return cls(count=0, sum_dy=np.zeros(num_features), sum_dy_xmu=np.zeros(num_features))
 
     def __add__(self, other: GradSums) -> GradSums:
-        if self.sum_dy.size != other.sum_dy.size:
+        if self.sum_dy.size != _sums("other", other).sum_dy.size:
             raise BatchNormValueError(
                 f"the number of channels is {other.sum_dy.size}, expected {self.sum_dy.size}"
             )
@@ -339,6 +340,18 @@ class GradSums:
                 f"sum_dy_xmu has {size} elements, expected {raw.channels} as sum_dy has"
             )
         return raw
+
+
+def _moments(name: str, value: Moments) -> Moments:
+    if not isinstance(value, Moments):
+        raise wrong_type(name, value, "Moments")
+    return value
+
+
+def _sums(name: str, value: GradSums) -> GradSums:
+    if not isinstance(value, GradSums):
+        raise wrong_type(name, value, "GradSums")
+    return value
 
 
 def normalize(
@@ -420,7 +433,7 @@ def normalize(
     )
     arguments.running(args, form, running_mean, running_var, written=True)
     out = arguments.affine(args, form, input, weight, bias, out)
-    c.bn_normalize(form.problem, moments._c(), args)
+    c.bn_normalize(form.problem, _moments("moments", moments)._c(), args)
     return _training_result(args, out, kept, bits)
 
 
@@ -637,7 +650,7 @@ def backward_apply(
         grad_bias,
         grad_residual,
     )
-    c.bn_backward_apply(form.problem, sums._c(), args)
+    c.bn_backward_apply(form.problem, _sums("sums", sums)._c(), args)
     return Gradients(*results)
 
 
@@ -789,6 +802,10 @@ def recalibrate(
     >>> layer.running_mean.round(), layer.running_var.round(), layer.num_batches_tracked
     (array([5., 5.], dtype=float32), array([9., 9.], dtype=float32), 20)
     """
+    if not hasattr(layer, "track_running_stats"):
+        raise wrong_type("layer", layer, "a BatchNorm1d, BatchNorm2d or BatchNorm3d")
+    if not isinstance(batches, Iterable):
+        raise wrong_type("batches", batches, "an iterable of arrays")
     if not layer.track_running_stats:
         raise BatchNormValueError(
             "the layer keeps no running statistics (track_running_stats is False)"
