@@ -172,7 +172,7 @@ class Header(unittest.TestCase):
                 if not shutil.which(compiler):
                     self.skipTest(f"{compiler} is not installed")
                 is_cpp = "++" in compiler
-                source = Path(folder, "macros.cpp" if is_cpp else "macros.c")
+                source = Path(folder, "macros").with_suffix(".cpp" if is_cpp else ".c")
                 source.write_text(program)
                 options = [*warnings, "-Wold-style-cast"] if is_cpp else warnings
                 run(
