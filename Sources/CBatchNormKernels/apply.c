@@ -57,14 +57,19 @@ static void apply_rows(const bnk_operands *o, int64_t channel, int64_t row, int6
     }
 }
 
+/* Only whole rows fold, not those of channels beside an extreme one. */
+static int64_t fold_of(const bnk_cut *cut, const bnk_piece *piece, int64_t rows_left)
+{
+    return piece->channels == cut->grid->channels ? bnk_fold_of(cut->plan, rows_left) : 1;
+}
+
 static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
                           const bnk_linears *channels)
 {
     const bnk_cut *cut = o->cut;
     const int32_t is_double = cut->grid->is_double;
     const int64_t inner = cut->grid->inner;
-    const bool whole = piece->channels == cut->grid->channels; /* only then rows fold */
-    const int64_t fold = whole ? bnk_fold_of(cut->plan, piece->rows) : 1;
+    const int64_t fold = fold_of(cut, piece, piece->rows);
 
     double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
     bnk_linears columns = *channels;
@@ -85,8 +90,7 @@ static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
     const int64_t first = piece->channel * inner, end = piece->row + piece->rows;
     int64_t row = piece->row;
     while (row < end) {
-        const int64_t folded =
-            whole ? bnk_fold_of(cut->plan, end - row) : 1; /* the last rows may be too few */
+        const int64_t folded = fold_of(cut, piece, end - row); /* the last rows may be too few */
         const int64_t lines = (end - row) / folded;
         const int64_t width = piece->channels * inner * folded, stride = cut->stride * folded;
         int64_t line = 0;

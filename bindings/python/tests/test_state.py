@@ -196,3 +196,20 @@ def test_states_before_pytorchs_second_version_have_no_counter() -> None:
         assert layer.load_state_dict(old) == ([], [])
         assert layer.num_batches_tracked == 7
         module.load_state_dict(old)
+
+
+def test_skipped_batches_without_a_counter_go_with_the_layers_own() -> None:
+    layer = BatchNorm1d(3, momentum=None)
+    layer.num_batches_tracked = 4
+    state = {**layer.state_dict(), "skipped_batches": np.full((2, 3), 2)}
+    del state["num_batches_tracked"]
+    for strict in (True, False):
+        layer.skipped_batches = np.zeros((2, 3), int)
+        layer.load_state_dict(state, strict=strict)
+        np.testing.assert_array_equal(layer.skipped_batches, 2)
+    before = layer.to_bytes()
+    state["skipped_batches"] = np.full((2, 3), 5)
+    state["weight"] = np.full(3, 9, np.float32)
+    with pytest.raises(ValueError, match="skipped_batches"):
+        layer.load_state_dict(state, strict=False)
+    assert layer.to_bytes() == before

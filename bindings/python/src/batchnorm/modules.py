@@ -148,7 +148,7 @@ class _Copy(np.ndarray):
 
     def _refuse(self) -> None:
         if not self.flags.writeable and self.advice:
-            raise BatchNormValueError(self.advice, Status.INVALID_OPTION)
+            raise BatchNormValueError(self.advice)
 
     def __reduce__(self) -> Any:
         return self.view(ndarray).__reduce__()
@@ -234,9 +234,7 @@ class _BatchNorm:
         channel_axis: ChannelAxis = 1,
     ) -> None:
         if device is not None and str(device) != "cpu":
-            raise BatchNormValueError(
-                f"device is {str(device)!r}, expected 'cpu' or None", Status.INVALID_OPTION
-            )
+            raise BatchNormValueError(f"device is {str(device)!r}, expected 'cpu' or None")
         if has_bias and not bias:
             raise BatchNormValueError(
                 "has_bias is True and bias is False, expected the same", Status.EXCLUSIVE
@@ -1031,7 +1029,7 @@ class _BatchNorm:
             self.num_batches_tracked = number
             if skipped is not None:
                 self.skipped_batches = skipped
-        elif skipped is not None and strict:
+        elif skipped is not None:
             self.skipped_batches = skipped
         for name, value in values.items():
             setattr(self, name, value)
