@@ -361,7 +361,7 @@ def test_moments_and_halves_of_operations(rng: np.random.Generator) -> None:
     kept = Moments(count=2, mean=torch.zeros(3).double(), m2=torch.ones(3).double())
     assert as_bytes(kept.merge(Moments.none(3)).mean) == as_bytes(np.zeros(3))
     ones = torch.ones(3).double()
-    sums = batchnorm.GradSums(count=2, sum_dy=ones, sum_dy_xmu=ones)
+    sums = batchnorm.GradientSums(count=2, sum_dy=ones, sum_dy_xmu=ones)
     assert sums.sum_dy.tolist() == [1, 1, 1]
 
     layer = BatchNorm2d(3)

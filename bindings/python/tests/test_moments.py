@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import batchnorm
 import reference
-from batchnorm import BatchNormError, GradSums, Moments, StatisticsAccumulator, Status
+from batchnorm import BatchNormError, GradientSums, Moments, StatisticsAccumulator, Status
 from batchnorm import functional as F
 from layouts import LAYOUTS, in_layout
 
@@ -75,7 +75,7 @@ def test_parts_against_longdouble(dtype: Any, rng: np.random.Generator) -> None:
     saved: Any = {"saved_mean": outputs[0].saved_mean, "saved_invstd": outputs[0].saved_invstd}
     expected = F.backward(dy, x, saved_mean=whole.saved_mean, saved_invstd=whole.saved_invstd)
     grads = np.split(dy, [2, 2, 9])
-    sums = GradSums.none(5)
+    sums = GradientSums.none(5)
     for part, grad in zip(parts, grads, strict=True):
         sums += batchnorm.backward_reduce(grad, part, saved_mean=saved["saved_mean"])
     applied = [
@@ -183,7 +183,7 @@ def test_too_few_values() -> None:
     assert batchnorm.normalize(x, one, one_value="allow").output.tolist() == [[0, 0], [0, 0]]
     with refused(Status.MOMENTS, "sums.count is 0, expected 1"):
         batchnorm.backward_apply(
-            x, x, GradSums.none(2), saved_mean=np.zeros(2), saved_invstd=np.ones(2)
+            x, x, GradientSums.none(2), saved_mean=np.zeros(2), saved_invstd=np.ones(2)
         )
 
 
@@ -193,9 +193,9 @@ def test_arrays_that_do_not_fit() -> None:
     with pytest.raises(TypeError, match="mean has dtype float32, expected float64"):
         moments_of(1, np.zeros(2, np.float32), np.zeros(2))
     with pytest.raises(ValueError, match="sum_dy_xmu has 3 elements, expected 2"):
-        GradSums(count=1, sum_dy=np.zeros(2), sum_dy_xmu=np.zeros(3))
+        GradientSums(count=1, sum_dy=np.zeros(2), sum_dy_xmu=np.zeros(3))
     with pytest.raises(ValueError, match="channels is 3, expected 2"):
-        GradSums.none(2) + GradSums.none(3)
+        GradientSums.none(2) + GradientSums.none(3)
     frozen = two()
     frozen.m2.flags.writeable = False
     with pytest.raises(ValueError, match="m2 is read-only"):

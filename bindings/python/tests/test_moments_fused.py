@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import batchnorm
-from batchnorm import BatchNormError, GradSums, Moments, Status
+from batchnorm import BatchNormError, GradientSums, Moments, Status
 from batchnorm import functional as F
 from batchnorm.moments import backward_apply, backward_reduce, normalize, normalize_saved
 from layouts import in_layout
@@ -333,7 +333,7 @@ def test_moments_and_sums_are_made_by_keyword() -> None:
     with pytest.raises(TypeError, match="positional"):
         Moments(4, mean, rest, m2)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="positional"):
-        GradSums(4, mean, m2)  # type: ignore[call-arg]
+        GradientSums(4, mean, m2)  # type: ignore[call-arg]
     assert Moments(count=4, mean=mean, mean_rest=rest, m2=m2).variance().tolist() == [2]
     assert Moments(count=4, mean=mean, m2=m2).mean_rest.tolist() == [0]
 
@@ -344,7 +344,7 @@ def test_moments_and_sums_are_made_by_keyword() -> None:
 def test_what_they_refuse() -> None:
     x = np.ones((2, 3, 4), np.float32)
     one: Any = {"saved_mean": np.zeros(3), "saved_invstd": np.ones(3)}
-    moments, sums = Moments.of(x), GradSums(count=8, sum_dy=np.zeros(3), sum_dy_xmu=np.zeros(3))
+    moments, sums = Moments.of(x), GradientSums(count=8, sum_dy=np.zeros(3), sum_dy_xmu=np.zeros(3))
     out = np.full_like(x, 7)
     calls: list[Callable[..., Any]] = [
         lambda **options: normalize(x, moments, out=out, **options),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from batchnorm import BatchNormError, Status, functional
-from batchnorm.moments import GradSums, Moments, backward_apply, backward_reduce, normalize
+from batchnorm.moments import GradientSums, Moments, backward_apply, backward_reduce, normalize
 
 
 def sequences(channel_axis: Any, dtype: Any) -> Any:
@@ -65,7 +65,7 @@ def test_nothing_counts() -> None:
     moments = Moments.of(np.ones((2, 3, 4)), mask=np.zeros((2, 4), bool))
     assert moments.count == 0
     assert not moments.mean.any()
-    assert GradSums.none(3).count == 0
+    assert GradientSums.none(3).count == 0
 
 
 def test_mask_and_lengths_exclude_each_other() -> None:

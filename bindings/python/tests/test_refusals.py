@@ -200,10 +200,10 @@ MATRIX = np.ones((4, 3), np.float32)
     [
         (lambda: library.normalize(MATRIX, None), "moments is None of type NoneType, expected"),
         (lambda: library.Moments.none(3).merge(3), "other is 3 of type int, expected Moments"),
-        (lambda: library.GradSums.none(3) + 3, "other is 3 of type int, expected GradSums"),
+        (lambda: library.GradientSums.none(3) + 3, "other is 3 of type int, expected GradientSums"),
         (
             lambda: library.backward_apply(MATRIX, MATRIX, {}, saved_mean=np.zeros(3)),
-            "sums is {} of type dict, expected GradSums",
+            "sums is {} of type dict, expected GradientSums",
         ),
         (lambda: library.recalibrate(None, [MATRIX]), "layer is None of type NoneType"),
         (lambda: library.recalibrate(library.BatchNorm1d(3), 3), "batches is 3 of type int"),

@@ -45,7 +45,7 @@ from .machine import (
 )
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .moments import (
-    GradSums,
+    GradientSums,
     Moments,
     StatisticsAccumulator,
     backward_apply,
@@ -68,7 +68,7 @@ __all__ = [
     "BatchNormTypeError",
     "BatchNormValueError",
     "Folded",
-    "GradSums",
+    "GradientSums",
     "LayoutError",
     "Moments",
     "Plan",

@@ -2,7 +2,7 @@
 
 A batch may come in parts (gradient accumulation) or lie on several devices (synchronized batch
 normalization). Each part gives its `Moments`, these are merged, and each part is normalized by
-what they say together; backward likewise adds up `GradSums`:
+what they say together; backward likewise adds up `GradientSums`:
 
 >>> import numpy as np
 >>> rng = np.random.default_rng(0)
@@ -13,7 +13,7 @@ what they say together; backward likewise adds up `GradSums`:
 >>> saved = normalize(parts[0], moments)
 >>> grads = [np.ones_like(part) for part in parts]
 >>> mean = {"saved_mean": saved.saved_mean, "saved_mean_rest": saved.saved_mean_rest}
->>> sums = GradSums.none(3)
+>>> sums = GradientSums.none(3)
 >>> for dy, x in zip(grads, parts):
 ...     sums += backward_reduce(dy, x, **mean)
 >>> dx = [
@@ -73,7 +73,7 @@ from .errors import BatchNormValueError
 from .functional import Gradients, TrainingResult, _training_result
 
 __all__ = [
-    "GradSums",
+    "GradientSums",
     "Moments",
     "RunningStatistics",
     "RunningUpdate",
@@ -285,7 +285,7 @@ class Moments:
         return raw
 
 
-class GradSums:
+class GradientSums:
     """What the backward of a batch needs of all its values; those of parts add up with ``+``.
 
     Attributes
@@ -298,9 +298,9 @@ class GradSums:
     Examples
     --------
     >>> import numpy as np
-    >>> own = GradSums(count=2, sum_dy=np.array([3.0]), sum_dy_xmu=np.array([0.5]))
-    >>> GradSums.none(1) + own
-    GradSums(count=2, sum_dy=[3.], sum_dy_xmu=[0.5])
+    >>> own = GradientSums(count=2, sum_dy=np.array([3.0]), sum_dy_xmu=np.array([0.5]))
+    >>> GradientSums.none(1) + own
+    GradientSums(count=2, sum_dy=[3.], sum_dy_xmu=[0.5])
     """
 
     __slots__ = ("count", "sum_dy", "sum_dy_xmu")
@@ -313,23 +313,25 @@ class GradSums:
         self._c()
 
     @classmethod
-    def none(cls, num_features: int) -> GradSums:
+    def none(cls, num_features: int) -> GradientSums:
         """Sums over no values in `num_features` channels, where a sum of others begins."""
         return cls(count=0, sum_dy=np.zeros(num_features), sum_dy_xmu=np.zeros(num_features))
 
-    def __add__(self, other: GradSums) -> GradSums:
+    def __add__(self, other: GradientSums) -> GradientSums:
         if self.sum_dy.size != _sums("other", other).sum_dy.size:
             raise BatchNormValueError(
                 f"the number of channels is {other.sum_dy.size}, expected {self.sum_dy.size}"
             )
-        return GradSums(
+        return GradientSums(
             count=self.count + other.count,
             sum_dy=self.sum_dy + other.sum_dy,
             sum_dy_xmu=self.sum_dy_xmu + other.sum_dy_xmu,
         )
 
     def __repr__(self) -> str:
-        return f"GradSums(count={self.count}, sum_dy={self.sum_dy}, sum_dy_xmu={self.sum_dy_xmu})"
+        return (
+            f"GradientSums(count={self.count}, sum_dy={self.sum_dy}, sum_dy_xmu={self.sum_dy_xmu})"
+        )
 
     def _c(self) -> c.bn_grad_sums:
         raw = c.bn_grad_sums(sizeof(c.bn_grad_sums), 0, 0, integer("count", self.count))
@@ -348,9 +350,9 @@ def _moments(name: str, value: Moments) -> Moments:
     return value
 
 
-def _sums(name: str, value: GradSums) -> GradSums:
-    if not isinstance(value, GradSums):
-        raise wrong_type(name, value, "GradSums")
+def _sums(name: str, value: GradientSums) -> GradientSums:
+    if not isinstance(value, GradientSums):
+        raise wrong_type(name, value, "GradientSums")
     return value
 
 
@@ -529,7 +531,7 @@ def backward_reduce(
     mask: Mask | None = None,
     lengths: Lengths | None = None,
     allow_copy: bool = False,
-) -> GradSums:
+) -> GradientSums:
     """The first half of `functional.backward`: the sums of one part of the batch.
 
     Arguments and errors are those of `functional.backward`. `saved_mean` and `saved_mean_rest` are
@@ -541,10 +543,10 @@ def backward_reduce(
     >>> import numpy as np
     >>> x, dy = np.array([[1.0], [5.0]]), np.array([[1.0], [0.5]])
     >>> backward_reduce(dy, x, saved_mean=np.array([3.0]))
-    GradSums(count=2, sum_dy=[1.5], sum_dy_xmu=[-1.])
+    GradientSums(count=2, sum_dy=[1.5], sum_dy_xmu=[-1.])
     >>> y = np.array([[0.0], [1.0]])  # through a ReLU
     >>> backward_reduce(dy, x, saved_mean=np.array([3.0]), activation="relu", output=y)
-    GradSums(count=2, sum_dy=[0.5], sum_dy_xmu=[1.])
+    GradientSums(count=2, sum_dy=[0.5], sum_dy_xmu=[1.])
     """
     if type(input) is not ndarray or allow_copy:
         return foreign.call(backward_reduce, locals())
@@ -563,7 +565,7 @@ def backward_reduce(
         lengths,
         "zero",
     )
-    sums = GradSums.none(form.channels)
+    sums = GradientSums.none(form.channels)
     raw = sums._c()
     c.bn_backward_reduce(form.problem, args, byref(raw))
     sums.count = raw.count
@@ -573,7 +575,7 @@ def backward_reduce(
 def backward_apply(
     grad_output: Array,
     input: Array,
-    sums: GradSums,
+    sums: GradientSums,
     weight: Array | None = None,
     *,
     saved_mean: Float64Array | None = None,
