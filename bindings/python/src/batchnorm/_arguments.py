@@ -171,48 +171,54 @@ def wanted_bits(activation_mask: Bits | bool | None, form: Form) -> Bits | None:
     return activation_mask
 
 
+Epilogue = tuple[ActivationName | None, float, MaybeArray, MaybeArray]
+"""What is done to normalized values: activation, negative_slope, and two arrays. Of a forward these
+are residual and activation_mask; of a backward activation_mask and output, which tell where the
+activation let pass."""
+Positions = tuple[Mask | None, Lengths | None, MaskedPolicy]
+"""Which positions take part: mask, lengths, and masked, what stands at the others."""
+
+
 def extend_forward(
-    args: _Forward,
-    form: Form,
-    channel_axis: ChannelAxis,
-    activation: ActivationName | None,
-    negative_slope: float,
-    residual: Array | None,
-    activation_mask: Bits | None,
-    mask: Mask | None,
-    lengths: Lengths | None,
-    masked: MaskedPolicy,
+    args: _Forward, form: Form, channel_axis: ChannelAxis, epilogue: Epilogue, positions: Positions
 ) -> None:
-    """What a fused or masked forward has besides."""
-    if (
-        activation is None
-        and residual is None
-        and activation_mask is None
-        and mask is None
-        and lengths is None
-        and masked == "zero"
-    ):
+    """Epilogue and positions of a forward."""
+    activation, _, residual, activation_mask = epilogue
+    if activation is None and residual is None and activation_mask is None and _all(positions):
         return
-    _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
-    if residual is not None:
-        args.residual = tensor_address(residual, "residual", form)
-        args.residual_count = form.elements
+    extend(args, form, channel_axis, epilogue, positions)
+    set_residual(args, form, residual)
     if activation_mask is not None:
         args.activation_mask, args.activation_mask_count = bits_address(
             activation_mask, "activation_mask", form, written=True
         )
 
 
-def _extend(
-    args: _Forward | c.bn_backward_args,
+def _all(positions: Positions) -> bool:
+    """Whether all positions take part, and nothing is said about others."""
+    mask, lengths, masked = positions
+    return mask is None and lengths is None and masked == "zero"
+
+
+def set_residual(
+    args: _Forward | c.bn_layer_forward_args, form: Form, residual: Array | None
+) -> None:
+    """The residual, if there is one."""
+    if residual is not None:
+        args.residual = tensor_address(residual, "residual", form)
+        args.residual_count = form.elements
+
+
+def extend(
+    args: _Forward | c.bn_backward_args | c.bn_layer_forward_args,
     form: Form,
     channel_axis: ChannelAxis,
-    activation: ActivationName | None,
-    negative_slope: float,
-    mask: Mask | None,
-    lengths: Lengths | None,
-    masked: MaskedPolicy,
+    epilogue: Epilogue,
+    positions: Positions,
 ) -> None:
+    """Activation and positions, which every struct that has them calls alike."""
+    activation, negative_slope, _, _ = epilogue
+    mask, lengths, masked = positions
     args.activation = parse(ACTIVATIONS, "activation", activation)
     args.negative_slope = real("negative_slope", negative_slope)
     args.masked = parse(MASKED, "masked", masked)
@@ -262,18 +268,14 @@ def extend_backward(
     args: c.bn_backward_args,
     form: Form,
     channel_axis: ChannelAxis,
-    activation: ActivationName | None,
-    negative_slope: float,
-    activation_mask: Bits | None,
-    output: Array | None,
-    mask: Mask | None,
-    lengths: Lengths | None,
-    masked: MaskedPolicy,
+    epilogue: Epilogue,
+    positions: Positions,
 ) -> None:
-    """What the backward of a fused or masked forward has besides."""
-    if activation is None and mask is None and lengths is None and masked == "zero":
+    """Epilogue and positions of the forward."""
+    activation, _, activation_mask, output = epilogue
+    if activation is None and _all(positions):
         return
-    _extend(args, form, channel_axis, activation, negative_slope, mask, lengths, masked)
+    extend(args, form, channel_axis, epilogue, positions)
     if activation_mask is not None:
         args.activation_mask, args.activation_mask_count = bits_address(
             activation_mask, "activation_mask", form

@@ -358,18 +358,8 @@ def forward_training(
         args, form, input, saved_mean, saved_invstd, saved_mean_rest, mask, lengths
     )
     bits = arguments.wanted_bits(activation_mask, form)
-    arguments.extend_forward(
-        args,
-        form,
-        channel_axis,
-        activation,
-        negative_slope,
-        residual,
-        bits,
-        mask,
-        lengths,
-        masked,
-    )
+    epilogue = activation, negative_slope, residual, bits
+    arguments.extend_forward(args, form, channel_axis, epilogue, (mask, lengths, masked))
     arguments.running(args, form, running_mean, running_var, written=True)
     out = arguments.affine(args, form, input, weight, bias, out)
     c.bn_forward_training(form.problem, args)
@@ -458,18 +448,8 @@ def forward_inference(
     args.epsilon = real("eps", eps)
     out = arguments.affine(args, form, input, weight, bias, out)
     arguments.running(args, form, running_mean, running_var, written=False)
-    arguments.extend_forward(
-        args,
-        form,
-        channel_axis,
-        activation,
-        negative_slope,
-        residual,
-        activation_mask,
-        mask,
-        lengths,
-        masked,
-    )
+    epilogue = activation, negative_slope, residual, activation_mask
+    arguments.extend_forward(args, form, channel_axis, epilogue, (mask, lengths, masked))
     c.bn_forward_inference(form.problem, args)
     return out
 
@@ -595,18 +575,8 @@ def backward(
     args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
     args.epsilon = real("eps", eps)
     args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
-    arguments.extend_backward(
-        args,
-        form,
-        channel_axis,
-        activation,
-        negative_slope,
-        activation_mask,
-        output,
-        mask,
-        lengths,
-        masked,
-    )
+    epilogue = activation, negative_slope, activation_mask, output
+    arguments.extend_backward(args, form, channel_axis, epilogue, (mask, lengths, masked))
     results = arguments.gradients(
         args,
         form,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import DTypeLike, NDArray
 
+from . import _arguments as arguments
 from . import _foreign as foreign
 from . import _lowlevel as c
 from ._arrays import (
@@ -34,15 +35,11 @@ from ._arrays import (
     dtype_name,
     form_of,
     layer_dtype,
-    lengths_array,
-    mask_address,
     named_dtype,
     tensor_address,
     unknown_axis,
 )
 from ._options import (
-    ACTIVATIONS,
-    MASKED,
     NONFINITES,
     ONE_VALUES,
     STATISTICS_WORDS,
@@ -81,7 +78,7 @@ _NORMAL, _KEEP_RUNNING, _RECOMPUTE = c.Pass
 _Self = TypeVar("_Self", bound="_BatchNorm")
 
 
-class _Extras(TypedDict, total=False):
+class _ForwardOptions(TypedDict, total=False):
     """What a forward can do beside normalizing; `_BatchNorm.forward` has the words."""
 
     activation: ActivationName | None
@@ -90,9 +87,6 @@ class _Extras(TypedDict, total=False):
     mask: Mask | None
     lengths: Lengths | None
     masked: MaskedPolicy
-
-
-class _ForwardOptions(_Extras, total=False):
     update_running: bool
     allow_copy: bool
 
@@ -431,6 +425,7 @@ class _BatchNorm:
         """
         if type(input) is not ndarray or allow_copy:
             return foreign.call(_BatchNorm.forward, locals())
+        form = self._form_of(input)
         args = None
         if (
             activation is not None
@@ -440,25 +435,23 @@ class _BatchNorm:
             or masked != "zero"
             or not update_running
         ):
-            args = self._extend(
-                _NORMAL if update_running else _KEEP_RUNNING,
-                input,
-                activation=activation,
-                negative_slope=negative_slope,
-                residual=residual,
-                mask=mask,
-                lengths=lengths,
-                masked=masked,
-            )
-        return self._normalize(input, out, args)
+            epilogue = activation, negative_slope, residual, None
+            how = _NORMAL if update_running else _KEEP_RUNNING
+            args = self._extend(how, form, epilogue, (mask, lengths, masked))
+        return self._normalize(form, input, out, args)
 
     def recompute(
         self,
         input: Array,
         out: Array | None = None,
         *,
+        activation: ActivationName | None = None,
+        negative_slope: float = 0.01,
+        residual: Array | None = None,
+        mask: Mask | None = None,
+        lengths: Lengths | None = None,
+        masked: MaskedPolicy = "zero",
         allow_copy: bool = False,
-        **options: Unpack[_Extras],
     ) -> Array:
         """Compute the last forward once more, for activation checkpointing.
 
@@ -469,8 +462,8 @@ class _BatchNorm:
         Parameters
         ----------
         input : array of the last forward's shape and memory order
-        out, allow_copy, **options
-            As in `forward`, without `update_running`.
+        out, activation, negative_slope, residual, mask, lengths, masked, allow_copy
+            As in `forward`.
 
         Returns
         -------
@@ -486,46 +479,35 @@ class _BatchNorm:
             With `Status.NO_FORWARD`, before the first forward.
         """
         if type(input) is not ndarray or allow_copy:
-            given = {"self": self, "input": input, "out": out, "allow_copy": allow_copy}
-            return foreign.call(_BatchNorm.recompute, {**given, **options})
-        return self._normalize(input, out, self._extend(_RECOMPUTE, input, **options))
+            return foreign.call(_BatchNorm.recompute, locals())
+        form = self._form_of(input)
+        epilogue = activation, negative_slope, residual, None
+        args = self._extend(_RECOMPUTE, form, epilogue, (mask, lengths, masked))
+        return self._normalize(form, input, out, args)
+
+    def _form_of(self, input: Array) -> Form:
+        """The form of a forward's input, checked."""
+        form = form_of(input, "input", self._channel_axis)
+        self._check_rank(form.shape)
+        return form
 
     def _extend(
         self,
         how: c.Pass,
-        input: Array,
-        *,
-        activation: ActivationName | None = None,
-        negative_slope: float = 0.01,
-        residual: Array | None = None,
-        mask: Mask | None = None,
-        lengths: Lengths | None = None,
-        masked: MaskedPolicy = "zero",
+        form: Form,
+        epilogue: arguments.Epilogue,
+        positions: arguments.Positions,
     ) -> c.bn_layer_forward_args:
         """What only a forward with more than an input needs, checked."""
-        axis = self._channel_axis
-        form = form_of(input, "input", axis)
-        self._check_rank(input.shape)
         args = c.bn_layer_forward_args(sizeof(c.bn_layer_forward_args), how)
-        args.activation = parse(ACTIVATIONS, "activation", activation)
-        args.masked = parse(MASKED, "masked", masked)
-        args.negative_slope = negative_slope
-        if residual is not None:
-            args.residual = tensor_address(residual, "residual", form)
-            args.residual_count = form.elements
-        if mask is not None:
-            args.mask, args.mask_count = mask_address(mask, form, axis)
-        if lengths is not None:
-            args.kept = numbers = lengths_array(lengths, form)  # C sees no more than its address
-            args.lengths, args.lengths_count = address(numbers), numbers.size
+        arguments.extend(args, form, self._channel_axis, epilogue, positions)
+        arguments.set_residual(args, form, epilogue[2])
         return args
 
     def _normalize(
-        self, input: Array, out: Array | None, args: c.bn_layer_forward_args | None
+        self, form: Form, input: Array, out: Array | None, args: c.bn_layer_forward_args | None
     ) -> Array:
         """Every forward; `args` are None where there is only an input."""
-        form = form_of(input, "input", self._channel_axis)
-        self._check_rank(input.shape)
         out, target = destination(out, "out", form, input)
         source = address(input)
         kept = None if source == target else input

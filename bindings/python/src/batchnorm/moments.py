@@ -421,18 +421,8 @@ def normalize(
         args, form, input, saved_mean, saved_invstd, saved_mean_rest, mask, lengths
     )
     bits = arguments.wanted_bits(activation_mask, form)
-    arguments.extend_forward(
-        args,
-        form,
-        channel_axis,
-        activation,
-        negative_slope,
-        residual,
-        bits,
-        mask,
-        lengths,
-        masked,
-    )
+    epilogue = activation, negative_slope, residual, bits
+    arguments.extend_forward(args, form, channel_axis, epilogue, (mask, lengths, masked))
     arguments.running(args, form, running_mean, running_var, written=True)
     out = arguments.affine(args, form, input, weight, bias, out)
     c.bn_normalize(form.problem, _moments("moments", moments)._c(), args)
@@ -493,18 +483,8 @@ def normalize_saved(
     form = form_of(input, "input", channel_axis)
     args = arguments.inference_args()
     out = arguments.affine(args, form, input, weight, bias, out)
-    arguments.extend_forward(
-        args,
-        form,
-        channel_axis,
-        activation,
-        negative_slope,
-        residual,
-        activation_mask,
-        mask,
-        lengths,
-        masked,
-    )
+    epilogue = activation, negative_slope, residual, activation_mask
+    arguments.extend_forward(args, form, channel_axis, epilogue, (mask, lengths, masked))
     c.bn_normalize_saved(
         form.problem,
         *vector_address(saved_mean, "saved_mean", FLOAT64),
@@ -553,18 +533,8 @@ def backward_reduce(
     form = form_of(input, "input", channel_axis)
     saved, running = (saved_mean, None, saved_mean_rest), (running_mean, None)
     args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
-    arguments.extend_backward(
-        args,
-        form,
-        channel_axis,
-        activation,
-        negative_slope,
-        activation_mask,
-        output,
-        mask,
-        lengths,
-        "zero",
-    )
+    epilogue = activation, negative_slope, activation_mask, output
+    arguments.extend_backward(args, form, channel_axis, epilogue, (mask, lengths, "zero"))
     sums = GradientSums.none(form.channels)
     raw = sums._c()
     c.bn_backward_reduce(form.problem, args, byref(raw))
@@ -630,18 +600,8 @@ def backward_apply(
     args = arguments.backward_args(form, grad_output, input, statistics, saved, running)
     args.epsilon = real("eps", eps)
     args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
-    arguments.extend_backward(
-        args,
-        form,
-        channel_axis,
-        activation,
-        negative_slope,
-        activation_mask,
-        output,
-        mask,
-        lengths,
-        masked,
-    )
+    epilogue = activation, negative_slope, activation_mask, output
+    arguments.extend_backward(args, form, channel_axis, epilogue, (mask, lengths, masked))
     results = arguments.gradients(
         args,
         form,
