@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import batchnorm
+from batchnorm import _memory_limit, memory
 from batchnorm import functional as F
-from batchnorm import memory
 
 MIB = 1 << 20
 SMALLEST = 2 * MIB
@@ -339,6 +339,25 @@ def test_clear_gives_memory_back_to_the_system() -> None:
     assert resident() < held - 100 * MIB
 
 
+def test_blocks_that_nobody_used_for_long_go_back_when_another_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(memory._pool, "clock", lambda: now)
+    first, second, third = bytes_of(4 * MIB), bytes_of(8 * MIB), bytes_of(16 * MIB)
+    del first
+    now += 59
+    del second
+    assert memory.stats().idle_bytes == 12 * MIB
+    now += 2  # a minute after the first, but not after the second
+    del third
+    assert memory.stats().idle_bytes == 24 * MIB
+    now += 61  # and all of them but the one that is in use time and again
+    last = bytes_of(16 * MIB)
+    del last
+    assert memory.stats().idle_bytes == 16 * MIB
+
+
 @pytest.mark.parametrize(
     ("limit", "error", "message"),
     [
@@ -373,16 +392,16 @@ def test_the_environment_sets_the_limit(
     text: str, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BATCHNORM_MEMORY_LIMIT", text)
-    assert memory._initial_limit() == limit
+    assert _memory_limit.initial_limit() == limit
 
 
 @pytest.mark.parametrize("text", ["-1", "much", "1.5G", "2GB", "G", "٣"])
 def test_a_bad_environment_is_a_warning(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BATCHNORM_MEMORY_LIMIT", raising=False)
-    default = memory._initial_limit()
+    default = _memory_limit.initial_limit()
     monkeypatch.setenv("BATCHNORM_MEMORY_LIMIT", text)
     with pytest.warns(RuntimeWarning, match="BATCHNORM_MEMORY_LIMIT is .*, expected a number of"):
-        assert memory._initial_limit() == default
+        assert _memory_limit.initial_limit() == default
 
 
 @pytest.mark.parametrize("text", ["", " "])
@@ -390,7 +409,7 @@ def test_an_empty_environment_is_none(text: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("BATCHNORM_MEMORY_LIMIT", text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert memory._initial_limit() == memory._usable_memory() // 8
+        assert _memory_limit.initial_limit() == _memory_limit.usable_memory() // 8
 
 
 def test_import_reads_the_environment() -> None:
@@ -421,8 +440,8 @@ def test_control_groups_bound_the_memory_there_is(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert memory._usable_memory(own, tmp_path) == (expected or machine)
-    assert memory._usable_memory(tmp_path / "none", tmp_path) == machine
+    assert _memory_limit.usable_memory(own, tmp_path) == (expected or machine)
+    assert _memory_limit.usable_memory(tmp_path / "none", tmp_path) == machine
 
 
 def test_without_memory_the_caller_falls_back() -> None:

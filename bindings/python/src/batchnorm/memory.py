@@ -13,7 +13,8 @@ are gone, so a slice that lives on keeps a whole block, as it does in NumPy.
 Blocks that wait for their next result are bounded by `set_limit`, or from outside by the
 environment variable BATCHNORM_MEMORY_LIMIT: a number of bytes, or one with the suffix K, M, G or T,
 such as 512M; 0 switches recycling off. By default it is an eighth of the memory that this process
-may use. Blocks beyond it go back to the system, those that have waited longest first.
+may use. Blocks beyond it go back to the system, those that have waited longest first. So do blocks
+that have waited for more than a minute, as soon as another block comes back.
 
 >>> import batchnorm, numpy as np
 >>> images = np.ones((16, 8, 64, 64), np.float32)  # 2 MiB
@@ -32,26 +33,19 @@ be copied page by page as it writes to them.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import itertools
 import math
-import mmap
 import os
-import re
-import warnings
-import weakref
-from collections import deque
 from collections.abc import Sequence
-from ctypes import Array, addressof, c_char, c_ubyte
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from ctypes import Array, c_ubyte
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ._memory_limit import initial_limit
 from ._options import integer, wrong_type
+from ._pool import SMALLEST, Pool, Stats
 from .errors import BatchNormRuntimeError, BatchNormValueError
 
 __all__ = [
@@ -66,209 +60,11 @@ __all__ = [
     "stats",
 ]
 
-#: Blocks begin at a multiple of this, so that the system can back them with pages of this size.
-_HUGE_PAGE = 2 << 20
-#: Below, `malloc` has hardly a page fault either, and takes some 8 µs less.
-_SMALLEST = 2 << 20
-_VARIABLE = "BATCHNORM_MEMORY_LIMIT"
 #: mallopt's parameters, from glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 
-class Stats(NamedTuple):
-    """What `stats` tells. Bytes are those of whole blocks, up to an eighth more than was needed."""
-
-    lent_bytes: int
-    """Memory of results that are alive."""
-    lent_blocks: int
-    """How many blocks they have."""
-    idle_bytes: int
-    """Memory that waits for the next result; at most the limit."""
-    idle_blocks: int
-    """How many blocks wait."""
-    hits: int
-    """How many results had a block that was there, since the package was imported."""
-    misses: int
-    """How many results needed a new one."""
-
-
-class _Block:
-    """Memory of its own, mapped apart from `malloc`'s; unmapped when nobody refers to it."""
-
-    __slots__ = ("_kind", "_mapping", "_start", "idle_since", "size")
-
-    def __init__(self, size: int) -> None:
-        # Not every kernel aligns large mappings to huge pages: hence one page more than is needed.
-        # Pages that are never touched take no memory.
-        mapping = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._start = -addressof(c_char.from_buffer(mapping)) % _HUGE_PAGE
-        # Whole huge pages only: another one at the end would be taken for a few bytes of it.
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            mapping.madvise(mmap.MADV_HUGEPAGE, self._start, size - size % _HUGE_PAGE)
-        self._mapping = mapping
-        self._kind = c_ubyte * size
-        self.size = size
-        self.idle_since = 0
-
-    def memory(self) -> Array[c_ubyte]:
-        """A new object that owns the block as long as it lives, for NumPy and PyTorch to keep.
-
-        Not a memoryview: NumPy would keep the mapping below it, and not the object that is watched.
-        """
-        return self._kind.from_buffer(self._mapping, self._start)
-
-    def is_free(self) -> bool:
-        """Whether nothing can reach the memory any more.
-
-        That the object has died is known from its weak reference, and the collector of cycles calls
-        those before finalizers, which may bring back what they can reach. The mapping knows better:
-        it cannot be resized, be it to the size that it has, while somebody uses its memory.
-        """
-        try:
-            self._mapping.resize(len(self._mapping))
-        except (BufferError, OSError):
-            return False
-        return True
-
-
-class _Pool:
-    """The blocks that are lent and those that wait.
-
-    There is no lock, because blocks come back at any point of any thread, inside these functions as
-    well: wherever an object dies or the collector runs. Instead every step is one operation of a
-    dict or deque, which no other thread can see half done, and a block belongs to whoever has
-    popped it. State is in attributes, which live as long as the callbacks that need it, longer than
-    a module's globals when the interpreter ends.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.hits = self.misses = 0
-        self._lent: dict[_Block, weakref.ref[Any]] = {}
-        self._idle: dict[int, deque[_Block]] = {}  # by size; the last one has waited least
-        self._clock = itertools.count()
-
-    def allocate(self, nbytes: int) -> Array[c_ubyte] | None:
-        if nbytes < _SMALLEST or self.limit == 0:
-            return None
-        size = _block_size(nbytes)
-        block = self._take(size) or self._make(size)
-        if block is None:
-            return None
-        memory = block.memory()
-        self._lent[block] = weakref.ref(memory, partial(self._give_back, block))
-        return memory
-
-    def _take(self, size: int) -> _Block | None:
-        idle = self._idle.get(size)
-        if idle is None:
-            return None
-        for _ in range(len(idle)):
-            try:
-                block = idle.pop()
-            except IndexError:  # another thread was faster
-                break
-            if block.is_free():
-                self.hits += 1
-                return block
-            idle.appendleft(block)  # another thread is just giving it back, as a rule
-        return None
-
-    def _make(self, size: int) -> _Block | None:
-        self.misses += 1
-        try:
-            return _Block(size)
-        except OSError:
-            self.clear()  # what is missing may wait here
-        try:
-            return _Block(size)
-        except OSError:
-            return None
-
-    def _give_back(self, block: _Block, _: object) -> None:
-        del self._lent[block]
-        block.idle_since = next(self._clock)
-        self._idle.setdefault(block.size, deque()).append(block)
-        self.trim()
-
-    def trim(self) -> None:
-        """Lets go of the blocks that have waited longest, until the rest is within the limit."""
-        while self.idle_bytes() > self.limit:
-            try:
-                waiting = [blocks for blocks in list(self._idle.values()) if blocks]
-                min(waiting, key=lambda blocks: blocks[0].idle_since).popleft()
-            except (IndexError, ValueError):  # another thread was faster: look again
-                continue
-
-    def clear(self) -> None:
-        for blocks in list(self._idle.values()):
-            blocks.clear()
-
-    def idle_bytes(self) -> int:
-        return sum(size * len(blocks) for size, blocks in list(self._idle.items()))
-
-    def stats(self) -> Stats:
-        lent = list(self._lent)
-        return Stats(
-            sum(block.size for block in lent),
-            len(lent),
-            self.idle_bytes(),
-            sum(map(len, list(self._idle.values()))),
-            self.hits,
-            self.misses,
-        )
-
-
-def _block_size(nbytes: int) -> int:
-    """`nbytes` rounded up to one of eight sizes between powers of two, so that blocks fit others.
-
-    What is rounded up is untouched, and takes no memory but for the rest of a page.
-    """
-    step = 1 << (nbytes.bit_length() - 4)
-    return -(-nbytes // step) * step
-
-
-def _usable_memory(
-    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> int:
-    """The memory that this process may use: the machine's, or what a control group leaves it."""
-    amounts = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError):
-        for line in groups.read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            if controllers == "":
-                top, file = root, "memory.max"
-            elif "memory" in controllers.split(","):
-                top, file = root / "memory", "memory.limit_in_bytes"
-            else:
-                continue
-            # A group's limit holds for all below it. A container sees its own group as the top.
-            folder = top / group.lstrip("/")
-            for each in (folder, *folder.parents):
-                with contextlib.suppress(OSError, ValueError):  # no such file; "max"
-                    amounts.append(int((each / file).read_text()))
-    return min(amounts)
-
-
-def _initial_limit() -> int:
-    """What the environment says, else an eighth of the memory there is."""
-    default = _usable_memory() // 8
-    text = os.environ.get(_VARIABLE, "").strip()
-    if not text:
-        return default
-    parsed = re.fullmatch(r"([0-9]+)([KMGT]?)", text, re.ASCII | re.IGNORECASE)
-    if parsed is None:
-        warnings.warn(
-            f"{_VARIABLE} is {text!r}, expected a number of bytes such as 0, 512M or 2G; "
-            f"the default holds, {default}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return default
-    return int(parsed[1]) << 10 * " KMGT".index(parsed[2].upper() or " ")
-
-
-_pool = _Pool(_initial_limit())
+_pool = Pool(initial_limit())
 os.register_at_fork(after_in_child=_pool.clear)
 
 
@@ -355,7 +151,7 @@ def empty_like(array: NDArray[Any]) -> NDArray[Any]:
     """
     if not isinstance(array, np.ndarray):
         raise wrong_type("array", array, "numpy.ndarray")
-    if array.nbytes < _SMALLEST:
+    if array.nbytes < SMALLEST:
         return np.empty_like(array, subok=False)
     if array.flags.c_contiguous:
         return empty(array.shape, array.dtype)
