@@ -184,7 +184,15 @@ def extend_forward(
 ) -> None:
     """Epilogue and positions of a forward."""
     activation, _, residual, activation_mask = epilogue
-    if activation is None and residual is None and activation_mask is None and _all(positions):
+    mask, lengths, masked = positions
+    if (
+        activation is None
+        and residual is None
+        and activation_mask is None
+        and mask is None
+        and lengths is None
+        and masked == "zero"
+    ):
         return
     extend(args, form, channel_axis, epilogue, positions)
     set_residual(args, form, residual)
@@ -192,12 +200,6 @@ def extend_forward(
         args.activation_mask, args.activation_mask_count = bits_address(
             activation_mask, "activation_mask", form, written=True
         )
-
-
-def _all(positions: Positions) -> bool:
-    """Whether all positions take part, and nothing is said about others."""
-    mask, lengths, masked = positions
-    return mask is None and lengths is None and masked == "zero"
 
 
 def set_residual(
@@ -273,7 +275,8 @@ def extend_backward(
 ) -> None:
     """Epilogue and positions of the forward."""
     activation, _, activation_mask, output = epilogue
-    if activation is None and _all(positions):
+    mask, lengths, masked = positions
+    if activation is None and mask is None and lengths is None and masked == "zero":
         return
     extend(args, form, channel_axis, epilogue, positions)
     if activation_mask is not None:

@@ -125,7 +125,8 @@ class _BatchNorm(StatefulLayer):
         """
         if type(input) is not ndarray or allow_copy:
             return foreign.call(_BatchNorm.forward, locals())
-        form = self._form_of(input)
+        form = form_of(input, "input", self._channel_axis)
+        self._check_rank(form.shape)
         args = None
         if (
             activation is not None
@@ -180,16 +181,11 @@ class _BatchNorm(StatefulLayer):
         """
         if type(input) is not ndarray or allow_copy:
             return foreign.call(_BatchNorm.recompute, locals())
-        form = self._form_of(input)
+        form = form_of(input, "input", self._channel_axis)
+        self._check_rank(form.shape)
         epilogue = activation, negative_slope, residual, None
         args = self._extend(_RECOMPUTE, form, epilogue, (mask, lengths, masked))
         return self._normalize(form, input, out, args)
-
-    def _form_of(self, input: Array) -> Form:
-        """The form of a forward's input, checked."""
-        form = form_of(input, "input", self._channel_axis)
-        self._check_rank(form.shape)
-        return form
 
     def _extend(
         self,
