@@ -1,4 +1,4 @@
-"""Fills in C's argument structs, each in one place for whole operations and their halves."""
+"""Fills in C's argument structs, each in one place for whole and split operations."""
 
 from __future__ import annotations
 

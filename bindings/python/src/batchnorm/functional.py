@@ -369,7 +369,7 @@ def forward_training(
 def _training_result(
     args: c.bn_forward_training_args, out: Array, kept: arguments.Saved, bits: Bits | None
 ) -> TrainingResult:
-    """What a training forward, or the second half of one, has written."""
+    """What a training forward, or the apply part of one, has written."""
     saved_mean, saved_invstd, saved_mean_rest = kept
     return TrainingResult(
         out,

@@ -1,4 +1,4 @@
-"""The operations in two halves, for a batch in several places, and statistics of many batches.
+"""Split operations (reduce, apply) for a batch in several places, and statistics of many batches.
 
 A batch may come in parts (gradient accumulation) or lie on several devices (synchronized batch
 normalization). Each part gives its `Moments`, these are merged, and each part is normalized by
@@ -462,7 +462,7 @@ def normalize_saved(
     >>> normalize_saved(np.array([[1.0], [5.0]]), np.array([3.0]), np.array([0.5])).ravel()
     array([-1.,  1.])
 
-    With what was fused into the forward:
+    With the forward's epilogue:
 
     >>> from batchnorm.functional import forward_training
     >>> x = np.array([[1.0], [5.0]])
@@ -512,7 +512,7 @@ def backward_reduce(
     lengths: Lengths | None = None,
     allow_copy: bool = False,
 ) -> GradientSums:
-    """The first half of `functional.backward`: the sums of one part of the batch.
+    """The reduce part of `functional.backward`: the sums of one part of the batch.
 
     Arguments and errors are those of `functional.backward`. `saved_mean` and `saved_mean_rest` are
     the whole batch's; `running_mean` is for ``statistics="running"``. `activation_mask` or `output`
@@ -570,7 +570,7 @@ def backward_apply(
     grad_residual: Array | bool | None = None,
     allow_copy: bool = False,
 ) -> Gradients:
-    """The second half of `functional.backward`: gradients of one part from the whole batch's sums.
+    """The apply part of `functional.backward`: gradients of one part from the whole batch's sums.
 
     Arguments and errors are those of `functional.backward`; tensors, `activation_mask` and `mask`
     or `lengths` are this part's, and activation and masks are those that `backward_reduce` got.
@@ -588,9 +588,9 @@ def backward_apply(
 
     Through a ReLU and a residual, whose gradient needs no sums:
 
-    >>> fused = {"activation": "relu", "output": np.array([[0.0], [1.0]])}
-    >>> sums = backward_reduce(dy, x, saved_mean=saved["saved_mean"], **fused)
-    >>> backward_apply(dy, x, sums, **saved, **fused, grad_residual=True).grad_residual.ravel()
+    >>> through = {"activation": "relu", "output": np.array([[0.0], [1.0]])}
+    >>> sums = backward_reduce(dy, x, saved_mean=saved["saved_mean"], **through)
+    >>> backward_apply(dy, x, sums, **saved, **through, grad_residual=True).grad_residual.ravel()
     array([0. , 0.5])
     """
     if type(input) is not ndarray or allow_copy:
