@@ -97,19 +97,20 @@ def training_args(
 
 Saved = tuple[Float64Array, Float64Array, Float64Array | None]
 """What a training forward keeps for its backward: mean, invstd and the mean's rest."""
+GivenSaved = tuple[Float64Array | None, Float64Array | None, Float64Array | None]
+"""The same as a caller gives it: where it goes, or what a backward reads."""
 
 
 def save(
     args: c.bn_forward_training_args,
     form: Form,
     input: Array,
-    mean: Float64Array | None,
-    invstd: Float64Array | None,
-    rest: Float64Array | None,
-    mask: Mask | None,
-    lengths: Lengths | None,
+    given: GivenSaved,
+    positions: Positions,
 ) -> Saved:
     """Where mean, invstd and the mean's rest go; makes what is not given."""
+    mean, invstd, rest = given
+    mask, lengths, _ = positions
     # Of a batch without values, and one that is masked as a whole, the library may write none.
     written = form.elements and mask is None and lengths is None
     if mean is None:
@@ -239,7 +240,7 @@ def backward_args(
     grad_output: Array,
     input: Array,
     statistics: StatisticsUsed,
-    saved: tuple[Float64Array | None, Float64Array | None, Float64Array | None],
+    saved: GivenSaved,
     running: tuple[Array | None, Array | None],
 ) -> c.bn_backward_args:
     """Of a backward: its tensors and statistics, `saved` as in `save`."""
@@ -288,17 +289,19 @@ def extend_backward(
         args.output_count = form.elements
 
 
+Destinations = tuple[MaybeArray, MaybeArray, MaybeArray, Array | bool | None]
+"""Where a caller wants grad_input, grad_weight, grad_bias and grad_residual."""
+
+
 def gradients(
     args: c.bn_backward_args,
     form: Form,
     input: Array,
     output_mask: tuple[bool, bool, bool],
-    grad_input: Array | None,
-    grad_weight: Array | None,
-    grad_bias: Array | None,
-    grad_residual: Array | bool | None,
+    given: Destinations,
 ) -> tuple[MaybeArray, MaybeArray, MaybeArray, MaybeArray]:
     """Where gradients go; makes those that are wanted and not given, and returns all."""
+    grad_input, grad_weight, grad_bias, grad_residual = given
     want_input, want_weight, want_bias = triple("output_mask", output_mask)
     if want_input:
         grad_input, args.grad_input = destination(grad_input, "grad_input", form, input)

@@ -354,12 +354,11 @@ def forward_training(
         nonfinite,
     )
     args.epsilon = real("eps", eps)
-    kept = arguments.save(
-        args, form, input, saved_mean, saved_invstd, saved_mean_rest, mask, lengths
-    )
+    saved, positions = (saved_mean, saved_invstd, saved_mean_rest), (mask, lengths, masked)
+    kept = arguments.save(args, form, input, saved, positions)
     bits = arguments.wanted_bits(activation_mask, form)
     epilogue = activation, negative_slope, residual, bits
-    arguments.extend_forward(args, form, channel_axis, epilogue, (mask, lengths, masked))
+    arguments.extend_forward(args, form, channel_axis, epilogue, positions)
     arguments.running(args, form, running_mean, running_var, written=True)
     out = arguments.affine(args, form, input, weight, bias, out)
     c.bn_forward_training(form.problem, args)
@@ -577,15 +576,7 @@ def backward(
     args.weight, args.weight_count = vector_address(weight, "weight", form.parameter)
     epilogue = activation, negative_slope, activation_mask, output
     arguments.extend_backward(args, form, channel_axis, epilogue, (mask, lengths, masked))
-    results = arguments.gradients(
-        args,
-        form,
-        input,
-        output_mask,
-        grad_input,
-        grad_weight,
-        grad_bias,
-        grad_residual,
-    )
+    wanted = grad_input, grad_weight, grad_bias, grad_residual
+    results = arguments.gradients(args, form, input, output_mask, wanted)
     c.bn_backward(form.problem, args)
     return Gradients(*results)
