@@ -51,7 +51,7 @@ from .errors import BatchNormValueError
 from .memory import empty, empty_like
 
 _TRAINING_SIZE = sizeof(c.bn_forward_training_args)
-_INFERENCE_SIZE = sizeof(c.bn_forward_inference_args)
+INFERENCE_SIZE = sizeof(c.bn_forward_inference_args)
 _BACKWARD_SIZE = sizeof(c.bn_backward_args)
 # Looked up once: an enum takes as long to give a member as an array to be checked.
 _CUMULATIVE, _EXPONENTIAL = c.Averaging.CUMULATIVE, c.Averaging.EXPONENTIAL
@@ -60,11 +60,6 @@ _BATCH = c.Statistics.BATCH
 _Forward = c.bn_forward_training_args | c.bn_forward_inference_args
 
 # ---- forward ----
-
-
-def inference_args() -> c.bn_forward_inference_args:
-    """Of an inference forward, without anything in it."""
-    return c.bn_forward_inference_args(_INFERENCE_SIZE)
 
 
 def training_args(

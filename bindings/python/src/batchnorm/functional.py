@@ -443,7 +443,7 @@ def forward_inference(
     if type(input) is not ndarray or allow_copy:
         return foreign.call(forward_inference, locals())
     form = form_of(input, "input", channel_axis)
-    args = arguments.inference_args()
+    args = c.bn_forward_inference_args(arguments.INFERENCE_SIZE)
     args.epsilon = real("eps", eps)
     out = arguments.affine(args, form, input, weight, bias, out)
     arguments.running(args, form, running_mean, running_var, written=False)

@@ -480,7 +480,7 @@ def normalize_saved(
     if type(input) is not ndarray or allow_copy:
         return foreign.call(normalize_saved, locals())
     form = form_of(input, "input", channel_axis)
-    args = arguments.inference_args()
+    args = c.bn_forward_inference_args(arguments.INFERENCE_SIZE)
     out = arguments.affine(args, form, input, weight, bias, out)
     epilogue = activation, negative_slope, residual, activation_mask
     arguments.extend_forward(args, form, channel_axis, epilogue, (mask, lengths, masked))
