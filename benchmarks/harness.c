@@ -99,88 +99,100 @@ static void close_ours(void)
     layer = NULL;
 }
 
-/* What the arguments of all three functions have in common, under the same names. */
-#define SET_FUSION(a)                                  \
-    do {                                               \
-        if (k->relu) {                                 \
-            (a).activation = BN_ACTIVATION_RELU;       \
-            (a).activation_mask = bits_of(k, set);     \
-            (a).activation_mask_count = bits_count(k); \
-        }                                              \
-        (a).lengths = k->sample_lengths;               \
-        (a).lengths_count = k->lengths ? k->n : 0;     \
-    } while (0)
-#define SET_RESIDUAL(a, member)               \
-    do {                                      \
-        if (k->add) {                         \
-            (a).member = residual_of(k, set); \
-            (a).member##_count = k->count;    \
-        }                                     \
-    } while (0)
+/* What the arguments of all three functions have in common. */
+static bn_activation activation(const cell *k)
+{
+    return k->relu ? (bn_activation)BN_RELU : (bn_activation)BN_ACTIVATION_INIT;
+}
+static bn_positions positions(const cell *k)
+{
+    return (bn_positions){ .lengths = { k->sample_lengths, k->lengths ? k->n : 0 } };
+}
+static bn_saved saved(const cell *k)
+{
+    return (bn_saved){ .mean = { k->parameters[SAVED_MEAN], k->c },
+                       .invstd = { k->parameters[SAVED_INVSTD], k->c } };
+}
+
+static bn_status call_forward(cell *k, int set)
+{
+    void *const *p = k->parameters;
+    bn_forward_training_args a = {
+        BN_FORWARD_TRAINING_ARGS_DEFAULTS,
+        .input = { input_of(k, set), k->count },
+        .output = { output_of(k, set), k->count },
+        .weight = { p[WEIGHT], k->c },
+        .bias = { p[BIAS], k->c },
+        .running_mean = { p[RUNNING_MEAN], k->c },
+        .running_var = { p[RUNNING_VAR], k->c },
+        .saved = saved(k),
+        .activation = activation(k),
+        .positions = positions(k),
+    };
+    if (k->relu) a.activation_mask = (bn_mutable_byte_view){ bits_of(k, set), bits_count(k) };
+    if (k->add) a.residual = (bn_view){ residual_of(k, set), k->count };
+    return bn.forward_training(&problem, &a);
+}
+
+/* No backward follows, and so no activation mask is wanted. */
+static bn_status call_inference(cell *k, int set)
+{
+    void *const *p = k->parameters;
+    bn_forward_inference_args a = {
+        BN_FORWARD_INFERENCE_ARGS_DEFAULTS,
+        .input = { input_of(k, set), k->count },
+        .output = { output_of(k, set), k->count },
+        .weight = { p[WEIGHT], k->c },
+        .bias = { p[BIAS], k->c },
+        .running_mean = { p[RUNNING_MEAN], k->c },
+        .running_var = { p[RUNNING_VAR], k->c },
+        .activation = activation(k),
+        .positions = positions(k),
+    };
+    if (k->add) a.residual = (bn_view){ residual_of(k, set), k->count };
+    return bn.forward_inference(&problem, &a);
+}
+
+static bn_status call_backward(cell *k, int set)
+{
+    void *const *p = k->parameters;
+    bn_backward_args a = {
+        BN_BACKWARD_ARGS_DEFAULTS,
+        .statistics = k->op == FROZEN ? BN_STATISTICS_RUNNING : BN_STATISTICS_BATCH,
+        .input = { input_of(k, set), k->count },
+        .grad_output = { gradient_of(k, set), k->count },
+        .grad_input = { output_of(k, set), k->count },
+        .grad_weight = { p[GRAD_WEIGHT], k->c },
+        .grad_bias = { p[GRAD_BIAS], k->c },
+        .weight = { p[WEIGHT], k->c },
+        .saved = saved(k),
+        .running_mean = { p[RUNNING_MEAN], k->c },
+        .running_var = { p[RUNNING_VAR], k->c },
+        .activation = activation(k),
+        .positions = positions(k),
+    };
+    if (k->relu) a.activation_mask = (bn_byte_view){ bits_of(k, set), bits_count(k) };
+    if (k->add) a.grad_residual = (bn_mutable_view){ residual_of(k, set), k->count };
+    return bn.backward(&problem, &a);
+}
+
+static bn_status call_layer(cell *k, int set)
+{
+    const void *x = input_of(k, set);
+    void *y = output_of(k, set), *const *p = k->parameters;
+    return has_gradient(k)
+               ? bn.layer_backward(layer, &problem, x, k->count, gradient_of(k, set), k->count, y,
+                                   k->count, p[GRAD_WEIGHT], k->c, p[GRAD_BIAS], k->c)
+               : bn.layer_forward(layer, &problem, x, k->count, y, k->count);
+}
 
 static void call_ours(const contender *self, cell *k, int set)
 {
     (void)self;
-    bn_status status;
-    const void *x = input_of(k, set);
-    void *y = output_of(k, set), *const *p = k->parameters;
-    if (k->layer) {
-        status = has_gradient(k) ? bn.layer_backward(layer, &problem, x, k->count,
-                                                     gradient_of(k, set), k->count, y, k->count,
-                                                     p[GRAD_WEIGHT], k->c, p[GRAD_BIAS], k->c)
-                                 : bn.layer_forward(layer, &problem, x, k->count, y, k->count);
-    } else if (k->op == FORWARD) {
-        bn_forward_training_args a = BN_FORWARD_TRAINING_ARGS_INIT;
-        a.input = x;
-        a.output = y;
-        a.input_count = a.output_count = k->count;
-        a.weight = p[WEIGHT];
-        a.bias = p[BIAS];
-        a.running_mean = p[RUNNING_MEAN];
-        a.running_var = p[RUNNING_VAR];
-        a.saved_mean = p[SAVED_MEAN];
-        a.saved_invstd = p[SAVED_INVSTD];
-        a.weight_count = a.bias_count = a.running_mean_count = a.running_var_count = k->c;
-        a.saved_mean_count = a.saved_invstd_count = k->c;
-        SET_FUSION(a);
-        SET_RESIDUAL(a, residual);
-        status = bn.forward_training(&problem, &a);
-    } else if (k->op == INFERENCE) {
-        bn_forward_inference_args a = BN_FORWARD_INFERENCE_ARGS_INIT;
-        a.input = x;
-        a.output = y;
-        a.input_count = a.output_count = k->count;
-        a.weight = p[WEIGHT];
-        a.bias = p[BIAS];
-        a.running_mean = p[RUNNING_MEAN];
-        a.running_var = p[RUNNING_VAR];
-        a.weight_count = a.bias_count = a.running_mean_count = a.running_var_count = k->c;
-        SET_FUSION(a);
-        if (k->relu)
-            a.activation_mask = NULL, a.activation_mask_count = 0; /* no backward follows */
-        SET_RESIDUAL(a, residual);
-        status = bn.forward_inference(&problem, &a);
-    } else {
-        bn_backward_args a = BN_BACKWARD_ARGS_INIT;
-        a.statistics = k->op == FROZEN ? BN_STATISTICS_RUNNING : BN_STATISTICS_BATCH;
-        a.input = x;
-        a.grad_output = gradient_of(k, set);
-        a.grad_input = y;
-        a.input_count = a.grad_output_count = a.grad_input_count = k->count;
-        a.weight = p[WEIGHT];
-        a.grad_weight = p[GRAD_WEIGHT];
-        a.grad_bias = p[GRAD_BIAS];
-        a.running_mean = p[RUNNING_MEAN];
-        a.running_var = p[RUNNING_VAR];
-        a.saved_mean = p[SAVED_MEAN];
-        a.saved_invstd = p[SAVED_INVSTD];
-        a.weight_count = a.grad_weight_count = a.grad_bias_count = k->c;
-        a.running_mean_count = a.running_var_count = k->c;
-        a.saved_mean_count = a.saved_invstd_count = k->c;
-        SET_FUSION(a);
-        SET_RESIDUAL(a, grad_residual);
-        status = bn.backward(&problem, &a);
-    }
+    const bn_status status = k->layer             ? call_layer(k, set)
+                             : k->op == FORWARD   ? call_forward(k, set)
+                             : k->op == INFERENCE ? call_inference(k, set)
+                                                  : call_backward(k, set);
     if (status != BN_STATUS_OK) die("status %d: %s", status, bn.last_error_message());
 }
 

@@ -6,9 +6,9 @@
  *   1  INTRODUCTION     what is computed, and the words used
  *   2  A FIRST PROGRAM  twelve lines that normalize a batch of images
  *   3  STATUS           how every call tells what went wrong
- *   4  PROBLEM          shape, data type and memory layout
+ *   4  PROBLEM          shape, data type and memory layout; views of memory
  *   5  OPERATIONS       the stateless functions: your buffers, nothing kept
- *   6  MOMENTS          the same in two halves, for a batch that is not in one place
+ *   6  MOMENTS          the same in two parts, for a batch that is not in one place
  *   7  LAYER            an object that keeps parameters, statistics and mode
  *   8  STATE            a layer's state as one checksummed block of bytes
  *   9  FOLDING          normalization as one affine map, or inside the layer before it
@@ -80,8 +80,10 @@
  * that is written overlaps no other buffer of the call, except where a function says that two may
  * be the very same memory ("in place").
  *
- * Structs: each begins with struct_size, its sizeof as the caller was compiled, which the initializers set. Later
- * versions of this header add members at the end, with 0 for "as before". A library takes structs of other
+ * Structs: each begins with struct_size, its sizeof as the caller was compiled. Two macros set it, and the other
+ * members that are not 0 by default: BN_..._INIT initializes a struct in C and in every C++; BN_..._DEFAULTS stands in
+ * front of designated initializers, in C and from C++20 on, as in the program below; what it sets is set otherwise
+ * after that, for compilers warn of a member that is initialized twice. Later versions of this header add members at the end, with 0 for "as before". A library takes structs of other
  * versions: members that a shorter one does not reach count as 0, and bytes of a longer one that the library does
  * not know must be 0. struct_size is a multiple of 8, at least the struct's BN_..._LEAST and at most 4096; else, and
  * for unknown bytes that are not 0, BN_STATUS_STRUCT_SIZE. Results are written as far as the struct reaches and not
@@ -100,11 +102,9 @@
  *         for (int i = 0; i < 96; i++) images[i] = (float)i;
  *
  *         bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 2, 3, 4, 4);
- *         bn_forward_training_args args = BN_FORWARD_TRAINING_ARGS_INIT;
- *         args.input = images;
- *         args.input_count = 96;
- *         args.output = normalized;
- *         args.output_count = 96;
+ *         bn_forward_training_args args = { BN_FORWARD_TRAINING_ARGS_DEFAULTS,
+ *                                           .input = { images, 96 },
+ *                                           .output = { normalized, 96 } };
  *         if (bn_forward_training(&problem, &args) != BN_STATUS_OK) {
  *             fprintf(stderr, "%s\n", bn_last_error_message());
  *             return 1;
@@ -208,7 +208,7 @@ BN_API const char *bn_status_name(bn_status status);
 BN_API const char *bn_last_error_message(void);
 
 /* ------------------------------------------------------------------------------------------
- * 4  PROBLEM
+ * 4  PROBLEM AND VIEWS
  * ------------------------------------------------------------------------------------------ */
 
 /* The element type of tensors, and by it two types that the `void *` of this header point to:
@@ -229,6 +229,41 @@ enum {
  * PyTorch calls channels_last. For rank 2 they are the same. */
 typedef int32_t bn_layout;
 enum { BN_LAYOUT_NCHW = 1, BN_LAYOUT_NHWC = 2 };
+
+/*
+ * Views: where the elements of an argument are, and how many. The bn_mutable_ ones are written. What a `void *`
+ * points to, the member says: the tensor type or the parameter type. A count other than the shape's is an
+ * error; { NULL, 0 } means "absent" where a member is marked optional.
+ */
+typedef struct bn_view {
+    const void *data;
+    int64_t count;
+} bn_view;
+typedef struct bn_mutable_view {
+    void *data;
+    int64_t count;
+} bn_mutable_view;
+typedef struct bn_byte_view {
+    const uint8_t *data;
+    int64_t count;
+} bn_byte_view;
+typedef struct bn_mutable_byte_view {
+    uint8_t *data;
+    int64_t count;
+} bn_mutable_byte_view;
+typedef struct bn_int64_view {
+    const int64_t *data;
+    int64_t count;
+} bn_int64_view;
+typedef struct bn_mutable_int64_view {
+    int64_t *data;
+    int64_t count;
+} bn_mutable_int64_view;
+typedef struct bn_mutable_float64_view {
+    double *data;
+    int64_t count;
+} bn_mutable_float64_view;
+#define BN_ABSENT { NULL, 0 }
 
 /* The shape of the input and of every other tensor of a call.
  *
@@ -272,10 +307,7 @@ enum { BN_PROBLEM_LEAST = offsetof(bn_problem, sizes) + 5 * sizeof(int64_t) };
 /* ------------------------------------------------------------------------------------------
  * 5  OPERATIONS
  * ------------------------------------------------------------------------------------------
- * Stateless: everything that a call reads or writes is in its arguments. Pointers stand next to
- * the number of elements that they point to; a count other than the shape's is an error. Of `void *`
- * members each says whether it points to the tensor type or the parameter type (section 4); `double *` members are
- * float64 always. A NULL pointer with count 0 means "absent" where a member is marked optional.
+ * Stateless: everything that a call reads or writes is in its arguments.
  */
 
 /* How running statistics take in a batch.
@@ -321,20 +353,59 @@ enum { BN_NONFINITE_REPORT = 0, BN_NONFINITE_ERROR = 1 };
 typedef int32_t bn_statistics;
 enum { BN_STATISTICS_BATCH = 0, BN_STATISTICS_RUNNING = 1 };
 
-/* What is done to a value after batch normalization, and after the residual if there is one.
- * RELU: values <= 0 become 0. LEAKY_RELU: values <= 0 are multiplied by negative_slope, at least 0 and
- * finite, also in float32 unless the dtype is float64. NaN stays NaN in both. Their sign can be told from their output, which is all that
- * backward needs to know of them. */
-typedef int32_t bn_activation;
+/*
+ * What is done to a value v after batch normalization, and after the residual if there is one. NaN stays NaN.
+ *
+ *     kind          output                      members            backward needs
+ *     NONE          v                           -                  nothing
+ *     RELU          v <= 0 ? 0 : v              -                  activation_mask or output
+ *     LEAKY_RELU    v <= 0 ? slope * v : v      slope              activation_mask or output
+ *
+ * slope is at least 0 and finite, also in float32 unless the dtype is float64. Members that a kind does not name
+ * must be 0. A struct of zeros is no activation.
+ */
+typedef int32_t bn_activation_kind;
 enum { BN_ACTIVATION_NONE = 0, BN_ACTIVATION_RELU = 1, BN_ACTIVATION_LEAKY_RELU = 2 };
+
+typedef struct bn_activation {
+    bn_activation_kind kind;
+    int32_t reserved; /* 0 */
+    double slope;
+    double limit; /* 0: no kind has one yet */
+} bn_activation;
+/* As initializers: bn_activation a = BN_RELU; or .activation = BN_LEAKY_RELU(0.01) */
+#define BN_RELU { BN_ACTIVATION_RELU, 0, 0, 0 }
+#define BN_LEAKY_RELU(slope) { BN_ACTIVATION_LEAKY_RELU, 0, slope, 0 }
 
 /* What stands at masked positions of an output, and in backward of grad_input.
  * ZERO: 0. PASS: the input as it is; in backward grad_output as it is. */
 typedef int32_t bn_masked;
 enum { BN_MASKED_ZERO = 0, BN_MASKED_PASS = 1 };
 
+/* Which positions (n, spatial...) of a tensor take part. Both optional, and not together: without, all do. */
+typedef struct bn_positions {
+    bn_byte_view mask; /* N*S bytes in the order (n, spatial...), whatever the layout; 0: masked */
+    bn_int64_view lengths; /* N; for sequences (rank 3: (N,C,L)): how many of a sample's L steps take part */
+    bn_masked masked;
+    int32_t reserved; /* 0 */
+} bn_positions;
+
+/* What a training forward keeps for its backward: `backward.saved = forward.saved`. C elements each, written by the
+ * forward as far as they are given, and read by all others. float64 whatever the dtype, because a mean in float32
+ * may be off by more than the deviation. */
+typedef struct bn_saved {
+    bn_mutable_float64_view mean;
+    bn_mutable_float64_view invstd;
+    /* What mean lacks of the mean, which is the sum of the two that is not carried out. float64 gradients need it
+     * where the mean is large beside the deviation; those of other types have no use for it. Always optional. */
+    bn_mutable_float64_view mean_rest;
+} bn_saved;
+#define BN_SAVED_INIT { BN_ABSENT, BN_ABSENT, BN_ABSENT }
+#define BN_POSITIONS_INIT { BN_ABSENT, BN_ABSENT, BN_MASKED_ZERO, 0 }
+#define BN_ACTIVATION_INIT { BN_ACTIVATION_NONE, 0, 0, 0 }
+
 /*
- * Fusion. The forward functions compute
+ * Epilogue. The forward functions compute
  *
  *     output = activation(batch normalization of input + residual)
  *
@@ -344,13 +415,10 @@ enum { BN_MASKED_ZERO = 0, BN_MASKED_PASS = 1 };
  * i / 8 tells whether output[i] is not <= 0, in the order of memory; or from the output itself. Follows
  * cuDNN's CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION and oneDNN's fuse_norm_add_relu.
  *
- * Masks. Positions (n, spatial...) that are masked take no part: not in the moments, whose M counts the
- * others, nor in any gradient, whatever stands there, NaN included. `mask` has a byte for each of the N*S positions in
- * the order (n, spatial...), whatever the layout, 0 for masked; or, for sequences (rank 3: (N,C,L)),
- * `lengths` has for each sample how many of its L steps are not. Follows Keras' mask= (True: takes part),
- * but counts in M what takes part, in every sample alike.
- * If all positions are masked, a call succeeds, writes the output as above, and neither statistics,
- * saved values nor counters; grad_weight and grad_bias are 0.
+ * Positions. Those that are masked take no part: not in the moments, whose M counts the others, nor in any
+ * gradient, whatever stands there, NaN included. Follows Keras' mask= (True: takes part), but counts in M what takes
+ * part, in every sample alike. If all positions are masked, a call succeeds, writes the output as bn_masked says, and
+ * neither statistics, saved values nor counters; grad_weight and grad_bias are 0.
  */
 
 /* Arguments of bn_forward_training. */
@@ -364,66 +432,45 @@ typedef struct bn_forward_training_args {
     double epsilon;   /* >= 0; with epsilon 0 a channel of variance 0 gets invstd 0, so y = bias */
     double momentum;  /* finite; used if averaging is EXPONENTIAL and running_mean is given */
 
-    const void *input; /* N*C*S of the tensor type, in */
-    int64_t input_count;
-    void *output; /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
-    int64_t output_count;
-    const void *weight; /* C of the parameter type, in, optional: absent means 1 */
-    int64_t weight_count;
-    const void *bias; /* C of the parameter type, in, optional: absent means 0 */
-    int64_t bias_count;
+    bn_view input; /* N*C*S of the tensor type, in */
+    bn_mutable_view output; /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
+    bn_view weight; /* C of the parameter type, in, optional: absent means 1 */
+    bn_view bias;   /* C of the parameter type, in, optional: absent means 0 */
 
-    void *running_mean; /* C of the parameter type, in and out, optional; both or neither */
-    int64_t running_mean_count;
-    void *running_var; /* C of the parameter type, in and out, optional */
-    int64_t running_var_count;
+    bn_mutable_view running_mean; /* C of the parameter type, in and out, optional; both or neither */
+    bn_mutable_view running_var;  /* C of the parameter type, in and out, optional */
     int64_t *num_batches_tracked; /* 1, in and out, optional (required if CUMULATIVE); + 1 when the
                                      running statistics take in a batch */
-    int64_t *skipped_batches; /* 2*C, in and out, optional: of each channel, how many of these batches its
-                                 running mean has not taken in, and then of each, how many its running
-                                 variance; 0 at first. NULL: CUMULATIVE counts all as taken in, so that
-                                 the share of a skipped one stays with the old value */
-    int64_t skipped_batches_count;
+    bn_mutable_int64_view skipped_batches; /* 2*C, in and out, optional: of each channel, how many of these batches
+                                              its running mean has not taken in, and then of each, how many its
+                                              running variance; 0 at first. Absent: CUMULATIVE counts all as taken
+                                              in, so that the share of a skipped one stays with the old value */
+    bn_saved saved; /* out, optional, each of the three */
 
-    double *saved_mean; /* C, out, optional: what backward needs. float64 whatever the dtype, */
-    int64_t saved_mean_count; /* because a mean in float32 may be off by more than the deviation */
-    double *saved_invstd; /* C, out, optional */
-    int64_t saved_invstd_count;
+    /* Epilogue, all optional. */
+    bn_activation activation;
+    bn_view residual; /* N*C*S of the tensor type, in; may be `output` (in place) */
+    bn_mutable_byte_view activation_mask; /* (N*C*S + 7) / 8, out */
+    bn_positions positions;
 
     int64_t nonfinite_channels; /* out: channels of this batch with NaN or infinity, see bn_nonfinite */
     int64_t nonfinite_running_channels; /* out: channels whose running mean or variance was NaN or infinite
                                            and has stayed so, see bn_averaging */
     int64_t values_per_channel;    /* out: M, without masked ones */
-    bn_statistics statistics_used; /* out: BATCH, or RUNNING by the one-value policy (saved_* then
-                                      hold the running mean and its invstd) */
+    bn_statistics statistics_used; /* out: BATCH, or RUNNING by the one-value policy (saved then
+                                      holds the running mean and its invstd) */
     int32_t reserved_end; /* 0 */
-
-    /* Fusion and masks, all optional: see above. */
-    double negative_slope; /* used if LEAKY_RELU */
-    bn_activation activation;
-    bn_masked masked;
-    const void *residual;  /* N*C*S of the tensor type, in; may be `output` (in place) */
-    int64_t residual_count;
-    uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, out */
-    int64_t activation_mask_count;
-    const uint8_t *mask; /* N*S, in; not together with lengths */
-    int64_t mask_count;
-    const int64_t *lengths; /* N, in; rank 3 only */
-    int64_t lengths_count;
-
-    /* What saved_mean lacks of the mean, which is the sum of the two that is not carried out. float64 gradients
-     * need it where the mean is large beside the deviation; those of other types have no use for it. */
-    double *saved_mean_rest; /* C, out, optional */
-    int64_t saved_mean_rest_count;
 } bn_forward_training_args;
 enum { BN_FORWARD_TRAINING_ARGS_LEAST = offsetof(bn_forward_training_args, weight) };
 
+#define BN_FORWARD_TRAINING_ARGS_DEFAULTS \
+    .struct_size = sizeof(bn_forward_training_args), .epsilon = 1e-5, .momentum = 0.1
 #define BN_FORWARD_TRAINING_ARGS_INIT                                                         \
     { sizeof(bn_forward_training_args), BN_AVERAGING_EXPONENTIAL, BN_VARIANCE_UNBIASED,       \
       BN_ONE_VALUE_ERROR, BN_NONFINITE_REPORT, 0, 1e-5, 0.1,                                  \
-      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, NULL, 0, NULL, 0, NULL, 0,  \
-      0, 0, 0, BN_STATISTICS_BATCH, 0, 0.01, BN_ACTIVATION_NONE, BN_MASKED_ZERO,              \
-      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+      BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT, NULL, BN_ABSENT,      \
+      BN_SAVED_INIT, BN_ACTIVATION_INIT, BN_ABSENT, BN_ABSENT, BN_POSITIONS_INIT,             \
+      0, 0, 0, BN_STATISTICS_BATCH, 0 }
 
 /* Forward in training: normalizes by the statistics of this batch, saves what backward needs and
  * takes the batch into the running statistics.
@@ -438,38 +485,27 @@ typedef struct bn_forward_inference_args {
     int32_t reserved;     /* 0 */
     double epsilon;
 
-    const void *input; /* N*C*S of the tensor type, in */
-    int64_t input_count;
-    void *output; /* N*C*S of the tensor type, out; may be `input` itself (in place) */
-    int64_t output_count;
-    const void *weight; /* C of the parameter type, in, optional: absent means 1 */
-    int64_t weight_count;
-    const void *bias; /* C of the parameter type, in, optional: absent means 0 */
-    int64_t bias_count;
-    const void *running_mean; /* C of the parameter type, in */
-    int64_t running_mean_count;
-    const void *running_var; /* C of the parameter type, in */
-    int64_t running_var_count;
+    bn_view input;          /* N*C*S of the tensor type, in */
+    bn_mutable_view output; /* N*C*S of the tensor type, out; may be `input` itself (in place) */
+    bn_view weight;         /* C of the parameter type, in, optional: absent means 1 */
+    bn_view bias;           /* C of the parameter type, in, optional: absent means 0 */
+    bn_view running_mean;   /* C of the parameter type, in */
+    bn_view running_var;    /* C of the parameter type, in */
 
-    /* Fusion and masks, all optional: as in bn_forward_training_args. */
-    double negative_slope; /* used if LEAKY_RELU */
+    /* Epilogue and positions: as in bn_forward_training_args. */
     bn_activation activation;
-    bn_masked masked;
-    const void *residual; /* N*C*S of the tensor type, in; may be `output` (in place) */
-    int64_t residual_count;
-    uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, out */
-    int64_t activation_mask_count;
-    const uint8_t *mask; /* N*S, in; not together with lengths */
-    int64_t mask_count;
-    const int64_t *lengths; /* N, in; rank 3 only */
-    int64_t lengths_count;
+    bn_view residual;
+    bn_mutable_byte_view activation_mask;
+    bn_positions positions;
 } bn_forward_inference_args;
 enum { BN_FORWARD_INFERENCE_ARGS_LEAST = offsetof(bn_forward_inference_args, weight) };
 
+#define BN_FORWARD_INFERENCE_ARGS_DEFAULTS \
+    .struct_size = sizeof(bn_forward_inference_args), .epsilon = 1e-5
 #define BN_FORWARD_INFERENCE_ARGS_INIT                                                        \
     { sizeof(bn_forward_inference_args), 0, 1e-5,                                             \
-      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0,                                   \
-      0.01, BN_ACTIVATION_NONE, BN_MASKED_ZERO, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+      BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT,                       \
+      BN_ACTIVATION_INIT, BN_ABSENT, BN_ABSENT, BN_POSITIONS_INIT }
 
 /* Forward in inference: y = (x - running_mean) / sqrt(running_var + epsilon) * weight + bias.
  * Errors: 1xx to 3xx, BN_STATUS_EPSILON, BN_STATUS_NEGATIVE_SLOPE.
@@ -484,55 +520,34 @@ typedef struct bn_backward_args {
                                  ("frozen": inference, or fine-tuning) */
     double epsilon;           /* used if RUNNING; must then be the forward's */
 
-    const void *input; /* N*C*S of the tensor type, in: the forward's input */
-    int64_t input_count;
-    const void *grad_output; /* N*C*S of the tensor type, in */
-    int64_t grad_output_count;
-    void *grad_input; /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
-    int64_t grad_input_count;
-    void *grad_weight; /* C of the parameter type, out, optional */
-    int64_t grad_weight_count;
-    void *grad_bias; /* C of the parameter type, out, optional */
-    int64_t grad_bias_count;
-    const void *weight; /* C of the parameter type, in, optional: absent means 1 */
-    int64_t weight_count;
+    bn_view input;       /* N*C*S of the tensor type, in: the forward's input */
+    bn_view grad_output; /* N*C*S of the tensor type, in */
+    bn_mutable_view grad_input;  /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
+    bn_mutable_view grad_weight; /* C of the parameter type, out, optional */
+    bn_mutable_view grad_bias;   /* C of the parameter type, out, optional */
+    bn_view weight;              /* C of the parameter type, in, optional: absent means 1 */
 
-    const double *saved_mean; /* C, in; required if BATCH: what the forward wrote */
-    int64_t saved_mean_count;
-    const double *saved_invstd; /* C, in; required if BATCH */
-    int64_t saved_invstd_count;
-    const void *running_mean; /* C of the parameter type, in; required if RUNNING, as they were in the forward */
-    int64_t running_mean_count;
-    const void *running_var; /* C of the parameter type, in; required if RUNNING */
-    int64_t running_var_count;
+    bn_saved saved;       /* in; required if BATCH, but for mean_rest (absent means 0): what the forward wrote */
+    bn_view running_mean; /* C of the parameter type, in; required if RUNNING, as they were in the forward */
+    bn_view running_var;  /* C of the parameter type, in; required if RUNNING */
 
-    /* Fusion and masks, all optional. They must be the forward's. */
-    double negative_slope; /* used if LEAKY_RELU */
+    /* Epilogue and positions, all optional: the forward's. */
     bn_activation activation;
-    bn_masked masked;
     /* Where the activation let pass: one of these two, or both, of which the mask is used. Ignored if there is
      * no activation. */
-    const uint8_t *activation_mask; /* (N*C*S + 7) / 8 bytes, in: what the forward wrote */
-    int64_t activation_mask_count;
-    const void *output; /* N*C*S of the tensor type, in: the forward's output */
-    int64_t output_count;
-    void *grad_residual; /* N*C*S of the tensor type, out; may be grad_output (in place) */
-    int64_t grad_residual_count;
-    const uint8_t *mask; /* N*S, in; not together with lengths */
-    int64_t mask_count;
-    const int64_t *lengths; /* N, in; rank 3 only */
-    int64_t lengths_count;
-
-    const double *saved_mean_rest; /* C, in, optional: what the forward wrote; absent means 0. Used if BATCH */
-    int64_t saved_mean_rest_count;
+    bn_byte_view activation_mask; /* (N*C*S + 7) / 8, in: what the forward wrote */
+    bn_view output;               /* N*C*S of the tensor type, in: the forward's output */
+    bn_mutable_view grad_residual; /* N*C*S of the tensor type, out; may be grad_output (in place) */
+    bn_positions positions;
 } bn_backward_args;
 enum { BN_BACKWARD_ARGS_LEAST = offsetof(bn_backward_args, grad_input) };
 
+#define BN_BACKWARD_ARGS_DEFAULTS .struct_size = sizeof(bn_backward_args), .epsilon = 1e-5
 #define BN_BACKWARD_ARGS_INIT                                                                 \
     { sizeof(bn_backward_args), BN_STATISTICS_BATCH, 1e-5,                                    \
-      NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, \
-      0.01, BN_ACTIVATION_NONE, BN_MASKED_ZERO, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0,    \
-      NULL, 0 }
+      BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT,                       \
+      BN_SAVED_INIT, BN_ABSENT, BN_ABSENT,                                                    \
+      BN_ACTIVATION_INIT, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_POSITIONS_INIT }
 
 /* Backward: the gradients of a loss with respect to input, weight and bias, each of them skipped
  * where its pointer is NULL. With c = input - mean, r = invstd, S1 = sum(grad_output),
@@ -543,7 +558,7 @@ enum { BN_BACKWARD_ARGS_LEAST = offsetof(bn_backward_args, grad_input) };
  *     grad_input  = weight * r * (grad_output - S1/M - c * r*r * S2/M)    if BATCH
  *     grad_input  = weight * r * grad_output                              if RUNNING
  *
- * With an activation, grad_output stands for grad_output where that let pass, and negative_slope (ReLU: 0)
+ * With an activation, grad_output stands for grad_output where that let pass, and its slope (ReLU: 0)
  * times it elsewhere; grad_residual is just that. With masks, sums and M leave masked positions out, grad_residual is 0
  * there and grad_input as bn_masked says.
  *
@@ -555,7 +570,7 @@ BN_API bn_status bn_backward(const bn_problem *problem, const bn_backward_args *
 /* ------------------------------------------------------------------------------------------
  * 6  MOMENTS
  * ------------------------------------------------------------------------------------------
- * The halves of the operations above, for a batch that is not in one place: parts of it that come one
+ * The operations above in two parts, one that reduces and one that applies, for a batch that is not in one place: parts of it that come one
  * after the other (gradient accumulation) or lie on several devices (synchronized batch normalization),
  * statistics that are to be kept (a second forward in activation checkpointing) or collected over many
  * batches. What PyTorch has for this, on GPUs alone, are torch.batch_norm_stats,
@@ -566,7 +581,7 @@ BN_API bn_status bn_backward(const bn_problem *problem, const bn_backward_args *
  *     once:       bn_moments_merge                     once:       add the sums up
  *     each part:  bn_normalize                         each part:  bn_backward_apply
  *
- * Bits. With a batch of one part, the halves write the same bits as bn_forward_training and bn_backward.
+ * Bits. With a batch that is whole, the two write the same bits as bn_forward_training and bn_backward.
  * With several, they do if the parts are the pieces that the whole batch would be cut into, merged (and
  * added) in ascending order, starting from the first: let r be bn_explain's piece_rows of the whole
  * batch; each part but the last has r rows (N of NCHW, N*S of NHWC), the last one the rest, the whole's
@@ -574,7 +589,7 @@ BN_API bn_status bn_backward(const bn_problem *problem, const bn_backward_args *
  * all of its rows. Otherwise they are within the bounds of section 1, and the same on any number of
  * threads and with any instruction set.
  *
- * One part's half reads the whole part once: where a batch is in one place, the whole operations are
+ * Each of the two reads its part of the batch once: where a batch is in one place, the whole operations are
  * faster, for they find the input in the cache the second time.
  */
 
@@ -597,11 +612,10 @@ enum { BN_MOMENTS_LEAST = offsetof(bn_moments, m2) + sizeof(double *) };
 /* The moments of a tensor: writes count and arrays of `moments`, whose channels and pointers are set. What
  * count and arrays said before does not matter. NaN or infinity in a channel makes that channel's m2, and
  * as a rule its mean, NaN or infinite, and is no error. Of an empty batch: count 0 and zeros.
- * input: N*C*S of the tensor type. mask (N*S) or lengths (N), both optional: as in bn_forward_training_args; masked values
- * are not counted, and of a tensor that is masked as a whole count is 0. Errors: 1xx to 3xx. */
+ * input: N*C*S of the tensor type. positions: optional (NULL: all take part), without what it says of masked ones:
+ * these are not counted, and of a tensor that is masked as a whole count is 0. Errors: 1xx to 3xx. */
 BN_API bn_status bn_moments_compute(const bn_problem *problem, const void *input,
-                                    int64_t input_count, const uint8_t *mask, int64_t mask_count,
-                                    const int64_t *lengths, int64_t lengths_count,
+                                    int64_t input_count, const bn_positions *positions,
                                     bn_moments *moments);
 
 /* Takes `other` into `moments`: afterwards these are the moments of all values of both. Which one is
@@ -635,7 +649,7 @@ BN_API bn_status bn_moments_statistics(const bn_moments *moments, double epsilon
  *
  *     bn_moments all = BN_MOMENTS_INIT, own = BN_MOMENTS_INIT;    and arrays of C elements for both
  *     for each batch:
- *         bn_moments_compute(&problem, batch, batch_count, NULL, 0, NULL, 0, &own);
+ *         bn_moments_compute(&problem, batch, batch_count, NULL, &own);
  *         bn_moments_merge(&all, &own);                           all.count is 0 at first
  *     bn_forward_training_args args = BN_FORWARD_TRAINING_ARGS_INIT;
  *     args.momentum = 1;                                          and running_mean, running_var
@@ -647,49 +661,45 @@ BN_API bn_status bn_moments_statistics(const bn_moments *moments, double epsilon
 BN_API bn_status bn_normalize(const bn_problem *problem, const bn_moments *moments,
                               bn_forward_training_args *args);
 
-/* The forward once more from what a forward saved: y = (x - saved_mean) * saved_invstd * weight + bias.
+/* The forward once more from what a forward saved: y = (x - saved.mean) * saved.invstd * weight + bias.
  * Nothing but the output is written. In args, running_mean, running_var and epsilon are ignored.
  *
- * With the forward's saved_mean_rest, the output has its bits. Without, it may differ from it by
+ * With the forward's saved.mean_rest, the output has its bits. Without, it may differ from it by
  * d = |mean| * 2^-53 * invstd * |weight|, and by a rounding in each of the two: d + 2u * (|y| + |bias| + d +
  * u * 2^53 * d), with u = 2^-24 in float32 and 2^-53 in float64. In float32 d is less than one rounding of
  * weight as long as |mean| is below 2^29 deviations.
- * saved_mean, saved_mean_rest, saved_invstd: C, in; the second optional. Errors: 1xx to 3xx,
- * BN_STATUS_NEGATIVE_SLOPE. */
-BN_API bn_status bn_normalize_saved(const bn_problem *problem, const double *saved_mean,
-                                    int64_t saved_mean_count, const double *saved_mean_rest,
-                                    int64_t saved_mean_rest_count, const double *saved_invstd,
-                                    int64_t saved_invstd_count,
+ * Errors: 1xx to 3xx, BN_STATUS_NEGATIVE_SLOPE. */
+BN_API bn_status bn_normalize_saved(const bn_problem *problem, const bn_saved *saved,
                                     const bn_forward_inference_args *args);
 
 /* What the backward of a batch needs of all its values, per channel. Those of several parts add up,
  * member by member: a loop here, one all-reduce among devices. The arrays are the caller's. */
-typedef struct bn_grad_sums {
-    uint32_t struct_size; /* sizeof(bn_grad_sums) */
+typedef struct bn_gradient_sums {
+    uint32_t struct_size; /* sizeof(bn_gradient_sums) */
     int32_t reserved;     /* 0 */
     int64_t channels;     /* C: how many elements each array has */
     int64_t count;        /* values per channel, the same for all */
     double *sum_dy;       /* C: sum(grad_output) */
     double *sum_dy_xmu;   /* C: sum(grad_output * (input - mean)) */
-} bn_grad_sums;
-enum { BN_GRAD_SUMS_LEAST = offsetof(bn_grad_sums, sum_dy_xmu) + sizeof(double *) };
+} bn_gradient_sums;
+enum { BN_GRADIENT_SUMS_LEAST = offsetof(bn_gradient_sums, sum_dy_xmu) + sizeof(double *) };
 
-#define BN_GRAD_SUMS_INIT { sizeof(bn_grad_sums), 0, 0, 0, NULL, NULL }
+#define BN_GRADIENT_SUMS_INIT { sizeof(bn_gradient_sums), 0, 0, 0, NULL, NULL }
 
-/* The first half of bn_backward: writes count and arrays of `sums`, whose channels and pointers are set.
- * Of args it takes input, grad_output, statistics and, as these say, the mean: saved_mean and its rest of
- * the whole batch, or running_mean; and the activation and masks with what belongs to them. All else is ignored. Of an
+/* The first part of bn_backward, which reduces: writes count and arrays of `sums`, whose channels and pointers are set.
+ * Of args it takes input, grad_output, statistics and, as these say, the mean: saved.mean and its rest of
+ * the whole batch, or running_mean; and activation and positions with what belongs to them. All else is ignored. Of an
  * empty batch: count 0 and zeros. Errors: 1xx to 3xx, BN_STATUS_NEGATIVE_SLOPE. */
 BN_API bn_status bn_backward_reduce(const bn_problem *problem, const bn_backward_args *args,
-                                    bn_grad_sums *sums);
+                                    bn_gradient_sums *sums);
 
-/* The second half: bn_backward with these sums, of the whole batch, in place of the tensors' own, and
+/* The second part, which applies: bn_backward with these sums, of the whole batch, in place of the tensors' own, and
  * their count for M. grad_weight and grad_bias come from the sums: where each device's are summed by
  * others (torch's DistributedDataParallel), call it once with the device's own sums for them and once with
  * the total for grad_input. An empty batch (N or S is 0) is a part like any other.
  * BN_STATUS_MOMENTS if count is negative, or 0 although values take part. Other errors: as
  * bn_backward. */
-BN_API bn_status bn_backward_apply(const bn_problem *problem, const bn_grad_sums *sums,
+BN_API bn_status bn_backward_apply(const bn_problem *problem, const bn_gradient_sums *sums,
                                    const bn_backward_args *args);
 
 /* ------------------------------------------------------------------------------------------
@@ -723,6 +733,9 @@ typedef struct bn_layer_options {
 } bn_layer_options;
 enum { BN_LAYER_OPTIONS_LEAST = offsetof(bn_layer_options, reserved) + sizeof(int32_t) };
 
+#define BN_LAYER_OPTIONS_DEFAULTS                                                             \
+    .struct_size = sizeof(bn_layer_options), .dtype = BN_DTYPE_FLOAT32, .epsilon = 1e-5,      \
+    .momentum = 0.1, .has_weight = 1, .has_bias = 1, .track_running_stats = 1
 #define BN_LAYER_OPTIONS_INIT                                                                 \
     { sizeof(bn_layer_options), BN_DTYPE_FLOAT32, 0, 1e-5, 0.1, BN_AVERAGING_EXPONENTIAL,     \
       BN_VARIANCE_UNBIASED, BN_ONE_VALUE_ERROR, BN_NONFINITE_REPORT, 1, 1, 1, 0 }
@@ -773,30 +786,23 @@ typedef int32_t bn_pass;
 enum { BN_PASS_NORMAL = 0, BN_PASS_KEEP_RUNNING = 1, BN_PASS_RECOMPUTE = 2 };
 
 /* Arguments of bn_layer_forward_with. All but input and output is optional and means what it means in
- * bn_forward_training_args; the layer keeps of it what backward needs, mask and activation_mask included, in
+ * bn_forward_training_args; the layer keeps of it what backward needs, positions and activation's mask included, in
  * memory of its own. */
 typedef struct bn_layer_forward_args {
     uint32_t struct_size; /* sizeof(bn_layer_forward_args) */
     bn_pass pass;
-    const void *input; /* N*C*S of the tensor type, in */
-    int64_t input_count;
-    void *output; /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
-    int64_t output_count;
-    double negative_slope; /* used if LEAKY_RELU */
+    bn_view input; /* N*C*S of the tensor type, in */
+    bn_mutable_view output; /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
     bn_activation activation;
-    bn_masked masked;
-    const void *residual;  /* N*C*S of the tensor type, in; may be `output` (in place) */
-    int64_t residual_count;
-    const uint8_t *mask; /* N*S, in; not together with lengths */
-    int64_t mask_count;
-    const int64_t *lengths; /* N, in; rank 3 only */
-    int64_t lengths_count;
+    bn_view residual; /* N*C*S of the tensor type, in; may be `output` (in place) */
+    bn_positions positions;
 } bn_layer_forward_args;
-enum { BN_LAYER_FORWARD_ARGS_LEAST = offsetof(bn_layer_forward_args, negative_slope) };
+enum { BN_LAYER_FORWARD_ARGS_LEAST = offsetof(bn_layer_forward_args, activation) };
 
+#define BN_LAYER_FORWARD_ARGS_DEFAULTS .struct_size = sizeof(bn_layer_forward_args)
 #define BN_LAYER_FORWARD_ARGS_INIT                                                            \
-    { sizeof(bn_layer_forward_args), BN_PASS_NORMAL, NULL, 0, NULL, 0, 0.01,                  \
-      BN_ACTIVATION_NONE, BN_MASKED_ZERO, NULL, 0, NULL, 0, NULL, 0 }
+    { sizeof(bn_layer_forward_args), BN_PASS_NORMAL, BN_ABSENT, BN_ABSENT,                    \
+      BN_ACTIVATION_INIT, BN_ABSENT, BN_POSITIONS_INIT }
 
 /* bn_layer_forward with an activation, a residual, masked positions, or another pass.
  *
@@ -811,23 +817,19 @@ BN_API bn_status bn_layer_forward_with(bn_layer *layer, const bn_problem *proble
 typedef struct bn_layer_backward_args {
     uint32_t struct_size; /* sizeof(bn_layer_backward_args) */
     int32_t reserved;     /* 0 */
-    const void *input;    /* N*C*S of the tensor type, in: the last forward's input */
-    int64_t input_count;
-    const void *grad_output; /* N*C*S of the tensor type, in */
-    int64_t grad_output_count;
-    void *grad_input; /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
-    int64_t grad_input_count;
-    void *grad_weight; /* C of the parameter type, out, optional */
-    int64_t grad_weight_count;
-    void *grad_bias; /* C of the parameter type, out, optional */
-    int64_t grad_bias_count;
-    void *grad_residual; /* N*C*S of the tensor type, out, optional; may be grad_output (in place) */
-    int64_t grad_residual_count;
+    bn_view input;        /* N*C*S of the tensor type, in: the last forward's input */
+    bn_view grad_output;  /* N*C*S of the tensor type, in */
+    bn_mutable_view grad_input;    /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
+    bn_mutable_view grad_weight;   /* C of the parameter type, out, optional */
+    bn_mutable_view grad_bias;     /* C of the parameter type, out, optional */
+    bn_mutable_view grad_residual; /* N*C*S of the tensor type, out, optional; may be grad_output (in place) */
 } bn_layer_backward_args;
 enum { BN_LAYER_BACKWARD_ARGS_LEAST = offsetof(bn_layer_backward_args, grad_input) };
 
+#define BN_LAYER_BACKWARD_ARGS_DEFAULTS .struct_size = sizeof(bn_layer_backward_args)
 #define BN_LAYER_BACKWARD_ARGS_INIT                                                           \
-    { sizeof(bn_layer_backward_args), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0 }
+    { sizeof(bn_layer_backward_args), 0, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT,          \
+      BN_ABSENT, BN_ABSENT }
 
 /* bn_layer_backward of whatever the last forward did, also with the residual's gradient. */
 BN_API bn_status bn_layer_backward_with(bn_layer *layer, const bn_problem *problem,
@@ -865,7 +867,7 @@ BN_API void *bn_layer_bias_data(bn_layer *layer);
  * it updated (0 if none: see bn_forward_training_args). BN_STATUS_NO_FORWARD before the first. */
 BN_API bn_status bn_layer_get_saved_mean(const bn_layer *layer, double *out, int64_t count);
 BN_API bn_status bn_layer_get_saved_invstd(const bn_layer *layer, double *out, int64_t count);
-/* What saved_mean lacks of the mean, see bn_forward_training_args. */
+/* What saved_mean lacks of the mean, see bn_saved. */
 BN_API bn_status bn_layer_get_saved_mean_rest(const bn_layer *layer, double *out, int64_t count);
 BN_API bn_status bn_layer_get_statistics_used(const bn_layer *layer, bn_statistics *statistics);
 BN_API bn_status bn_layer_get_nonfinite_channels(const bn_layer *layer, int64_t *channels);
@@ -956,23 +958,15 @@ typedef struct bn_fold_args {
     int32_t reserved;     /* 0 */
     double epsilon;       /* >= 0; with epsilon 0, a channel of variance 0 gets scale 0 */
 
-    const void *running_mean; /* C of the parameter type, in */
-    int64_t running_mean_count;
-    const void *running_var; /* C of the parameter type, in; >= 0 */
-    int64_t running_var_count;
-    const void *weight; /* C of the parameter type, in, optional: absent means 1 */
-    int64_t weight_count;
-    const void *bias; /* C of the parameter type, in, optional: absent means 0 */
-    int64_t bias_count;
+    bn_view running_mean; /* C of the parameter type, in */
+    bn_view running_var;  /* C of the parameter type, in; >= 0 */
+    bn_view weight;       /* C of the parameter type, in, optional: absent means 1 */
+    bn_view bias;         /* C of the parameter type, in, optional: absent means 0 */
 
-    const void *conv_weight; /* W of the parameter type, in; optional if W is C: absent means 1 */
-    int64_t conv_weight_count;
-    const void *conv_bias; /* C of the parameter type, in, optional: absent means 0 */
-    int64_t conv_bias_count;
-    void *folded_weight; /* W of the parameter type, out, optional; may be conv_weight itself (in place) */
-    int64_t folded_weight_count;
-    void *folded_bias; /* C of the parameter type, out, optional; may be conv_bias itself (in place) */
-    int64_t folded_bias_count;
+    bn_view conv_weight; /* W of the parameter type, in; optional if W is C: absent means 1 */
+    bn_view conv_bias;   /* C of the parameter type, in, optional: absent means 0 */
+    bn_mutable_view folded_weight; /* W of the parameter type, out, optional; may be conv_weight itself (in place) */
+    bn_mutable_view folded_bias;   /* C of the parameter type, out, optional; may be conv_bias itself (in place) */
 
     double weight_error; /* out: the largest |rounded - float64| of a folded weight, relative to the largest
                             |weight| of its output channel. float64: 0. float32: up to 6e-8, half a unit,
@@ -983,9 +977,10 @@ typedef struct bn_fold_args {
 } bn_fold_args;
 enum { BN_FOLD_ARGS_LEAST = offsetof(bn_fold_args, weight_error) };
 
+#define BN_FOLD_ARGS_DEFAULTS .struct_size = sizeof(bn_fold_args), .epsilon = 1e-5
 #define BN_FOLD_ARGS_INIT                                                                     \
-    { sizeof(bn_fold_args), 0, 1e-5, NULL, 0, NULL, 0, NULL, 0, NULL, 0,                      \
-      NULL, 0, NULL, 0, NULL, 0, NULL, 0, 0, 0 }
+    { sizeof(bn_fold_args), 0, 1e-5, BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT,              \
+      BN_ABSENT, BN_ABSENT, BN_ABSENT, BN_ABSENT, 0, 0 }
 
 /* Folds normalization by running statistics into the convolution or linear layer before it, or into an
  * affine pair. Everything is computed and checked before anything is written.
@@ -1113,7 +1108,7 @@ typedef struct bn_plan_info {
                              applied). 3: all pieces are reduced, then merged, then all is applied */
     int32_t nontemporal;  /* 1: stores bypass the caches */
     int64_t run_channels; /* neighbouring channels that are taken together */
-    int64_t folded_rows;  /* rows that count as one longer row; 1: none are folded */
+    int64_t rows_per_line; /* rows that lie behind one another and count as one longer row; 1: each by itself */
     int64_t piece_rows;   /* a piece is piece_rows x run_channels x piece_values */
     int64_t piece_values;
     int64_t pieces;          /* of the whole tensor */

@@ -16,6 +16,8 @@ public enum BatchNormError: Error, Equatable, Sendable {
     case unknownMember(Argument, offset: Int, actual: Int, known: Int)
     /// An option or reserved member has an unknown value.
     case invalidOption(Argument, actual: Int)
+    /// A number was given that the chosen kind of activation has no use for. Swift callers never see it.
+    case unusedNumber(Argument, actual: Double)
     /// None of the two is there, of which one is required.
     case missingBoth(Argument, Argument)
     /// Both were given, of which only one may be.
@@ -139,9 +141,9 @@ public enum BatchNormError: Error, Equatable, Sendable {
     public enum Argument: Int32, Sendable {
         case problem, args, options, layer, state, out, values, size, count, channels
         case input, output, weight, bias, runningMean, runningVar, numBatchesTracked, skippedBatches
-        case savedMean, savedInvstd
+        case saved, savedMean, savedInvstd
         case gradOutput, gradInput, gradWeight, gradBias
-        case residual, gradResidual, activation, activationMask, mask, lengths, masked
+        case residual, gradResidual, activation, slope, limit, activationMask, mask, lengths, masked
         case dtype, layout, averaging, runningVariance, oneValue, nonfinite, statistics, reserved
         case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
         case threads, isa, threading, operation, info

@@ -87,8 +87,8 @@ extension BatchNormError.Argument {
         case .runningVar: "running_var"
         case .numBatchesTracked: "num_batches_tracked"
         case .skippedBatches: "skipped_batches"
-        case .savedMean: "saved_mean"
-        case .savedInvstd: "saved_invstd"
+        case .savedMean: "saved.mean"
+        case .savedInvstd: "saved.invstd"
         case .gradOutput: "grad_output"
         case .gradInput: "grad_input"
         case .gradWeight: "grad_weight"
@@ -125,7 +125,10 @@ extension BatchNormError.Argument {
         case .sums: "sums"
         case .mean: "mean"
         case .meanRest: "mean_rest"
-        case .savedMeanRest: "saved_mean_rest"
+        case .savedMeanRest: "saved.mean_rest"
+        case .saved: "saved"
+        case .slope: "activation.slope"
+        case .limit: "activation.limit"
         case .m2: "m2"
         case .variance: "variance"
         case .invstd: "invstd"
@@ -196,7 +199,7 @@ extension BatchNormError.Argument {
             text.append("->channels")
         default:
             text.append(name)
-            text.append("_count")
+            text.append(".count")
         }
     }
 
@@ -235,6 +238,12 @@ extension BatchNormError {
             text.append(actual)
             text.append(", expected ")
             argument.appendAllowed(to: &text)
+
+        case .unusedNumber(let argument, let actual):
+            text.append(argument.name)
+            text.append(" is ")
+            text.append(actual)
+            text.append(", expected 0, for this kind of activation has none")
 
         case .missingBoth(let one, let other):
             text.append(one.name)
@@ -326,7 +335,7 @@ extension BatchNormError {
             text.append(actual)
             text.append(", expected a finite number")
         case .negativeSlope(let actual):
-            text.append("negative_slope is ")
+            text.append("activation.slope is ")
             text.append(actual)
             text.append(", expected a finite number of at least 0 in the range of what is computed with")
         case .oneValue(let sizes):
@@ -430,7 +439,7 @@ extension BatchNormError {
         case .recomputeMismatch(let argument, let actual, let expected):
             switch argument {
             case .activation: text.append("the activation multiplies values <= 0 by ")
-            case .residual: text.append("residual_count is ")
+            case .residual: text.append("residual.count is ")
             default:
                 text.append(argument.name)
                 text.append(" is ")

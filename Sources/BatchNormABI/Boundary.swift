@@ -30,6 +30,13 @@ func requireReserved(_ value: Int32) throws(BatchNormError) {
     guard value == 0 else { throw .invalidOption(.reserved, actual: Int(value)) }
 }
 
+/// Throws unless a number that the chosen kind has no use for is 0.
+func requireUnused(
+    _ value: Double, _ argument: BatchNormError.Argument
+) throws(BatchNormError) {
+    guard value == 0 else { throw .unusedNumber(argument, actual: value) }
+}
+
 /// The option with that value, which the header has pinned.
 func option<Option: RawRepresentable<Int32>>(
     _ value: Int32, _ argument: BatchNormError.Argument, as type: Option.Type = Option.self
@@ -48,28 +55,43 @@ func flag(
     return value == 1
 }
 
-/// A bn_activation with its slope.
-func activation(
-    _ value: bn_activation, _ negativeSlope: Double
-) throws(BatchNormError) -> Activation {
-    switch Int(value) {
-    case BN_ACTIVATION_NONE: .none
-    case BN_ACTIVATION_RELU: .relu
-    case BN_ACTIVATION_LEAKY_RELU: .leakyReLU(negativeSlope: negativeSlope)
-    default: throw .invalidOption(.activation, actual: Int(value))
+// MARK: - Views, activation and positions in the core's words
+
+extension View {
+    init(_ view: bn_view) { self.init(view.data, count: Int(view.count)) }
+    init(_ view: bn_byte_view) { self.init(view.data, count: Int(view.count)) }
+    init(_ view: bn_int64_view) { self.init(view.data, count: Int(view.count)) }
+    init(_ view: bn_mutable_float64_view) { self.init(view.data, count: Int(view.count)) }
+}
+
+extension MutableView {
+    init(_ view: bn_mutable_view) { self.init(view.data, count: Int(view.count)) }
+    init(_ view: bn_mutable_byte_view) { self.init(view.data, count: Int(view.count)) }
+    init(_ view: bn_mutable_int64_view) { self.init(view.data, count: Int(view.count)) }
+    init(_ view: bn_mutable_float64_view) { self.init(view.data, count: Int(view.count)) }
+}
+
+extension Activation {
+    init(_ given: bn_activation) throws(BatchNormError) {
+        try requireReserved(given.reserved)
+        try requireUnused(given.limit, .limit)
+        switch Int(given.kind) {
+        case BN_ACTIVATION_NONE: self = .none
+        case BN_ACTIVATION_RELU: self = .relu
+        case BN_ACTIVATION_LEAKY_RELU: self = .leakyReLU(negativeSlope: given.slope)
+        default: throw .invalidOption(.activation, actual: Int(given.kind))
+        }
+        if Int(given.kind) != BN_ACTIVATION_LEAKY_RELU { try requireUnused(given.slope, .slope) }
     }
 }
 
 extension Positions {
-    /// As argument structs have them.
-    init(
-        _ mask: UnsafePointer<UInt8>?, _ maskCount: Int64, _ lengths: UnsafePointer<Int64>?,
-        _ lengthsCount: Int64, _ masked: bn_masked
-    ) throws(BatchNormError) {
+    init(_ given: bn_positions) throws(BatchNormError) {
         self.init()
-        self.mask = View(mask, count: Int(maskCount))
-        self.lengths = View(lengths, count: Int(lengthsCount))
-        self.masked = try option(masked, .masked)
+        try requireReserved(given.reserved)
+        mask = View(given.mask)
+        lengths = View(given.lengths)
+        masked = try option(given.masked, .masked)
     }
 }
 

@@ -12,10 +12,10 @@ public func bn_fold(
         var given = try foldArguments(args)
         var fold = Fold(
             scalar: scalar, shape: shape, epsilon: given.epsilon,
-            runningMean: View(given.running_mean, count: Int(given.running_mean_count)),
-            runningVar: View(given.running_var, count: Int(given.running_var_count)))
-        fold.weight = View(given.weight, count: Int(given.weight_count))
-        fold.bias = View(given.bias, count: Int(given.bias_count))
+            runningMean: View(given.running_mean),
+            runningVar: View(given.running_var))
+        fold.weight = View(given.weight)
+        fold.bias = View(given.bias)
         given.take(try fold.run(given))
         write(given, to: args)
     }
@@ -59,10 +59,10 @@ extension Fold {
     /// Runs it on the convolution's or linear layer's numbers.
     fileprivate func run(_ given: bn_fold_args) throws(BatchNormError) -> FoldingErrors {
         var job = self
-        job.convWeight = View(given.conv_weight, count: Int(given.conv_weight_count))
-        job.convBias = View(given.conv_bias, count: Int(given.conv_bias_count))
-        job.foldedWeight = MutableView(given.folded_weight, count: Int(given.folded_weight_count))
-        job.foldedBias = MutableView(given.folded_bias, count: Int(given.folded_bias_count))
+        job.convWeight = View(given.conv_weight)
+        job.convBias = View(given.conv_bias)
+        job.foldedWeight = MutableView(given.folded_weight)
+        job.foldedBias = MutableView(given.folded_bias)
         return try job.run()
     }
 }

@@ -162,8 +162,8 @@ public func bn_layer_forward_with(
         let given = try read(args)
         try layer.forward(
             problem.scalar, problem.shape, pass: option(given.pass, .pass),
-            input: View(given.input, count: Int(given.input_count)),
-            output: MutableView(given.output, count: Int(given.output_count)),
+            input: View(given.input),
+            output: MutableView(given.output),
             extras: ForwardExtras(given))
     }
 }
@@ -179,22 +179,21 @@ public func bn_layer_backward_with(
         let given = try read(args)
         try requireReserved(given.reserved)
         try layer.backward(
-            problem.scalar, problem.shape, input: View(given.input, count: Int(given.input_count)),
-            gradOutput: View(given.grad_output, count: Int(given.grad_output_count)),
-            gradInput: MutableView(given.grad_input, count: Int(given.grad_input_count)),
-            gradWeight: MutableView(given.grad_weight, count: Int(given.grad_weight_count)),
-            gradBias: MutableView(given.grad_bias, count: Int(given.grad_bias_count)),
-            gradResidual: MutableView(given.grad_residual, count: Int(given.grad_residual_count)))
+            problem.scalar, problem.shape, input: View(given.input),
+            gradOutput: View(given.grad_output),
+            gradInput: MutableView(given.grad_input),
+            gradWeight: MutableView(given.grad_weight),
+            gradBias: MutableView(given.grad_bias),
+            gradResidual: MutableView(given.grad_residual))
     }
 }
 
 extension ForwardExtras {
     fileprivate init(_ args: bn_layer_forward_args) throws(BatchNormError) {
         self.init()
-        activation = try BatchNormABI.activation(args.activation, args.negative_slope)
-        residual = View(args.residual, count: Int(args.residual_count))
-        positions = try Positions(
-            args.mask, args.mask_count, args.lengths, args.lengths_count, args.masked)
+        activation = try Activation(args.activation)
+        residual = View(args.residual)
+        positions = try Positions(args.positions)
     }
 }
 

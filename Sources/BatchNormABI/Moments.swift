@@ -1,4 +1,4 @@
-// Section MOMENTS of batchnorm.h: the operations in two halves.
+// Section MOMENTS of batchnorm.h: the operations in two parts.
 
 import BatchNorm
 import CBatchNorm
@@ -6,16 +6,14 @@ import CBatchNorm
 @_cdecl("bn_moments_compute") @implementation
 public func bn_moments_compute(
     _ problem: UnsafePointer<bn_problem>?, _ input: UnsafeRawPointer?, _ input_count: Int64,
-    _ mask: UnsafePointer<UInt8>?, _ mask_count: Int64,
-    _ lengths: UnsafePointer<Int64>?, _ lengths_count: Int64,
-    _ moments: UnsafeMutablePointer<bn_moments>?
+    _ positions: UnsafePointer<bn_positions>?, _ moments: UnsafeMutablePointer<bn_moments>?
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
         let view = try MomentsView(UnsafePointer(moments), .moments)
         let count = try computeMoments(
             problem.scalar, problem.shape, View(input, count: Int(input_count)),
-            Positions(mask, mask_count, lengths, lengths_count, bn_masked(BN_MASKED_ZERO)),
+            Positions(positions?.pointee ?? bn_positions()),
             into: view)
         moments?.pointee.count = Int64(count)
     }
@@ -65,20 +63,15 @@ public func bn_normalize(
 
 @_cdecl("bn_normalize_saved") @implementation
 public func bn_normalize_saved(
-    _ problem: UnsafePointer<bn_problem>?, _ saved_mean: UnsafePointer<Double>?,
-    _ saved_mean_count: Int64, _ saved_mean_rest: UnsafePointer<Double>?,
-    _ saved_mean_rest_count: Int64, _ saved_invstd: UnsafePointer<Double>?,
-    _ saved_invstd_count: Int64, _ args: UnsafePointer<bn_forward_inference_args>?
+    _ problem: UnsafePointer<bn_problem>?, _ saved: UnsafePointer<bn_saved>?,
+    _ args: UnsafePointer<bn_forward_inference_args>?
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
-        let given = try read(args)
-        var job = try ForwardInference(problem, given)
-        job.saved = (
-            View(saved_mean, count: Int(saved_mean_count)),
-            View(saved_invstd, count: Int(saved_invstd_count))
-        )
-        job.savedMeanRest = View(saved_mean_rest, count: Int(saved_mean_rest_count))
+        let saved = try require(saved, .saved).pointee
+        var job = try ForwardInference(problem, read(args))
+        job.saved = (View(saved.mean), View(saved.invstd))
+        job.savedMeanRest = View(saved.mean_rest)
         try job.run()
     }
 }
@@ -86,7 +79,7 @@ public func bn_normalize_saved(
 @_cdecl("bn_backward_reduce") @implementation
 public func bn_backward_reduce(
     _ problem: UnsafePointer<bn_problem>?, _ args: UnsafePointer<bn_backward_args>?,
-    _ sums: UnsafeMutablePointer<bn_grad_sums>?
+    _ sums: UnsafeMutablePointer<bn_gradient_sums>?
 ) -> bn_status {
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
@@ -99,7 +92,7 @@ public func bn_backward_reduce(
 
 @_cdecl("bn_backward_apply") @implementation
 public func bn_backward_apply(
-    _ problem: UnsafePointer<bn_problem>?, _ sums: UnsafePointer<bn_grad_sums>?,
+    _ problem: UnsafePointer<bn_problem>?, _ sums: UnsafePointer<bn_gradient_sums>?,
     _ args: UnsafePointer<bn_backward_args>?
 ) -> bn_status {
     perform { () throws(BatchNormError) in
@@ -126,7 +119,7 @@ extension MomentsView {
 }
 
 extension GradSumsView {
-    fileprivate init(_ pointer: UnsafePointer<bn_grad_sums>?) throws(BatchNormError) {
+    fileprivate init(_ pointer: UnsafePointer<bn_gradient_sums>?) throws(BatchNormError) {
         let sums = try read(pointer, .sums)
         try requireReserved(sums.reserved)
         let channels = Int(sums.channels)

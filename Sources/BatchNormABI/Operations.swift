@@ -64,23 +64,21 @@ extension ForwardTraining {
             nonfinite: try option(args.nonfinite, .nonfinite))
         self.init(
             scalar: problem.scalar, shape: problem.shape, options: options,
-            input: View(args.input, count: Int(args.input_count)),
-            output: MutableView(args.output, count: Int(args.output_count)))
-        weight = View(args.weight, count: Int(args.weight_count))
-        bias = View(args.bias, count: Int(args.bias_count))
-        runningMean = MutableView(args.running_mean, count: Int(args.running_mean_count))
-        runningVar = MutableView(args.running_var, count: Int(args.running_var_count))
+            input: View(args.input),
+            output: MutableView(args.output))
+        weight = View(args.weight)
+        bias = View(args.bias)
+        runningMean = MutableView(args.running_mean)
+        runningVar = MutableView(args.running_var)
         numBatchesTracked = args.num_batches_tracked
-        skippedBatches = MutableView(args.skipped_batches, count: Int(args.skipped_batches_count))
-        savedMean = MutableView(args.saved_mean, count: Int(args.saved_mean_count))
-        savedInvstd = MutableView(args.saved_invstd, count: Int(args.saved_invstd_count))
-        savedMeanRest = MutableView(args.saved_mean_rest, count: Int(args.saved_mean_rest_count))
-        extras.activation = try activation(args.activation, args.negative_slope)
-        extras.residual = View(args.residual, count: Int(args.residual_count))
-        extras.activationMask = MutableView(
-            args.activation_mask, count: Int(args.activation_mask_count))
-        extras.positions = try Positions(
-            args.mask, args.mask_count, args.lengths, args.lengths_count, args.masked)
+        skippedBatches = MutableView(args.skipped_batches)
+        savedMean = MutableView(args.saved.mean)
+        savedInvstd = MutableView(args.saved.invstd)
+        savedMeanRest = MutableView(args.saved.mean_rest)
+        extras.activation = try Activation(args.activation)
+        extras.residual = View(args.residual)
+        extras.activationMask = MutableView(args.activation_mask)
+        extras.positions = try Positions(args.positions)
     }
 }
 
@@ -91,18 +89,16 @@ extension ForwardInference {
         try requireReserved(args.reserved)
         self.init(
             scalar: problem.scalar, shape: problem.shape, epsilon: args.epsilon,
-            input: View(args.input, count: Int(args.input_count)),
-            output: MutableView(args.output, count: Int(args.output_count)),
-            runningMean: View(args.running_mean, count: Int(args.running_mean_count)),
-            runningVar: View(args.running_var, count: Int(args.running_var_count)))
-        weight = View(args.weight, count: Int(args.weight_count))
-        bias = View(args.bias, count: Int(args.bias_count))
-        extras.activation = try activation(args.activation, args.negative_slope)
-        extras.residual = View(args.residual, count: Int(args.residual_count))
-        extras.activationMask = MutableView(
-            args.activation_mask, count: Int(args.activation_mask_count))
-        extras.positions = try Positions(
-            args.mask, args.mask_count, args.lengths, args.lengths_count, args.masked)
+            input: View(args.input),
+            output: MutableView(args.output),
+            runningMean: View(args.running_mean),
+            runningVar: View(args.running_var))
+        weight = View(args.weight)
+        bias = View(args.bias)
+        extras.activation = try Activation(args.activation)
+        extras.residual = View(args.residual)
+        extras.activationMask = MutableView(args.activation_mask)
+        extras.positions = try Positions(args.positions)
     }
 }
 
@@ -113,30 +109,29 @@ extension Backward {
             switch statistics {
             case .batch:
                 .saved(
-                    mean: View(args.saved_mean, count: Int(args.saved_mean_count)),
-                    invstd: View(args.saved_invstd, count: Int(args.saved_invstd_count)))
+                    mean: View(args.saved.mean),
+                    invstd: View(args.saved.invstd))
             case .running:
                 .running(
-                    mean: View(args.running_mean, count: Int(args.running_mean_count)),
-                    variance: View(args.running_var, count: Int(args.running_var_count)),
+                    mean: View(args.running_mean),
+                    variance: View(args.running_var),
                     epsilon: args.epsilon)
             }
         self.init(
             scalar: problem.scalar, shape: problem.shape, statistics: statistics, source: source,
-            input: View(args.input, count: Int(args.input_count)),
-            gradOutput: View(args.grad_output, count: Int(args.grad_output_count)))
+            input: View(args.input),
+            gradOutput: View(args.grad_output))
         if statistics == .batch {
-            savedMeanRest = View(args.saved_mean_rest, count: Int(args.saved_mean_rest_count))
+            savedMeanRest = View(args.saved.mean_rest)
         }
-        weight = View(args.weight, count: Int(args.weight_count))
-        gradInput = MutableView(args.grad_input, count: Int(args.grad_input_count))
-        gradWeight = MutableView(args.grad_weight, count: Int(args.grad_weight_count))
-        gradBias = MutableView(args.grad_bias, count: Int(args.grad_bias_count))
-        extras.activation = try activation(args.activation, args.negative_slope)
-        extras.activationMask = View(args.activation_mask, count: Int(args.activation_mask_count))
-        extras.output = View(args.output, count: Int(args.output_count))
-        extras.gradResidual = MutableView(args.grad_residual, count: Int(args.grad_residual_count))
-        extras.positions = try Positions(
-            args.mask, args.mask_count, args.lengths, args.lengths_count, args.masked)
+        weight = View(args.weight)
+        gradInput = MutableView(args.grad_input)
+        gradWeight = MutableView(args.grad_weight)
+        gradBias = MutableView(args.grad_bias)
+        extras.activation = try Activation(args.activation)
+        extras.activationMask = View(args.activation_mask)
+        extras.output = View(args.output)
+        extras.gradResidual = MutableView(args.grad_residual)
+        extras.positions = try Positions(args.positions)
     }
 }

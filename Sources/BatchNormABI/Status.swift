@@ -10,7 +10,7 @@ extension BatchNormError {
             switch self {
             case .missing, .missingBoth: BN_STATUS_NULL_POINTER
             case .structSize, .unknownMember: BN_STATUS_STRUCT_SIZE
-            case .invalidOption, .foldedType: BN_STATUS_INVALID_OPTION
+            case .invalidOption, .unusedNumber, .foldedType: BN_STATUS_INVALID_OPTION
             case .exclusive: BN_STATUS_EXCLUSIVE
             case .rank, .lengthsRank: BN_STATUS_RANK
             case .negativeSize, .negativeCount: BN_STATUS_NEGATIVE_SIZE

@@ -21,7 +21,7 @@ extension bn_forward_inference_args: PublicStruct {
 }
 extension bn_backward_args: PublicStruct { static var least: Int { BN_BACKWARD_ARGS_LEAST } }
 extension bn_moments: PublicStruct { static var least: Int { BN_MOMENTS_LEAST } }
-extension bn_grad_sums: PublicStruct { static var least: Int { BN_GRAD_SUMS_LEAST } }
+extension bn_gradient_sums: PublicStruct { static var least: Int { BN_GRADIENT_SUMS_LEAST } }
 extension bn_layer_options: PublicStruct { static var least: Int { BN_LAYER_OPTIONS_LEAST } }
 extension bn_layer_forward_args: PublicStruct {
     static var least: Int { BN_LAYER_FORWARD_ARGS_LEAST }

@@ -99,53 +99,61 @@ fixture fixture_make(bn_problem problem, placement where)
     return f;
 }
 
-#define FILL(args, member, array) \
-    ((args).member = (array).data, (args).member##_count = (array).count)
+/* ---- arguments ---- */
+
+bn_view view_of(elements array)
+{
+    return (bn_view){ array.data, array.count };
+}
+
+bn_mutable_view mutable_view_of(elements array)
+{
+    return (bn_mutable_view){ array.data, array.count };
+}
+
+bn_saved saved_of(const fixture *f)
+{
+    return (bn_saved){ .mean = { f->saved_mean.data, f->saved_mean.count },
+                       .invstd = { f->saved_invstd.data, f->saved_invstd.count },
+                       .mean_rest = { f->saved_mean_rest.data, f->saved_mean_rest.count } };
+}
 
 void fixture_restore_args(fixture *f)
 {
     f->problem = f->original;
-
-    f->training = (bn_forward_training_args)BN_FORWARD_TRAINING_ARGS_INIT;
-    FILL(f->training, input, f->input);
-    FILL(f->training, output, f->output);
-    FILL(f->training, weight, f->weight);
-    FILL(f->training, bias, f->bias);
-    FILL(f->training, running_mean, f->running_mean);
-    FILL(f->training, running_var, f->running_var);
-    f->training.num_batches_tracked = f->num_batches_tracked;
-    f->training.skipped_batches = f->skipped_batches;
-    f->training.skipped_batches_count = 2 * f->grid.channels;
-    f->training.saved_mean = f->saved_mean.data;
-    f->training.saved_mean_count = f->saved_mean.count;
-    f->training.saved_invstd = f->saved_invstd.data;
-    f->training.saved_invstd_count = f->saved_invstd.count;
-    f->training.saved_mean_rest = f->saved_mean_rest.data;
-    f->training.saved_mean_rest_count = f->saved_mean_rest.count;
-
-    f->inference = (bn_forward_inference_args)BN_FORWARD_INFERENCE_ARGS_INIT;
-    FILL(f->inference, input, f->input);
-    FILL(f->inference, output, f->output);
-    FILL(f->inference, weight, f->weight);
-    FILL(f->inference, bias, f->bias);
-    FILL(f->inference, running_mean, f->running_mean);
-    FILL(f->inference, running_var, f->running_var);
-
-    f->backward = (bn_backward_args)BN_BACKWARD_ARGS_INIT;
-    FILL(f->backward, input, f->input);
-    FILL(f->backward, grad_output, f->grad_output);
-    FILL(f->backward, grad_input, f->grad_input);
-    FILL(f->backward, grad_weight, f->grad_weight);
-    FILL(f->backward, grad_bias, f->grad_bias);
-    FILL(f->backward, weight, f->weight);
-    f->backward.saved_mean = f->saved_mean.data;
-    f->backward.saved_mean_count = f->saved_mean.count;
-    f->backward.saved_invstd = f->saved_invstd.data;
-    f->backward.saved_invstd_count = f->saved_invstd.count;
-    f->backward.saved_mean_rest = f->saved_mean_rest.data;
-    f->backward.saved_mean_rest_count = f->saved_mean_rest.count;
-    FILL(f->backward, running_mean, f->running_mean);
-    FILL(f->backward, running_var, f->running_var);
+    f->training = (bn_forward_training_args){
+        BN_FORWARD_TRAINING_ARGS_DEFAULTS,
+        .input = view_of(f->input),
+        .output = mutable_view_of(f->output),
+        .weight = view_of(f->weight),
+        .bias = view_of(f->bias),
+        .running_mean = mutable_view_of(f->running_mean),
+        .running_var = mutable_view_of(f->running_var),
+        .num_batches_tracked = f->num_batches_tracked,
+        .skipped_batches = { f->skipped_batches, 2 * f->grid.channels },
+        .saved = saved_of(f),
+    };
+    f->inference = (bn_forward_inference_args){
+        BN_FORWARD_INFERENCE_ARGS_DEFAULTS,
+        .input = view_of(f->input),
+        .output = mutable_view_of(f->output),
+        .weight = view_of(f->weight),
+        .bias = view_of(f->bias),
+        .running_mean = view_of(f->running_mean),
+        .running_var = view_of(f->running_var),
+    };
+    f->backward = (bn_backward_args){
+        BN_BACKWARD_ARGS_DEFAULTS,
+        .input = view_of(f->input),
+        .grad_output = view_of(f->grad_output),
+        .grad_input = mutable_view_of(f->grad_input),
+        .grad_weight = mutable_view_of(f->grad_weight),
+        .grad_bias = mutable_view_of(f->grad_bias),
+        .weight = view_of(f->weight),
+        .saved = saved_of(f),
+        .running_mean = view_of(f->running_mean),
+        .running_var = view_of(f->running_var),
+    };
 }
 
 void fixture_add_extras(fixture *f)
@@ -175,27 +183,32 @@ void fixture_add_extras(fixture *f)
 #undef NEXT
 }
 
+bn_activation activation_of(extras e)
+{
+    return (bn_activation){ .kind = e.activation, .slope = e.slope };
+}
+
+bn_positions positions_of(const fixture *f, extras e)
+{
+    bn_positions positions = { .masked = e.masked };
+    if (e.mask) positions.mask = (bn_byte_view){ f->mask, f->positions };
+    if (e.lengths) positions.lengths = (bn_int64_view){ f->lengths, f->original.sizes[0] };
+    return positions;
+}
+
 void fixture_use(fixture *f, extras e)
 {
     fixture_restore_args(f);
-#define USE(args)                                                                                \
-    do {                                                                                         \
-        (args).activation = e.activation;                                                        \
-        (args).negative_slope = e.negative_slope;                                                \
-        (args).masked = e.masked;                                                                \
-        if (e.activation != BN_ACTIVATION_NONE)                                                  \
-            (args).activation_mask = f->bits, (args).activation_mask_count = f->bits_count;      \
-        if (e.mask) (args).mask = f->mask, (args).mask_count = f->positions;                     \
-        if (e.lengths) (args).lengths = f->lengths, (args).lengths_count = f->original.sizes[0]; \
-    } while (0)
-    USE(f->training);
-    USE(f->inference);
-    USE(f->backward);
-#undef USE
+    f->training.activation = f->inference.activation = f->backward.activation = activation_of(e);
+    f->training.positions = f->inference.positions = f->backward.positions = positions_of(f, e);
+    if (e.activation != BN_ACTIVATION_NONE) {
+        const bn_mutable_byte_view mask = { f->bits, f->bits_count };
+        f->training.activation_mask = f->inference.activation_mask = mask;
+        f->backward.activation_mask = (bn_byte_view){ f->bits, f->bits_count };
+    }
     if (e.residual) {
-        FILL(f->training, residual, f->residual);
-        FILL(f->inference, residual, f->residual);
-        FILL(f->backward, grad_residual, f->grad_residual);
+        f->training.residual = f->inference.residual = view_of(f->residual);
+        f->backward.grad_residual = mutable_view_of(f->grad_residual);
     }
 }
 
@@ -367,7 +380,7 @@ const char *extras_text(extras e)
 {
     static char text[160];
     const char *const activations[] = { "", "ReLU", "leaky ReLU" };
-    snprintf(text, sizeof text, "%s by %g%s%s%s%s", activations[e.activation], e.negative_slope,
+    snprintf(text, sizeof text, "%s by %g%s%s%s%s", activations[e.activation], e.slope,
              e.residual ? ", residual" : "", e.mask ? ", mask" : "", e.lengths ? ", lengths" : "",
              e.masked == BN_MASKED_PASS ? ", pass" : "");
     return text;

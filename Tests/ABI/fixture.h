@@ -49,12 +49,19 @@ void fixture_restore_args(fixture *f);
 
 /* What a call may do beyond batch normalization. */
 typedef struct extras {
-    bn_activation activation;
-    double negative_slope;
+    bn_activation_kind activation;
+    double slope; /* leaky ReLU's */
     bool residual;
     bool mask, lengths; /* at most one of them */
     bn_masked masked;
 } extras;
+
+/* The arguments' own words for what a fixture has. */
+bn_view view_of(elements array);
+bn_mutable_view mutable_view_of(elements array);
+bn_saved saved_of(const fixture *f);
+bn_activation activation_of(extras e);
+bn_positions positions_of(const fixture *f, extras e);
 
 /* Makes the buffers that extras need. */
 void fixture_add_extras(fixture *f);
@@ -90,7 +97,7 @@ void run_inference(fixture *f);
 void run_backward(fixture *f);
 
 /* Fails unless the call just made returned `expected`, with a message in which every word of
- * `words` ("weight_count|5|3") occurs. */
+ * `words` ("weight.count|5|3") occurs. */
 void check_refused(bn_status actual, bn_status expected, const char *words);
 
 /* Fails at the first element whose bits are not those expected. */

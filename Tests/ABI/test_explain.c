@@ -57,10 +57,10 @@ static void check_numbers(const bn_problem *problem, bn_operation operation)
           (long long)p.piece_values);
     check(p.run_channels <= channels && p.piece_rows <= rows && p.piece_values <= inner,
           "%s: a piece is larger than the tensor", text);
-    check(p.by_columns ? p.piece_values == inner : p.run_channels == 1 && p.folded_rows == 1,
+    check(p.by_columns ? p.piece_values == inner : p.run_channels == 1 && p.rows_per_line == 1,
           "%s: pieces do not fit how it is walked", text);
-    check(1 <= p.folded_rows && p.folded_rows <= p.piece_rows, "%s: %lld rows folded", text,
-          (long long)p.folded_rows);
+    check(1 <= p.rows_per_line && p.rows_per_line <= p.piece_rows, "%s: %lld rows folded", text,
+          (long long)p.rows_per_line);
     check(p.steps == 1 || (p.steps == 3 && operation != BN_OPERATION_FORWARD_INFERENCE),
           "%s: %d steps", text, p.steps);
     check((p.workspace_bytes > 0) == (p.steps == 3), "%s: %d steps, %lld bytes of workspace", text,

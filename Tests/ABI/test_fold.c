@@ -87,15 +87,17 @@ static void set_args(folding *f)
 {
     const bn_fold_args fresh = BN_FOLD_ARGS_INIT;
     f->args = fresh;
-    f->args.running_mean = f->mean.data, f->args.running_mean_count = f->mean.count;
-    f->args.running_var = f->var.data, f->args.running_var_count = f->var.count;
-    f->args.weight = f->weight.data, f->args.weight_count = f->weight.count;
-    f->args.bias = f->bias.data, f->args.bias_count = f->bias.count;
-    f->args.conv_weight = f->conv_weight.data, f->args.conv_weight_count = f->conv_weight.count;
-    f->args.conv_bias = f->conv_bias.data, f->args.conv_bias_count = f->conv_bias.count;
-    f->args.folded_weight = f->folded_weight.data;
-    f->args.folded_weight_count = f->folded_weight.count;
-    f->args.folded_bias = f->folded_bias.data, f->args.folded_bias_count = f->folded_bias.count;
+    f->args.running_mean.data = f->mean.data, f->args.running_mean.count = f->mean.count;
+    f->args.running_var.data = f->var.data, f->args.running_var.count = f->var.count;
+    f->args.weight.data = f->weight.data, f->args.weight.count = f->weight.count;
+    f->args.bias.data = f->bias.data, f->args.bias.count = f->bias.count;
+    f->args.conv_weight.data = f->conv_weight.data,
+    f->args.conv_weight.count = f->conv_weight.count;
+    f->args.conv_bias.data = f->conv_bias.data, f->args.conv_bias.count = f->conv_bias.count;
+    f->args.folded_weight.data = f->folded_weight.data;
+    f->args.folded_weight.count = f->folded_weight.count;
+    f->args.folded_bias.data = f->folded_bias.data,
+    f->args.folded_bias.count = f->folded_bias.count;
 }
 
 static folding folding_of(const layer_case *c, bn_dtype dtype)
@@ -165,8 +167,8 @@ static void a_folded_layer_does_both(void **state)
                            bias = guarded_copy(f.folded_bias);
             const elements source = guarded_copy(f.conv_weight),
                            source_bias = guarded_copy(f.conv_bias);
-            f.args.folded_weight = f.conv_weight.data;
-            f.args.folded_bias = f.conv_bias.data;
+            f.args.folded_weight.data = f.conv_weight.data;
+            f.args.folded_bias.data = f.conv_bias.data;
             check(bn_fold(&f.shape, &f.args) == BN_STATUS_OK, "%s", bn_last_error_message());
             check(elements_first_difference(f.conv_weight, weight) < 0 &&
                       elements_first_difference(f.conv_bias, bias) < 0,
@@ -186,7 +188,8 @@ static void a_folded_layer_does_both(void **state)
             elements_fill_junk(f.folded_weight);
             elements_fill_junk(f.folded_bias);
             set_args(&f);
-            f.args.running_mean = f.args.running_var = f.args.weight = f.args.bias = NULL;
+            f.args.running_mean.data = f.args.running_var.data = f.args.weight.data =
+                f.args.bias.data = NULL;
             f.args.epsilon = -1;
             check_ok(bn_layer_fold(layer, &f.shape, &f.args), c->name);
             check(elements_first_difference(f.folded_weight, weight) < 0 &&
@@ -208,8 +211,8 @@ static void an_affine_pair(void **state)
         f.shape = affine;
         elements_fill_constant(f.conv_weight, 1);
         elements_fill_constant(f.conv_bias, 0);
-        f.args.conv_weight = f.args.conv_bias = NULL;
-        f.args.conv_weight_count = f.args.conv_bias_count = 0;
+        f.args.conv_weight.data = f.args.conv_bias.data = NULL;
+        f.args.conv_weight.count = f.args.conv_bias.count = 0;
         check(bn_fold(&f.shape, &f.args) == BN_STATUS_OK, "%s", bn_last_error_message());
         check_does_both(&c, &f, "affine");
 
@@ -217,17 +220,17 @@ static void an_affine_pair(void **state)
         const elements scale = guarded_copy(f.folded_weight);
         elements_fill_junk(f.folded_weight);
         const elements junk = guarded_copy(f.folded_weight);
-        f.args.folded_weight = NULL, f.args.folded_weight_count = 0;
+        f.args.folded_weight.data = NULL, f.args.folded_weight.count = 0;
         check(bn_fold(&f.shape, &f.args) == BN_STATUS_OK, "%s", bn_last_error_message());
         check(elements_first_difference(f.folded_weight, junk) < 0, "the weight was written");
         set_args(&f);
-        f.args.folded_bias = NULL, f.args.folded_bias_count = 0;
+        f.args.folded_bias.data = NULL, f.args.folded_bias.count = 0;
         check(bn_fold(&f.shape, &f.args) == BN_STATUS_OK, "%s", bn_last_error_message());
         check(elements_first_difference(f.folded_weight, scale) < 0, "the weight is another one");
         elements_fill_constant(f.weight, 1);
         elements_fill_constant(f.bias, 0);
         set_args(&f);
-        f.args.weight = f.args.bias = NULL, f.args.weight_count = f.args.bias_count = 0;
+        f.args.weight.data = f.args.bias.data = NULL, f.args.weight.count = f.args.bias.count = 0;
         check(bn_fold(&f.shape, &f.args) == BN_STATUS_OK, "%s", bn_last_error_message());
         check_does_both(&c, &f, "without weight and bias");
 
@@ -251,12 +254,12 @@ static void what_rounding_costs(void **state)
     const bn_weight_shape shape = BN_WEIGHT_OUTPUT_FIRST(BN_DTYPE_FLOAT32, 1, 1);
     bn_fold_args args = BN_FOLD_ARGS_INIT;
     args.epsilon = 0;
-    args.running_mean = &mean, args.running_mean_count = 1;
-    args.running_var = &var, args.running_var_count = 1;
-    args.bias = &bias, args.bias_count = 1;
-    args.conv_weight = &conv, args.conv_weight_count = 1;
-    args.folded_weight = &weight, args.folded_weight_count = 1;
-    args.folded_bias = &shift, args.folded_bias_count = 1;
+    args.running_mean.data = &mean, args.running_mean.count = 1;
+    args.running_var.data = &var, args.running_var.count = 1;
+    args.bias.data = &bias, args.bias.count = 1;
+    args.conv_weight.data = &conv, args.conv_weight.count = 1;
+    args.folded_weight.data = &weight, args.folded_weight.count = 1;
+    args.folded_bias.data = &shift, args.folded_bias.count = 1;
     check(bn_fold(&shape, &args) == BN_STATUS_OK, "%s", bn_last_error_message());
     const double scale = 1 / sqrt(2.0), exact_weight = 3 * scale, exact_shift = -1e6 * scale + 0.5;
     check(weight == (float)exact_weight && shift == (float)exact_shift, "%.9g and %.9g", weight,
@@ -339,11 +342,11 @@ static void a_weight_without_values_is_folded_at_once(void **state)
         float bias[2] = { 10, 20 }, nothing = -1;
         bn_fold_args args = BN_FOLD_ARGS_INIT;
         args.epsilon = 0;
-        args.running_mean = mean, args.running_mean_count = channels;
-        args.running_var = var, args.running_var_count = channels;
-        args.conv_weight = &value, args.folded_weight = &nothing;
-        args.conv_bias = args.folded_bias = bias;
-        args.conv_bias_count = args.folded_bias_count = channels;
+        args.running_mean.data = mean, args.running_mean.count = channels;
+        args.running_var.data = var, args.running_var.count = channels;
+        args.conv_weight.data = &value, args.folded_weight.data = &nothing;
+        args.conv_bias.data = args.folded_bias.data = bias;
+        args.conv_bias.count = args.folded_bias.count = channels;
         check_ok(bn_fold(&shapes[i], &args), "bn_fold");
         check(bias[0] == 4.5f && (channels == 1 || bias[1] == 6), "the bias is %g, %g", bias[0],
               bias[1]);
@@ -390,43 +393,44 @@ static void bad_arguments(void **state)
     f->shape.groups = INT64_MAX, f->shape.inner = 0;
     refuses(&s, BN_STATUS_SIZE_OVERFLOW, "sizes (9223372036854775807, 2, 3, 0)|63 bits");
 
-    a->running_mean = NULL, a->running_mean_count = 0;
+    a->running_mean.data = NULL, a->running_mean.count = 0;
     refuses(&s, BN_STATUS_NULL_POINTER, "running_mean");
-    a->running_var = NULL;
+    a->running_var.data = NULL;
     refuses(&s, BN_STATUS_NULL_POINTER, "running_var");
-    a->weight = NULL;
+    a->weight.data = NULL;
     refuses(&s, BN_STATUS_NULL_POINTER, "weight");
-    a->conv_weight = NULL, a->conv_weight_count = 0; /* there is more than one value a channel */
+    a->conv_weight.data = NULL,
+    a->conv_weight.count = 0; /* there is more than one value a channel */
     refuses(&s, BN_STATUS_NULL_POINTER, "conv_weight");
-    a->folded_weight = NULL;
+    a->folded_weight.data = NULL;
     refuses(&s, BN_STATUS_NULL_POINTER, "folded_weight");
-    a->folded_bias = NULL;
+    a->folded_bias.data = NULL;
     refuses(&s, BN_STATUS_NULL_POINTER, "folded_bias");
-    a->running_mean_count = 5;
-    refuses(&s, BN_STATUS_COUNT_MISMATCH, "running_mean_count is 5|6");
-    a->running_var_count = 7;
-    refuses(&s, BN_STATUS_COUNT_MISMATCH, "running_var_count is 7|6");
-    a->weight_count = 0;
-    refuses(&s, BN_STATUS_COUNT_MISMATCH, "weight_count is 0|6");
-    a->bias_count = 5;
-    refuses(&s, BN_STATUS_COUNT_MISMATCH, "bias_count is 5|6");
-    a->conv_weight_count = 37;
-    refuses(&s, BN_STATUS_COUNT_MISMATCH, "conv_weight_count is 37|36|groups*outer*channels*inner");
-    a->conv_bias_count = 3;
-    refuses(&s, BN_STATUS_COUNT_MISMATCH, "conv_bias_count is 3|6|groups*channels");
-    a->folded_weight_count = -1;
-    refuses(&s, BN_STATUS_NEGATIVE_SIZE, "folded_weight_count is -1");
-    a->folded_bias_count = 3;
-    refuses(&s, BN_STATUS_COUNT_MISMATCH, "folded_bias_count is 3|6");
+    a->running_mean.count = 5;
+    refuses(&s, BN_STATUS_COUNT_MISMATCH, "running_mean.count is 5|6");
+    a->running_var.count = 7;
+    refuses(&s, BN_STATUS_COUNT_MISMATCH, "running_var.count is 7|6");
+    a->weight.count = 0;
+    refuses(&s, BN_STATUS_COUNT_MISMATCH, "weight.count is 0|6");
+    a->bias.count = 5;
+    refuses(&s, BN_STATUS_COUNT_MISMATCH, "bias.count is 5|6");
+    a->conv_weight.count = 37;
+    refuses(&s, BN_STATUS_COUNT_MISMATCH, "conv_weight.count is 37|36|groups*outer*channels*inner");
+    a->conv_bias.count = 3;
+    refuses(&s, BN_STATUS_COUNT_MISMATCH, "conv_bias.count is 3|6|groups*channels");
+    a->folded_weight.count = -1;
+    refuses(&s, BN_STATUS_NEGATIVE_SIZE, "folded_weight.count is -1");
+    a->folded_bias.count = 3;
+    refuses(&s, BN_STATUS_COUNT_MISMATCH, "folded_bias.count is 3|6");
 
-    a->conv_weight = (const char *)a->conv_weight + 1;
+    a->conv_weight.data = (const char *)a->conv_weight.data + 1;
     refuses(&s, BN_STATUS_MISALIGNED, "conv_weight|4");
-    a->folded_weight = (float *)a->folded_weight + 1;
-    a->conv_weight = f->folded_weight.data;
+    a->folded_weight.data = (float *)a->folded_weight.data + 1;
+    a->conv_weight.data = f->folded_weight.data;
     refuses(&s, BN_STATUS_OVERLAP, "folded_weight overlaps conv_weight partly");
-    a->folded_bias = f->mean.data;
+    a->folded_bias.data = f->mean.data;
     refuses(&s, BN_STATUS_OVERLAP, "folded_bias overlaps running_mean");
-    a->folded_bias = f->conv_weight.data;
+    a->folded_bias.data = f->conv_weight.data;
     refuses(&s, BN_STATUS_OVERLAP, "folded_bias overlaps conv_weight");
     a->epsilon = -1e-9;
     refuses(&s, BN_STATUS_EPSILON, "epsilon is -1e-09|at least 0");

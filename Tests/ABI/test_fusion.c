@@ -20,20 +20,20 @@ static const struct {
 };
 
 static const extras kinds[] = {
-    { .activation = BN_ACTIVATION_RELU, .negative_slope = 5 }, /* which a ReLU ignores */
-    { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 0.01 },
-    { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 2, .residual = true },
+    { .activation = BN_ACTIVATION_RELU },
+    { .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 0.01 },
+    { .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 2, .residual = true },
     { .activation = BN_ACTIVATION_RELU, .residual = true },
-    { .activation = BN_ACTIVATION_NONE, .negative_slope = -1, .residual = true },
-    { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 0, .residual = true },
-    { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 1, .residual = true },
+    { .activation = BN_ACTIVATION_NONE, .residual = true },
+    { .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 0, .residual = true },
+    { .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 1, .residual = true },
 };
 
 /* What values that do not pass are multiplied with, in the tensor's type. */
 static double slope_of(const fixture *f, extras e)
 {
     if (e.activation != BN_ACTIVATION_LEAKY_RELU) return e.activation == BN_ACTIVATION_RELU ? 0 : 1;
-    return f->input.is_double ? e.negative_slope : (double)(float)e.negative_slope;
+    return f->input.is_double ? e.slope : (double)(float)e.slope;
 }
 
 /* Product and sum in the tensor's type: double holds those of two floats closely enough to be rounded once
@@ -116,7 +116,7 @@ static void backward_is_composed(fixture *f, extras e, bn_statistics statistics)
     const elements gated = composed_gate(f, e, f->output);
     fixture_restore_args(f);
     f->backward.statistics = statistics;
-    f->backward.grad_output = gated.data;
+    f->backward.grad_output.data = gated.data;
     run_backward(f);
     const elements input = guarded_copy(f->grad_input), weight = guarded_copy(f->grad_weight),
                    bias = guarded_copy(f->grad_bias);
@@ -124,10 +124,10 @@ static void backward_is_composed(fixture *f, extras e, bn_statistics statistics)
         fixture_use(f, e);
         f->backward.statistics = statistics;
         if (by_output) {
-            f->backward.activation_mask = NULL;
-            f->backward.activation_mask_count = 0;
-            f->backward.output = f->output.data;
-            f->backward.output_count = f->output.count;
+            f->backward.activation_mask.data = NULL;
+            f->backward.activation_mask.count = 0;
+            f->backward.output.data = f->output.data;
+            f->backward.output.count = f->output.count;
         }
         elements_fill_junk(f->grad_input);
         elements_fill_junk(f->grad_weight);
@@ -266,7 +266,7 @@ static void forward_in_place(fixture *f, extras e, elements place, bool is_train
     memcpy(bits, f->bits, (size_t)f->bits_count);
 
     fixture_recall(f);
-    f->training.output = f->inference.output = place.data;
+    f->training.output.data = f->inference.output.data = place.data;
     is_training ? run_training(f) : run_inference(f);
     check_bits(f, extras_text(e), place, expected);
     if (e.activation != BN_ACTIVATION_NONE)
@@ -291,8 +291,8 @@ static void backward_in_place(fixture *f, extras e, bn_statistics statistics)
         if (way == 2) to_residual = f->grad_output;
         if (way == 3) to_input = f->input, to_residual = f->grad_output;
         fixture_recall(f);
-        f->backward.grad_input = to_input.data;
-        if (e.residual) f->backward.grad_residual = to_residual.data;
+        f->backward.grad_input.data = to_input.data;
+        if (e.residual) f->backward.grad_residual.data = to_residual.data;
         run_backward(f);
         check_bits(f, "grad_input in place", to_input, input);
         check_bits(f, "grad_weight", f->grad_weight, weight);
@@ -341,7 +341,7 @@ static void any_gradients(void **state)
         const elements got[] = { f.grad_input, f.grad_weight, f.grad_bias, f.grad_residual };
         for (unsigned wanted = 0; wanted < 16; wanted++) {
             fixture_use(&f, kinds[3]);
-#define SKIP(member) ((f.backward.member = NULL), (f.backward.member##_count = 0))
+#define SKIP(member) (f.backward.member = (bn_mutable_view)BN_ABSENT)
             if (!(wanted & 1)) SKIP(grad_input);
             if (!(wanted & 2)) SKIP(grad_weight);
             if (!(wanted & 4)) SKIP(grad_bias);
@@ -370,7 +370,7 @@ static void empty_batches_and_absent_masks(void **state)
     run_inference(&f);
     /* No bytes may be NULL, as those of every other buffer of an empty batch. */
     for (int absent = 0; absent < 2; absent++) {
-        if (absent) f.backward.activation_mask = NULL;
+        if (absent) f.backward.activation_mask.data = NULL;
         elements_fill_junk(f.grad_weight);
         elements_fill_junk(f.grad_bias);
         run_backward(&f);
@@ -386,8 +386,8 @@ static void empty_batches_and_absent_masks(void **state)
     run_training(&g);
     const elements expected = guarded_copy(g.output);
     fixture_recall(&g);
-    g.training.activation_mask = NULL;
-    g.training.activation_mask_count = 0;
+    g.training.activation_mask.data = NULL;
+    g.training.activation_mask.count = 0;
     run_training(&g);
     check_bits(&g, "without activation_mask", g.output, expected);
 }
@@ -425,33 +425,40 @@ static void bad_fusion_is_refused(void **state)
         f.training change, refuses(&f, TRAINING, status, words);   \
         f.inference change, refuses(&f, INFERENCE, status, words); \
     } while (0)
-    IN_ALL(.activation = 3, BN_STATUS_INVALID_OPTION, "activation is 3|leaky ReLU");
-    IN_ALL(.activation = -1, BN_STATUS_INVALID_OPTION, "activation is -1");
-    IN_ALL(.negative_slope = -0.01, BN_STATUS_NEGATIVE_SLOPE, "negative_slope is -0.01");
-    IN_ALL(.negative_slope = NAN, BN_STATUS_NEGATIVE_SLOPE, "negative_slope is nan");
-    IN_ALL(.negative_slope = INFINITY, BN_STATUS_NEGATIVE_SLOPE, "negative_slope is inf");
-    IN_ALL(.negative_slope = 1e39, BN_STATUS_NEGATIVE_SLOPE, "negative_slope is 1e+39|range");
-    IN_ALL(.activation_mask_count = 14, BN_STATUS_COUNT_MISMATCH, "activation_mask_count|14|15");
-    IN_ALL(.activation_mask_count = 16, BN_STATUS_COUNT_MISMATCH, "activation_mask_count|16|15");
-    IN_ALL(.activation_mask_count = -1, BN_STATUS_NEGATIVE_SIZE, "activation_mask_count|-1");
-    IN_FORWARDS(.residual_count = 119, BN_STATUS_COUNT_MISMATCH, "residual_count|119|120");
-    IN_FORWARDS(.residual = NULL, BN_STATUS_NULL_POINTER, "residual");
-    IN_FORWARDS(.residual = (char *)f.residual.data + 1, BN_STATUS_MISALIGNED, "residual");
-    IN_FORWARDS(.residual = (char *)f.output.data + 4, BN_STATUS_OVERLAP, "output|residual");
-    IN_FORWARDS(.activation_mask = f.output.data, BN_STATUS_OVERLAP, "output|activation_mask");
-    IN_FORWARDS(.activation_mask = f.weight.data, BN_STATUS_OVERLAP, "activation_mask|weight");
+    IN_ALL(.activation.kind = 3, BN_STATUS_INVALID_OPTION, "activation is 3|leaky ReLU");
+    IN_ALL(.activation.kind = -1, BN_STATUS_INVALID_OPTION, "activation is -1");
+    IN_ALL(.activation.slope = -0.01, BN_STATUS_NEGATIVE_SLOPE, "activation.slope is -0.01");
+    IN_ALL(.activation.slope = NAN, BN_STATUS_NEGATIVE_SLOPE, "activation.slope is nan");
+    IN_ALL(.activation.slope = INFINITY, BN_STATUS_NEGATIVE_SLOPE, "activation.slope is inf");
+    IN_ALL(.activation.slope = 1e39, BN_STATUS_NEGATIVE_SLOPE, "activation.slope is 1e+39|range");
+    IN_ALL(.activation.limit = 6, BN_STATUS_INVALID_OPTION, "activation.limit is 6|expected 0");
+    IN_ALL(.activation.reserved = 1, BN_STATUS_INVALID_OPTION, "reserved is 1");
+    IN_ALL(.activation.kind = BN_ACTIVATION_RELU, BN_STATUS_INVALID_OPTION,
+           "activation.slope is 2.0|expected 0");
+    IN_ALL(.activation.kind = BN_ACTIVATION_NONE, BN_STATUS_INVALID_OPTION,
+           "activation.slope is 2.0|expected 0");
+    IN_ALL(.positions.reserved = -1, BN_STATUS_INVALID_OPTION, "reserved is -1");
+    IN_ALL(.activation_mask.count = 14, BN_STATUS_COUNT_MISMATCH, "activation_mask.count|14|15");
+    IN_ALL(.activation_mask.count = 16, BN_STATUS_COUNT_MISMATCH, "activation_mask.count|16|15");
+    IN_ALL(.activation_mask.count = -1, BN_STATUS_NEGATIVE_SIZE, "activation_mask.count|-1");
+    IN_FORWARDS(.residual.count = 119, BN_STATUS_COUNT_MISMATCH, "residual.count|119|120");
+    IN_FORWARDS(.residual.data = NULL, BN_STATUS_NULL_POINTER, "residual");
+    IN_FORWARDS(.residual.data = (char *)f.residual.data + 1, BN_STATUS_MISALIGNED, "residual");
+    IN_FORWARDS(.residual.data = (char *)f.output.data + 4, BN_STATUS_OVERLAP, "output|residual");
+    IN_FORWARDS(.activation_mask.data = f.output.data, BN_STATUS_OVERLAP, "output|activation_mask");
+    IN_FORWARDS(.activation_mask.data = f.weight.data, BN_STATUS_OVERLAP, "activation_mask|weight");
 
-    f.backward.grad_residual_count = 121;
-    refuses(&f, BACKWARD, BN_STATUS_COUNT_MISMATCH, "grad_residual_count|121|120");
-    f.backward.grad_residual = f.grad_input.data;
+    f.backward.grad_residual.count = 121;
+    refuses(&f, BACKWARD, BN_STATUS_COUNT_MISMATCH, "grad_residual.count|121|120");
+    f.backward.grad_residual.data = f.grad_input.data;
     refuses(&f, BACKWARD, BN_STATUS_OVERLAP, "grad_residual|grad_input");
-    f.backward.grad_residual = f.input.data;
+    f.backward.grad_residual.data = f.input.data;
     refuses(&f, BACKWARD, BN_STATUS_OVERLAP, "grad_residual|input");
-    f.backward.activation_mask = NULL, f.backward.activation_mask_count = 0;
+    f.backward.activation_mask.data = NULL, f.backward.activation_mask.count = 0;
     refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "activation_mask");
-    f.backward.output = f.output.data, f.backward.output_count = 7;
-    refuses(&f, BACKWARD, BN_STATUS_COUNT_MISMATCH, "output_count|7|120");
-    f.backward.output = f.grad_input.data, f.backward.output_count = 120;
+    f.backward.output.data = f.output.data, f.backward.output.count = 7;
+    refuses(&f, BACKWARD, BN_STATUS_COUNT_MISMATCH, "output.count|7|120");
+    f.backward.output.data = f.grad_input.data, f.backward.output.count = 120;
     refuses(&f, BACKWARD, BN_STATUS_OVERLAP, "grad_input|output");
     f.training.reserved_end = 1;
     refuses(&f, TRAINING, BN_STATUS_INVALID_OPTION, "reserved|1");
@@ -463,7 +470,7 @@ static void large_slopes_in_float64(void **state)
     (void)state;
     fixture f = fixture_with_extras(
         (bn_problem)BN_PROBLEM_2D(BN_DTYPE_FLOAT64, BN_LAYOUT_NCHW, 2, 3, 4, 5), PLACE_START);
-    const extras e = { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 1e39 };
+    const extras e = { .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 1e39 };
     elements_set(f.weight, 1, 0);
     elements_set(f.bias, 1, 0);
     fixture_remember(&f);

@@ -310,77 +310,103 @@ static void done(const scene *s, const char *call, bn_status status)
           bn_last_error_message());
 }
 
-#define FILL(args, member, array, size) ((args).member = (array), (args).member##_count = (size))
+/* The nouns that the argument structs have in common. */
+static bn_activation activation(const scene *s)
+{
+    return s->variant->activation == 2 ? (bn_activation)BN_LEAKY_RELU(0.0625)
+                                       : (bn_activation){ .kind = s->variant->activation };
+}
 
-/* What all argument structs have in common. */
-#define FILL_COMMON(args, s)                                                             \
-    do {                                                                                 \
-        const variant *v = (s)->variant;                                                 \
-        (args).activation = v->activation;                                               \
-        (args).negative_slope = 0.0625;                                                  \
-        (args).masked = v->pass ? BN_MASKED_PASS : BN_MASKED_ZERO;                       \
-        FILL(args, input, (s)->input, (s)->count);                                       \
-        if (!v->bare) FILL(args, weight, (s)->weight, (s)->channels);                    \
-        if (v->mask) FILL(args, mask, (s)->mask, (s)->positions);                        \
-        if (v->lengths) FILL(args, lengths, (s)->lengths, (s)->problem.sizes[0]);        \
-        if (v->activation) FILL(args, activation_mask, (s)->activation_mask, (s)->bits); \
-    } while (0)
+static bn_positions positions(const scene *s)
+{
+    bn_positions p = { .masked = s->variant->pass ? BN_MASKED_PASS : BN_MASKED_ZERO };
+    if (s->variant->mask) p.mask = (bn_byte_view){ s->mask, s->positions };
+    if (s->variant->lengths) p.lengths = (bn_int64_view){ s->lengths, s->problem.sizes[0] };
+    return p;
+}
+
+static bn_saved saved(const scene *s)
+{
+    return (bn_saved){ { s->saved_mean, s->channels },
+                       { s->saved_invstd, s->channels },
+                       { s->saved_rest, s->channels } };
+}
+
+static bn_view parameter(const scene *s, const void *values)
+{
+    return s->variant->bare ? (bn_view)BN_ABSENT : (bn_view){ values, s->channels };
+}
 
 static bn_forward_training_args training_args(scene *s)
 {
-    bn_forward_training_args args = BN_FORWARD_TRAINING_ARGS_INIT;
-    FILL_COMMON(args, s);
-    FILL(args, output, s->output, s->count);
-    if (!s->variant->bare) FILL(args, bias, s->bias, s->channels);
-    if (s->variant->residual) FILL(args, residual, s->residual, s->count);
     const size_t vector = (size_t)s->channels * element_size(s->parameter);
     memcpy(s->mean, s->running_mean, vector);
     memcpy(s->var, s->running_var, vector);
     s->batches = 3;
     memset(s->skipped, 0, 2 * (size_t)s->channels * sizeof(int64_t));
-    args.averaging = s->variant->cumulative ? BN_AVERAGING_CUMULATIVE : BN_AVERAGING_EXPONENTIAL;
-    args.one_value = BN_ONE_VALUE_ALLOW;
-    FILL(args, running_mean, s->mean, s->channels);
-    FILL(args, running_var, s->var, s->channels);
-    args.num_batches_tracked = &s->batches;
-    FILL(args, skipped_batches, s->skipped, 2 * s->channels);
-    FILL(args, saved_mean, s->saved_mean, s->channels);
-    FILL(args, saved_mean_rest, s->saved_rest, s->channels);
-    FILL(args, saved_invstd, s->saved_invstd, s->channels);
+    bn_forward_training_args args = {
+        BN_FORWARD_TRAINING_ARGS_DEFAULTS,
+        .averaging = s->variant->cumulative ? BN_AVERAGING_CUMULATIVE : BN_AVERAGING_EXPONENTIAL,
+        .one_value = BN_ONE_VALUE_ALLOW,
+        .input = { s->input, s->count },
+        .output = { s->output, s->count },
+        .weight = parameter(s, s->weight),
+        .bias = parameter(s, s->bias),
+        .running_mean = { s->mean, s->channels },
+        .running_var = { s->var, s->channels },
+        .num_batches_tracked = &s->batches,
+        .skipped_batches = { s->skipped, 2 * s->channels },
+        .saved = saved(s),
+        .activation = activation(s),
+        .positions = positions(s),
+    };
+    if (s->variant->residual) args.residual = (bn_view){ s->residual, s->count };
+    if (s->variant->activation)
+        args.activation_mask = (bn_mutable_byte_view){ s->activation_mask, s->bits };
     return args;
 }
 
 static bn_forward_inference_args inference_args(scene *s)
 {
-    bn_forward_inference_args args = BN_FORWARD_INFERENCE_ARGS_INIT;
-    FILL_COMMON(args, s);
-    FILL(args, output, s->output, s->count);
-    if (!s->variant->bare) FILL(args, bias, s->bias, s->channels);
-    if (s->variant->residual) FILL(args, residual, s->residual, s->count);
-    FILL(args, running_mean, s->running_mean, s->channels);
-    FILL(args, running_var, s->running_var, s->channels);
+    bn_forward_inference_args args = {
+        BN_FORWARD_INFERENCE_ARGS_DEFAULTS,
+        .input = { s->input, s->count },
+        .output = { s->output, s->count },
+        .weight = parameter(s, s->weight),
+        .bias = parameter(s, s->bias),
+        .running_mean = { s->running_mean, s->channels },
+        .running_var = { s->running_var, s->channels },
+        .activation = activation(s),
+        .positions = positions(s),
+    };
+    if (s->variant->residual) args.residual = (bn_view){ s->residual, s->count };
+    if (s->variant->activation)
+        args.activation_mask = (bn_mutable_byte_view){ s->activation_mask, s->bits };
     return args;
 }
 
 static bn_backward_args backward_args(scene *s, bn_statistics statistics)
 {
-    bn_backward_args args = BN_BACKWARD_ARGS_INIT;
-    FILL_COMMON(args, s);
-    if (s->variant->by_output) {
-        FILL(args, activation_mask, NULL, 0);
-        FILL(args, output, s->output, s->count);
-    }
-    args.statistics = statistics;
-    FILL(args, grad_output, s->grad_output, s->count);
-    FILL(args, grad_input, s->grad_input, s->count);
-    FILL(args, grad_weight, s->grad_weight, s->channels);
-    FILL(args, grad_bias, s->grad_bias, s->channels);
-    if (s->variant->residual) FILL(args, grad_residual, s->grad_residual, s->count);
-    FILL(args, saved_mean, s->saved_mean, s->channels);
-    FILL(args, saved_mean_rest, s->saved_rest, s->channels);
-    FILL(args, saved_invstd, s->saved_invstd, s->channels);
-    FILL(args, running_mean, s->running_mean, s->channels);
-    FILL(args, running_var, s->running_var, s->channels);
+    bn_backward_args args = {
+        BN_BACKWARD_ARGS_DEFAULTS,
+        .statistics = statistics,
+        .input = { s->input, s->count },
+        .grad_output = { s->grad_output, s->count },
+        .grad_input = { s->grad_input, s->count },
+        .grad_weight = { s->grad_weight, s->channels },
+        .grad_bias = { s->grad_bias, s->channels },
+        .weight = parameter(s, s->weight),
+        .saved = saved(s),
+        .running_mean = { s->running_mean, s->channels },
+        .running_var = { s->running_var, s->channels },
+        .activation = activation(s),
+        .positions = positions(s),
+    };
+    if (s->variant->by_output)
+        args.output = (bn_view){ s->output, s->count };
+    else if (s->variant->activation)
+        args.activation_mask = (bn_byte_view){ s->activation_mask, s->bits };
+    if (s->variant->residual) args.grad_residual = (bn_mutable_view){ s->grad_residual, s->count };
     return args;
 }
 
@@ -426,9 +452,8 @@ static uint64_t backward(scene *s)
 static uint64_t renormalize(scene *s)
 {
     const bn_forward_inference_args args = inference_args(s);
-    done(s, "forward by saved statistics",
-         bn_normalize_saved(&s->problem, s->saved_mean, s->channels, s->saved_rest, s->channels,
-                            s->saved_invstd, s->channels, &args));
+    const bn_saved statistics = saved(s);
+    done(s, "forward by saved statistics", bn_normalize_saved(&s->problem, &statistics, &args));
     return forward_digest(s);
 }
 
@@ -438,18 +463,15 @@ static uint64_t split(scene *s)
     bn_moments moments = BN_MOMENTS_INIT;
     moments.channels = s->channels;
     moments.mean = s->first, moments.mean_rest = s->second, moments.m2 = s->third;
-    const variant *v = s->variant;
-    done(s, "moments",
-         bn_moments_compute(&s->problem, s->input, s->count, v->mask ? s->mask : NULL,
-                            v->mask ? s->positions : 0, v->lengths ? s->lengths : NULL,
-                            v->lengths ? s->problem.sizes[0] : 0, &moments));
+    const bn_positions taking_part = positions(s);
+    done(s, "moments", bn_moments_compute(&s->problem, s->input, s->count, &taking_part, &moments));
     uint64_t d = float64_digest(s, float64_digest(s, START, s->first), s->second);
     d = mix(float64_digest(s, d, s->third), (uint64_t)moments.count);
     bn_forward_training_args forward = training_args(s);
     done(s, "normalize", bn_normalize(&s->problem, &moments, &forward));
     d = mix(d, training_digest(s));
 
-    bn_grad_sums sums = BN_GRAD_SUMS_INIT;
+    bn_gradient_sums sums = BN_GRADIENT_SUMS_INIT;
     sums.channels = s->channels;
     sums.sum_dy = s->first, sums.sum_dy_xmu = s->second;
     const bn_backward_args args = backward_args(s, BN_STATISTICS_BATCH);

@@ -60,8 +60,8 @@ static void gradients_are_slopes(bool frozen)
             fixture f = fixture_make(problem_of(BN_DTYPE_FLOAT64, layout, rank, sizes[rank - 2]),
                                      PLACE_END);
             /* The running statistics must not move from one loss to the next. */
-            f.training.running_mean = f.training.running_var = NULL;
-            f.training.running_mean_count = f.training.running_var_count = 0;
+            f.training.running_mean.data = f.training.running_var.data = NULL;
+            f.training.running_mean.count = f.training.running_var.count = 0;
             f.training.epsilon = f.inference.epsilon = f.backward.epsilon = 1e-3;
             run_training(&f);
             f.backward.statistics = frozen ? BN_STATISTICS_RUNNING : BN_STATISTICS_BATCH;

@@ -23,10 +23,10 @@ static const struct {
 };
 
 static const extras kinds[] = {
-    { .negative_slope = 0.01 },
+    { .activation = BN_ACTIVATION_NONE },
     { .activation = BN_ACTIVATION_RELU, .residual = true, .mask = true },
     { .activation = BN_ACTIVATION_LEAKY_RELU,
-      .negative_slope = 0.25,
+      .slope = 0.25,
       .mask = true,
       .masked = BN_MASKED_PASS },
 };
@@ -78,24 +78,25 @@ static twin twin_make(bn_dtype dtype, bn_layout layout, int rank, const int64_t 
 static bn_forward_training_args half_training(const twin *t)
 {
     bn_forward_training_args args = t->f.training;
-    args.input = t->input, args.output = t->output;
-    if (args.residual) args.residual = t->residual;
+    args.input.data = t->input, args.output.data = t->output;
+    if (args.residual.data) args.residual.data = t->residual;
     return args;
 }
 
 static bn_forward_inference_args half_inference(const twin *t)
 {
     bn_forward_inference_args args = t->f.inference;
-    args.input = t->input, args.output = t->output;
-    if (args.residual) args.residual = t->residual;
+    args.input.data = t->input, args.output.data = t->output;
+    if (args.residual.data) args.residual.data = t->residual;
     return args;
 }
 
 static bn_backward_args half_backward(const twin *t)
 {
     bn_backward_args args = t->f.backward;
-    args.input = t->input, args.grad_output = t->grad_output, args.grad_input = t->grad_input;
-    if (args.grad_residual) args.grad_residual = t->grad_residual;
+    args.input.data = t->input, args.grad_output.data = t->grad_output,
+    args.grad_input.data = t->grad_input;
+    if (args.grad_residual.data) args.grad_residual.data = t->grad_residual;
     return args;
 }
 
@@ -174,7 +175,7 @@ static void inference_is_rounded(twin *t, extras e)
     check_activation_mask(t, e);
     /* In place. */
     bn_forward_inference_args place = args;
-    place.output = t->input;
+    place.output.data = t->input;
     done(t, e, "inference in place", bn_forward_inference(&t->problem, &place));
     check_same(t, e, "output in place", t->input, t->output, (size_t)t->count * 2);
 }
@@ -190,7 +191,7 @@ static void frozen_backward_is_rounded(twin *t, extras e)
     run_inference(&t->f); /* for the activation's mask */
     t->f.backward.statistics = BN_STATISTICS_RUNNING;
     bn_backward_args args = half_backward(t);
-    args.grad_weight = args.grad_bias = NULL, args.grad_weight_count = args.grad_bias_count = 0;
+    args.grad_weight = args.grad_bias = (bn_mutable_view)BN_ABSENT;
     run_backward(&t->f);
     done(t, e, "frozen backward", bn_backward(&t->problem, &args));
     check_rounded(t, e, "grad_input", t->grad_input, t->f.grad_input);
@@ -218,9 +219,9 @@ static bn_moments moments_in(sums_memory *memory, int64_t channels)
     return m;
 }
 
-static bn_grad_sums sums_in(sums_memory *memory, int64_t channels)
+static bn_gradient_sums sums_in(sums_memory *memory, int64_t channels)
 {
-    bn_grad_sums s = BN_GRAD_SUMS_INIT;
+    bn_gradient_sums s = BN_GRADIENT_SUMS_INIT;
     s.channels = channels;
     s.sum_dy = memory->first, s.sum_dy_xmu = memory->second;
     return s;
@@ -231,8 +232,7 @@ static bn_moments moments_of(const twin *t, extras e, const bn_problem *problem,
 {
     bn_moments m = moments_in(memory, t->f.grid.channels);
     done(t, e, "moments",
-         bn_moments_compute(problem, input, t->count, t->f.training.mask, t->f.training.mask_count,
-                            NULL, 0, &m));
+         bn_moments_compute(problem, input, t->count, &t->f.training.positions, &m));
     return m;
 }
 
@@ -269,9 +269,9 @@ static void training_is_rounded(twin *t, extras e)
     done(t, e, "normalize", bn_normalize(&t->problem, &own, &args));
     const elements saved_mean = guarded_copy(t->f.saved_mean);
     const elements saved_invstd = guarded_copy(t->f.saved_invstd);
-    args.output = junk(t->count);
+    args.output.data = junk(t->count);
     done(t, e, "training", bn_forward_training(&t->problem, &args));
-    check_same(t, e, "output", args.output, t->output, (size_t)t->count * 2);
+    check_same(t, e, "output", args.output.data, t->output, (size_t)t->count * 2);
     check_bits(&t->f, "saved_mean", t->f.saved_mean, saved_mean);
     check_bits(&t->f, "saved_invstd", t->f.saved_invstd, saved_invstd);
 }
@@ -289,8 +289,8 @@ static void backward_is_rounded(twin *t, extras e)
     bn_forward_training_args forward = half_training(t);
     done(t, e, "training", bn_forward_training(&t->problem, &forward));
     bn_backward_args args = half_backward(t);
-    bn_grad_sums of_float = sums_in(&memory[0], t->f.grid.channels);
-    bn_grad_sums own = sums_in(&memory[1], t->f.grid.channels);
+    bn_gradient_sums of_float = sums_in(&memory[0], t->f.grid.channels);
+    bn_gradient_sums own = sums_in(&memory[1], t->f.grid.channels);
     done(t, e, "reduce", bn_backward_reduce(&t->f.problem, &t->f.backward, &of_float));
     done(t, e, "reduce", bn_backward_reduce(&t->problem, &args, &own));
     for (int64_t c = 0; c < own.channels; c++) {
@@ -319,9 +319,9 @@ static void backward_is_rounded(twin *t, extras e)
     check_bits(&t->f, "grad_bias", t->f.grad_bias, bias);
 
     done(t, e, "apply", bn_backward_apply(&t->problem, &own, &args));
-    args.grad_input = junk(t->count);
+    args.grad_input.data = junk(t->count);
     done(t, e, "backward", bn_backward(&t->problem, &args));
-    check_same(t, e, "grad_input", args.grad_input, t->grad_input, (size_t)t->count * 2);
+    check_same(t, e, "grad_input", args.grad_input.data, t->grad_input, (size_t)t->count * 2);
 }
 
 static void backward_is_that_of_float32(void **state)
@@ -373,18 +373,19 @@ static void a_layer_does_what_the_functions_do(twin *t, extras e)
     done(t, e, "backward", bn_backward(&t->problem, &back));
 
     bn_layer_forward_args forward = BN_LAYER_FORWARD_ARGS_INIT;
-    forward.input = t->input, forward.input_count = t->count;
-    forward.output = junk(t->count), forward.output_count = t->count;
-    forward.activation = e.activation, forward.negative_slope = e.negative_slope;
-    forward.masked = e.masked;
-    forward.residual = args.residual, forward.residual_count = args.residual_count;
-    forward.mask = args.mask, forward.mask_count = args.mask_count;
+    forward.input.data = t->input, forward.input.count = t->count;
+    forward.output.data = junk(t->count), forward.output.count = t->count;
+    forward.activation.kind = e.activation, forward.activation.slope = e.slope;
+    forward.positions.masked = e.masked;
+    forward.residual.data = args.residual.data, forward.residual.count = args.residual.count;
+    forward.positions.mask.data = args.positions.mask.data,
+    forward.positions.mask.count = args.positions.mask.count;
     const size_t bytes = (size_t)t->count * 2;
     for (bn_pass pass = BN_PASS_NORMAL; pass <= BN_PASS_RECOMPUTE; pass += BN_PASS_RECOMPUTE) {
         forward.pass = pass;
-        memset(forward.output, 0x5B, bytes);
+        memset(forward.output.data, 0x5B, bytes);
         done(t, e, "layer", bn_layer_forward_with(layer, &t->problem, &forward));
-        check_same(t, e, "output of a layer", forward.output, t->output, bytes);
+        check_same(t, e, "output of a layer", forward.output.data, t->output, bytes);
     }
     check_ok(bn_layer_get_running_mean(layer, mean.data, mean.count), "get_running_mean");
     check_ok(bn_layer_get_running_var(layer, var.data, var.count), "get_running_var");
@@ -393,15 +394,15 @@ static void a_layer_does_what_the_functions_do(twin *t, extras e)
 
     bn_layer_backward_args backward = BN_LAYER_BACKWARD_ARGS_INIT;
     const elements weight = guarded_copy(t->f.grad_weight), bias = guarded_copy(t->f.grad_bias);
-    backward.input = t->input, backward.input_count = t->count;
-    backward.grad_output = t->grad_output, backward.grad_output_count = t->count;
-    backward.grad_input = junk(t->count), backward.grad_input_count = t->count;
-    backward.grad_weight = t->f.grad_weight.data, backward.grad_weight_count = weight.count;
-    backward.grad_bias = t->f.grad_bias.data, backward.grad_bias_count = bias.count;
+    backward.input.data = t->input, backward.input.count = t->count;
+    backward.grad_output.data = t->grad_output, backward.grad_output.count = t->count;
+    backward.grad_input.data = junk(t->count), backward.grad_input.count = t->count;
+    backward.grad_weight.data = t->f.grad_weight.data, backward.grad_weight.count = weight.count;
+    backward.grad_bias.data = t->f.grad_bias.data, backward.grad_bias.count = bias.count;
     elements_fill_junk(t->f.grad_weight);
     elements_fill_junk(t->f.grad_bias);
     done(t, e, "layer", bn_layer_backward_with(layer, &t->problem, &backward));
-    check_same(t, e, "grad_input of a layer", backward.grad_input, t->grad_input, bytes);
+    check_same(t, e, "grad_input of a layer", backward.grad_input.data, t->grad_input, bytes);
     check_bits(&t->f, "grad_weight", t->f.grad_weight, weight);
     check_bits(&t->f, "grad_bias", t->f.grad_bias, bias);
 
@@ -416,7 +417,7 @@ static void a_layer_does_what_the_functions_do(twin *t, extras e)
     const bn_forward_inference_args inference = half_inference(t);
     done(t, e, "inference", bn_forward_inference(&t->problem, &inference));
     done(t, e, "layer", bn_layer_forward_with(again, &t->problem, &forward));
-    check_same(t, e, "output of a layer from a state", forward.output, t->output, bytes);
+    check_same(t, e, "output of a layer from a state", forward.output.data, t->output, bytes);
 
     /* Of tensors, float32 is another type; of a layer from a state too. */
     check_refused(bn_layer_forward_with(layer, &t->f.problem, &forward), BN_STATUS_LAYER_MISMATCH,
@@ -520,12 +521,12 @@ static void bad_halves_are_refused(void **state)
         check(fixture_changed(&t.f) == NULL, "%s: changed %s", words, fixture_changed(&t.f));   \
         for (int64_t i = 0; i < t.count; i++) check(t.output[i] == 0x5B5B, "%s: wrote", words); \
     } while (0)
-    REFUSED(args.input = (const char *)t.input + 1, BN_STATUS_MISALIGNED, "input|2");
-    REFUSED(args.output = t.input + 1, BN_STATUS_OVERLAP, "output|input");
-    REFUSED(args.residual = t.output - 1, BN_STATUS_OVERLAP, "output|residual");
-    REFUSED(args.weight = (const char *)t.f.weight.data + 2, BN_STATUS_MISALIGNED, "weight|4");
-    REFUSED(args.residual_count = 60, BN_STATUS_COUNT_MISMATCH, "residual_count|60|120");
-    REFUSED((args.activation = BN_ACTIVATION_LEAKY_RELU, args.negative_slope = 1e39),
+    REFUSED(args.input.data = (const char *)t.input + 1, BN_STATUS_MISALIGNED, "input|2");
+    REFUSED(args.output.data = t.input + 1, BN_STATUS_OVERLAP, "output|input");
+    REFUSED(args.residual.data = t.output - 1, BN_STATUS_OVERLAP, "output|residual");
+    REFUSED(args.weight.data = (const char *)t.f.weight.data + 2, BN_STATUS_MISALIGNED, "weight|4");
+    REFUSED(args.residual.count = 60, BN_STATUS_COUNT_MISMATCH, "residual.count|60|120");
+    REFUSED((args.activation.kind = BN_ACTIVATION_LEAKY_RELU, args.activation.slope = 1e39),
             BN_STATUS_NEGATIVE_SLOPE, "1e+39");
 #undef REFUSED
 }

@@ -201,13 +201,13 @@ static void check_training_steps(fixture *f, bn_layer_options options)
         f->training.epsilon = options.epsilon;
         f->training.momentum = options.momentum;
         if (!options.has_weight) {
-            f->training.weight = f->backward.weight = NULL;
-            f->training.weight_count = f->backward.weight_count = 0;
+            f->training.weight.data = f->backward.weight.data = NULL;
+            f->training.weight.count = f->backward.weight.count = 0;
         }
-        if (!options.has_bias) f->training.bias = NULL, f->training.bias_count = 0;
+        if (!options.has_bias) f->training.bias.data = NULL, f->training.bias.count = 0;
         if (!options.track_running_stats) {
-            f->training.running_mean = f->training.running_var = NULL;
-            f->training.running_mean_count = f->training.running_var_count = 0;
+            f->training.running_mean.data = f->training.running_var.data = NULL;
+            f->training.running_mean.count = f->training.running_var.count = 0;
         }
         run_training(f);
         run_backward(f);

@@ -238,9 +238,9 @@ static void bad_values(void **state)
     refused(&s, bn_layer_set_num_batches_tracked(s.layer, -1), BN_STATUS_BATCH_COUNTER, "-1|0");
     int64_t skipped[10] = { 0, 4, 0, 0, 0, 0, 0, 0, 0, 4 }; /* of 4 batches */
     refused(&s, bn_layer_get_skipped_batches(s.layer, skipped, 5), BN_STATUS_COUNT_MISMATCH,
-            "skipped_batches_count|5|10|2*num_features");
+            "skipped_batches.count|5|10|2*num_features");
     refused(&s, bn_layer_set_skipped_batches(s.layer, skipped, 11), BN_STATUS_COUNT_MISMATCH,
-            "skipped_batches_count|11|10");
+            "skipped_batches.count|11|10");
     skipped[9] = 5;
     refused(&s, bn_layer_set_skipped_batches(s.layer, skipped, 10), BN_STATUS_BATCH_COUNTER,
             "skipped_batches[9] is 5|0 to 4");
@@ -282,9 +282,9 @@ static void bad_forward(void **state)
         p->struct_size = 4;
         refused(&s, layer_forward(s.layer, &s.f), BN_STATUS_STRUCT_SIZE, "problem|4|56");
         p->sizes[0] = 3;
-        refused(&s, layer_forward(s.layer, &s.f), BN_STATUS_COUNT_MISMATCH, "input_count|840|630");
+        refused(&s, layer_forward(s.layer, &s.f), BN_STATUS_COUNT_MISMATCH, "input.count|840|630");
         refused(&s, bn_layer_forward(s.layer, p, s.f.input.data, 840, s.f.output.data, 839),
-                BN_STATUS_COUNT_MISMATCH, "output_count|839|840");
+                BN_STATUS_COUNT_MISMATCH, "output.count|839|840");
         refused(&s,
                 bn_layer_forward(s.layer, p, (char *)s.f.input.data + 2, 840, s.f.output.data, 840),
                 BN_STATUS_MISALIGNED, "input|0x|4");
@@ -375,19 +375,19 @@ static void bad_backward(void **state)
 
     fixture f = s.f;
     f.input.count = 839;
-    refused(&s, layer_backward(s.layer, &f), BN_STATUS_COUNT_MISMATCH, "input_count|839|840");
+    refused(&s, layer_backward(s.layer, &f), BN_STATUS_COUNT_MISMATCH, "input.count|839|840");
     f = s.f;
     f.grad_output.count = 0;
-    refused(&s, layer_backward(s.layer, &f), BN_STATUS_COUNT_MISMATCH, "grad_output_count|0|840");
+    refused(&s, layer_backward(s.layer, &f), BN_STATUS_COUNT_MISMATCH, "grad_output.count|0|840");
     f = s.f;
     f.grad_input.count = 841;
-    refused(&s, layer_backward(s.layer, &f), BN_STATUS_COUNT_MISMATCH, "grad_input_count|841|840");
+    refused(&s, layer_backward(s.layer, &f), BN_STATUS_COUNT_MISMATCH, "grad_input.count|841|840");
     f = s.f;
     f.grad_weight.count = 4;
-    refused(&s, layer_backward(s.layer, &f), BN_STATUS_COUNT_MISMATCH, "grad_weight_count|4|5");
+    refused(&s, layer_backward(s.layer, &f), BN_STATUS_COUNT_MISMATCH, "grad_weight.count|4|5");
     f = s.f;
     f.grad_bias.count = -5;
-    refused(&s, layer_backward(s.layer, &f), BN_STATUS_NEGATIVE_SIZE, "grad_bias_count|-5");
+    refused(&s, layer_backward(s.layer, &f), BN_STATUS_NEGATIVE_SIZE, "grad_bias.count|-5");
     f = s.f;
     f.grad_bias.data = f.grad_weight.data;
     refused(&s, layer_backward(s.layer, &f), BN_STATUS_OVERLAP, "grad_weight|grad_bias");

@@ -36,7 +36,7 @@ static void least_sizes(void **state)
         LEAST(BN_FORWARD_INFERENCE_ARGS_LEAST, 48),
         LEAST(BN_BACKWARD_ARGS_LEAST, 48),
         LEAST(BN_MOMENTS_LEAST, 48),
-        LEAST(BN_GRAD_SUMS_LEAST, 40),
+        LEAST(BN_GRADIENT_SUMS_LEAST, 40),
         LEAST(BN_LAYER_OPTIONS_LEAST, 64),
         LEAST(BN_LAYER_FORWARD_ARGS_LEAST, 40),
         LEAST(BN_LAYER_BACKWARD_ARGS_LEAST, 40),
@@ -57,11 +57,55 @@ static void problem_layout(void **state)
     check_pins(pins, LENGTH(pins));
 }
 
+/* What argument structs embed. These can never grow. */
+static void nouns_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_view, 16),
+        AT(bn_view, data, 0),
+        AT(bn_view, count, 8),
+        SIZE(bn_mutable_view, 16),
+        AT(bn_mutable_view, data, 0),
+        AT(bn_mutable_view, count, 8),
+        SIZE(bn_byte_view, 16),
+        AT(bn_byte_view, data, 0),
+        AT(bn_byte_view, count, 8),
+        SIZE(bn_mutable_byte_view, 16),
+        AT(bn_mutable_byte_view, data, 0),
+        AT(bn_mutable_byte_view, count, 8),
+        SIZE(bn_int64_view, 16),
+        AT(bn_int64_view, data, 0),
+        AT(bn_int64_view, count, 8),
+        SIZE(bn_mutable_int64_view, 16),
+        AT(bn_mutable_int64_view, data, 0),
+        AT(bn_mutable_int64_view, count, 8),
+        SIZE(bn_mutable_float64_view, 16),
+        AT(bn_mutable_float64_view, data, 0),
+        AT(bn_mutable_float64_view, count, 8),
+        SIZE(bn_activation, 24),
+        AT(bn_activation, kind, 0),
+        AT(bn_activation, reserved, 4),
+        AT(bn_activation, slope, 8),
+        AT(bn_activation, limit, 16),
+        SIZE(bn_positions, 40),
+        AT(bn_positions, mask, 0),
+        AT(bn_positions, lengths, 16),
+        AT(bn_positions, masked, 32),
+        AT(bn_positions, reserved, 36),
+        SIZE(bn_saved, 48),
+        AT(bn_saved, mean, 0),
+        AT(bn_saved, invstd, 16),
+        AT(bn_saved, mean_rest, 32),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
 static void forward_training_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_forward_training_args, 320),
+        SIZE(bn_forward_training_args, 336),
         AT(bn_forward_training_args, struct_size, 0),
         AT(bn_forward_training_args, averaging, 4),
         AT(bn_forward_training_args, running_variance, 8),
@@ -71,42 +115,23 @@ static void forward_training_layout(void **state)
         AT(bn_forward_training_args, epsilon, 24),
         AT(bn_forward_training_args, momentum, 32),
         AT(bn_forward_training_args, input, 40),
-        AT(bn_forward_training_args, input_count, 48),
         AT(bn_forward_training_args, output, 56),
-        AT(bn_forward_training_args, output_count, 64),
         AT(bn_forward_training_args, weight, 72),
-        AT(bn_forward_training_args, weight_count, 80),
         AT(bn_forward_training_args, bias, 88),
-        AT(bn_forward_training_args, bias_count, 96),
         AT(bn_forward_training_args, running_mean, 104),
-        AT(bn_forward_training_args, running_mean_count, 112),
         AT(bn_forward_training_args, running_var, 120),
-        AT(bn_forward_training_args, running_var_count, 128),
         AT(bn_forward_training_args, num_batches_tracked, 136),
         AT(bn_forward_training_args, skipped_batches, 144),
-        AT(bn_forward_training_args, skipped_batches_count, 152),
-        AT(bn_forward_training_args, saved_mean, 160),
-        AT(bn_forward_training_args, saved_mean_count, 168),
-        AT(bn_forward_training_args, saved_invstd, 176),
-        AT(bn_forward_training_args, saved_invstd_count, 184),
-        AT(bn_forward_training_args, nonfinite_channels, 192),
-        AT(bn_forward_training_args, nonfinite_running_channels, 200),
-        AT(bn_forward_training_args, values_per_channel, 208),
-        AT(bn_forward_training_args, statistics_used, 216),
-        AT(bn_forward_training_args, reserved_end, 220),
-        AT(bn_forward_training_args, negative_slope, 224),
-        AT(bn_forward_training_args, activation, 232),
-        AT(bn_forward_training_args, masked, 236),
-        AT(bn_forward_training_args, residual, 240),
-        AT(bn_forward_training_args, residual_count, 248),
-        AT(bn_forward_training_args, activation_mask, 256),
-        AT(bn_forward_training_args, activation_mask_count, 264),
-        AT(bn_forward_training_args, mask, 272),
-        AT(bn_forward_training_args, mask_count, 280),
-        AT(bn_forward_training_args, lengths, 288),
-        AT(bn_forward_training_args, lengths_count, 296),
-        AT(bn_forward_training_args, saved_mean_rest, 304),
-        AT(bn_forward_training_args, saved_mean_rest_count, 312),
+        AT(bn_forward_training_args, saved, 160),
+        AT(bn_forward_training_args, activation, 208),
+        AT(bn_forward_training_args, residual, 232),
+        AT(bn_forward_training_args, activation_mask, 248),
+        AT(bn_forward_training_args, positions, 264),
+        AT(bn_forward_training_args, nonfinite_channels, 304),
+        AT(bn_forward_training_args, nonfinite_running_channels, 312),
+        AT(bn_forward_training_args, values_per_channel, 320),
+        AT(bn_forward_training_args, statistics_used, 328),
+        AT(bn_forward_training_args, reserved_end, 332),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -115,33 +140,20 @@ static void forward_inference_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_forward_inference_args, 192),
+        SIZE(bn_forward_inference_args, 208),
         AT(bn_forward_inference_args, struct_size, 0),
         AT(bn_forward_inference_args, reserved, 4),
         AT(bn_forward_inference_args, epsilon, 8),
         AT(bn_forward_inference_args, input, 16),
-        AT(bn_forward_inference_args, input_count, 24),
         AT(bn_forward_inference_args, output, 32),
-        AT(bn_forward_inference_args, output_count, 40),
         AT(bn_forward_inference_args, weight, 48),
-        AT(bn_forward_inference_args, weight_count, 56),
         AT(bn_forward_inference_args, bias, 64),
-        AT(bn_forward_inference_args, bias_count, 72),
         AT(bn_forward_inference_args, running_mean, 80),
-        AT(bn_forward_inference_args, running_mean_count, 88),
         AT(bn_forward_inference_args, running_var, 96),
-        AT(bn_forward_inference_args, running_var_count, 104),
-        AT(bn_forward_inference_args, activation, 120),
-        AT(bn_forward_inference_args, masked, 124),
-        AT(bn_forward_inference_args, negative_slope, 112),
-        AT(bn_forward_inference_args, residual, 128),
-        AT(bn_forward_inference_args, residual_count, 136),
-        AT(bn_forward_inference_args, activation_mask, 144),
-        AT(bn_forward_inference_args, activation_mask_count, 152),
-        AT(bn_forward_inference_args, mask, 160),
-        AT(bn_forward_inference_args, mask_count, 168),
-        AT(bn_forward_inference_args, lengths, 176),
-        AT(bn_forward_inference_args, lengths_count, 184),
+        AT(bn_forward_inference_args, activation, 112),
+        AT(bn_forward_inference_args, residual, 136),
+        AT(bn_forward_inference_args, activation_mask, 152),
+        AT(bn_forward_inference_args, positions, 168),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -150,45 +162,24 @@ static void backward_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_backward_args, 288),
+        SIZE(bn_backward_args, 304),
         AT(bn_backward_args, struct_size, 0),
         AT(bn_backward_args, statistics, 4),
         AT(bn_backward_args, epsilon, 8),
         AT(bn_backward_args, input, 16),
-        AT(bn_backward_args, input_count, 24),
         AT(bn_backward_args, grad_output, 32),
-        AT(bn_backward_args, grad_output_count, 40),
         AT(bn_backward_args, grad_input, 48),
-        AT(bn_backward_args, grad_input_count, 56),
         AT(bn_backward_args, grad_weight, 64),
-        AT(bn_backward_args, grad_weight_count, 72),
         AT(bn_backward_args, grad_bias, 80),
-        AT(bn_backward_args, grad_bias_count, 88),
         AT(bn_backward_args, weight, 96),
-        AT(bn_backward_args, weight_count, 104),
-        AT(bn_backward_args, saved_mean, 112),
-        AT(bn_backward_args, saved_mean_count, 120),
-        AT(bn_backward_args, saved_invstd, 128),
-        AT(bn_backward_args, saved_invstd_count, 136),
-        AT(bn_backward_args, running_mean, 144),
-        AT(bn_backward_args, running_mean_count, 152),
-        AT(bn_backward_args, running_var, 160),
-        AT(bn_backward_args, running_var_count, 168),
-        AT(bn_backward_args, activation, 184),
-        AT(bn_backward_args, masked, 188),
-        AT(bn_backward_args, negative_slope, 176),
-        AT(bn_backward_args, activation_mask, 192),
-        AT(bn_backward_args, activation_mask_count, 200),
-        AT(bn_backward_args, output, 208),
-        AT(bn_backward_args, output_count, 216),
-        AT(bn_backward_args, grad_residual, 224),
-        AT(bn_backward_args, grad_residual_count, 232),
-        AT(bn_backward_args, mask, 240),
-        AT(bn_backward_args, mask_count, 248),
-        AT(bn_backward_args, lengths, 256),
-        AT(bn_backward_args, lengths_count, 264),
-        AT(bn_backward_args, saved_mean_rest, 272),
-        AT(bn_backward_args, saved_mean_rest_count, 280),
+        AT(bn_backward_args, saved, 112),
+        AT(bn_backward_args, running_mean, 160),
+        AT(bn_backward_args, running_var, 176),
+        AT(bn_backward_args, activation, 192),
+        AT(bn_backward_args, activation_mask, 216),
+        AT(bn_backward_args, output, 232),
+        AT(bn_backward_args, grad_residual, 248),
+        AT(bn_backward_args, positions, 264),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -227,7 +218,7 @@ static void plan_info_layout(void **state)
         AT(bn_plan_info, steps, 16),
         AT(bn_plan_info, nontemporal, 20),
         AT(bn_plan_info, run_channels, 24),
-        AT(bn_plan_info, folded_rows, 32),
+        AT(bn_plan_info, rows_per_line, 32),
         AT(bn_plan_info, piece_rows, 40),
         AT(bn_plan_info, piece_values, 48),
         AT(bn_plan_info, pieces, 56),
@@ -264,21 +255,13 @@ static void fold_args_layout(void **state)
         AT(bn_fold_args, reserved, 4),
         AT(bn_fold_args, epsilon, 8),
         AT(bn_fold_args, running_mean, 16),
-        AT(bn_fold_args, running_mean_count, 24),
         AT(bn_fold_args, running_var, 32),
-        AT(bn_fold_args, running_var_count, 40),
         AT(bn_fold_args, weight, 48),
-        AT(bn_fold_args, weight_count, 56),
         AT(bn_fold_args, bias, 64),
-        AT(bn_fold_args, bias_count, 72),
         AT(bn_fold_args, conv_weight, 80),
-        AT(bn_fold_args, conv_weight_count, 88),
         AT(bn_fold_args, conv_bias, 96),
-        AT(bn_fold_args, conv_bias_count, 104),
         AT(bn_fold_args, folded_weight, 112),
-        AT(bn_fold_args, folded_weight_count, 120),
         AT(bn_fold_args, folded_bias, 128),
-        AT(bn_fold_args, folded_bias_count, 136),
         AT(bn_fold_args, weight_error, 144),
         AT(bn_fold_args, bias_error, 152),
     };
@@ -297,13 +280,13 @@ static void moments_layout(void **state)
         AT(bn_moments, mean, 24),
         AT(bn_moments, mean_rest, 32),
         AT(bn_moments, m2, 40),
-        SIZE(bn_grad_sums, 40),
-        AT(bn_grad_sums, struct_size, 0),
-        AT(bn_grad_sums, reserved, 4),
-        AT(bn_grad_sums, channels, 8),
-        AT(bn_grad_sums, count, 16),
-        AT(bn_grad_sums, sum_dy, 24),
-        AT(bn_grad_sums, sum_dy_xmu, 32),
+        SIZE(bn_gradient_sums, 40),
+        AT(bn_gradient_sums, struct_size, 0),
+        AT(bn_gradient_sums, reserved, 4),
+        AT(bn_gradient_sums, channels, 8),
+        AT(bn_gradient_sums, count, 16),
+        AT(bn_gradient_sums, sum_dy, 24),
+        AT(bn_gradient_sums, sum_dy_xmu, 32),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -312,37 +295,23 @@ static void layer_args_layout(void **state)
 {
     (void)state;
     const pin pins[] = {
-        SIZE(bn_layer_forward_args, 104),
+        SIZE(bn_layer_forward_args, 120),
         AT(bn_layer_forward_args, struct_size, 0),
         AT(bn_layer_forward_args, pass, 4),
         AT(bn_layer_forward_args, input, 8),
-        AT(bn_layer_forward_args, input_count, 16),
         AT(bn_layer_forward_args, output, 24),
-        AT(bn_layer_forward_args, output_count, 32),
-        AT(bn_layer_forward_args, activation, 48),
-        AT(bn_layer_forward_args, masked, 52),
-        AT(bn_layer_forward_args, negative_slope, 40),
-        AT(bn_layer_forward_args, residual, 56),
-        AT(bn_layer_forward_args, residual_count, 64),
-        AT(bn_layer_forward_args, mask, 72),
-        AT(bn_layer_forward_args, mask_count, 80),
-        AT(bn_layer_forward_args, lengths, 88),
-        AT(bn_layer_forward_args, lengths_count, 96),
+        AT(bn_layer_forward_args, activation, 40),
+        AT(bn_layer_forward_args, residual, 64),
+        AT(bn_layer_forward_args, positions, 80),
         SIZE(bn_layer_backward_args, 104),
         AT(bn_layer_backward_args, struct_size, 0),
         AT(bn_layer_backward_args, reserved, 4),
         AT(bn_layer_backward_args, input, 8),
-        AT(bn_layer_backward_args, input_count, 16),
         AT(bn_layer_backward_args, grad_output, 24),
-        AT(bn_layer_backward_args, grad_output_count, 32),
         AT(bn_layer_backward_args, grad_input, 40),
-        AT(bn_layer_backward_args, grad_input_count, 48),
         AT(bn_layer_backward_args, grad_weight, 56),
-        AT(bn_layer_backward_args, grad_weight_count, 64),
         AT(bn_layer_backward_args, grad_bias, 72),
-        AT(bn_layer_backward_args, grad_bias_count, 80),
         AT(bn_layer_backward_args, grad_residual, 88),
-        AT(bn_layer_backward_args, grad_residual_count, 96),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -468,20 +437,20 @@ static void initializers(void **state)
     for (int i = 0; i < 4; i++) check(problem.sizes[i] == 2 + i, "BN_PROBLEM_2D sizes[%d]", i);
 
     const bn_forward_training_args training = BN_FORWARD_TRAINING_ARGS_INIT;
-    bn_forward_training_args expected_training = {
-        .struct_size = sizeof training, .epsilon = 1e-5, .momentum = 0.1, .negative_slope = 0.01
-    };
+    bn_forward_training_args expected_training = { .struct_size = sizeof training,
+                                                   .epsilon = 1e-5,
+                                                   .momentum = 0.1 };
     check(memcmp(&training, &expected_training, sizeof training) == 0,
           "BN_FORWARD_TRAINING_ARGS_INIT is not PyTorch's defaults");
     const bn_forward_inference_args inference = BN_FORWARD_INFERENCE_ARGS_INIT;
     check(inference.struct_size == sizeof inference && inference.epsilon == 1e-5 &&
-              inference.reserved == 0 && inference.running_var == NULL &&
-              inference.negative_slope == 0.01 && inference.lengths_count == 0,
+              inference.reserved == 0 && inference.running_var.data == NULL &&
+              inference.activation.slope == 0 && inference.positions.lengths.count == 0,
           "BN_FORWARD_INFERENCE_ARGS_INIT");
     const bn_backward_args backward = BN_BACKWARD_ARGS_INIT;
     check(backward.struct_size == sizeof backward && backward.epsilon == 1e-5 &&
-              backward.statistics == BN_STATISTICS_BATCH && backward.running_var == NULL &&
-              backward.negative_slope == 0.01 && backward.lengths_count == 0,
+              backward.statistics == BN_STATISTICS_BATCH && backward.running_var.data == NULL &&
+              backward.activation.slope == 0 && backward.positions.lengths.count == 0,
           "BN_BACKWARD_ARGS_INIT");
     const bn_layer_options options = BN_LAYER_OPTIONS_INIT;
     check(options.struct_size == sizeof options && options.dtype == BN_DTYPE_FLOAT32 &&
@@ -492,16 +461,16 @@ static void initializers(void **state)
     const bn_moments moments = BN_MOMENTS_INIT,
                      expected_moments = { .struct_size = sizeof moments };
     check(memcmp(&moments, &expected_moments, sizeof moments) == 0, "BN_MOMENTS_INIT");
-    const bn_grad_sums sums = BN_GRAD_SUMS_INIT, expected_sums = { .struct_size = sizeof sums };
-    check(memcmp(&sums, &expected_sums, sizeof sums) == 0, "BN_GRAD_SUMS_INIT");
+    const bn_gradient_sums sums = BN_GRADIENT_SUMS_INIT,
+                           expected_sums = { .struct_size = sizeof sums };
+    check(memcmp(&sums, &expected_sums, sizeof sums) == 0, "BN_GRADIENT_SUMS_INIT");
     const bn_plan_info info = BN_PLAN_INFO_INIT, expected_info = { .struct_size = sizeof info };
     check(memcmp(&info, &expected_info, sizeof info) == 0, "BN_PLAN_INFO_INIT");
     const bn_fold_args fold = BN_FOLD_ARGS_INIT,
                        expected_fold = { .struct_size = sizeof fold, .epsilon = 1e-5 };
     check(memcmp(&fold, &expected_fold, sizeof fold) == 0, "BN_FOLD_ARGS_INIT");
     const bn_layer_forward_args forward = BN_LAYER_FORWARD_ARGS_INIT,
-                                expected_forward = { .struct_size = sizeof forward,
-                                                     .negative_slope = 0.01 };
+                                expected_forward = { .struct_size = sizeof forward };
     check(memcmp(&forward, &expected_forward, sizeof forward) == 0, "BN_LAYER_FORWARD_ARGS_INIT");
     const bn_layer_backward_args back = BN_LAYER_BACKWARD_ARGS_INIT,
                                  expected_back = { .struct_size = sizeof back };
@@ -516,6 +485,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(least_sizes),
         cmocka_unit_test(problem_layout),
+        cmocka_unit_test(nouns_layout),
         cmocka_unit_test(forward_training_layout),
         cmocka_unit_test(forward_inference_layout),
         cmocka_unit_test(backward_layout),

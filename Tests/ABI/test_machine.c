@@ -211,8 +211,8 @@ static int use_threads(void)
     static float values[64 * 64 * 1024];
     const bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 64, 64, 32, 32);
     bn_forward_training_args args = BN_FORWARD_TRAINING_ARGS_INIT;
-    args.input = args.output = values;
-    args.input_count = args.output_count = 64 * 64 * 1024;
+    args.input.data = args.output.data = values;
+    args.input.count = args.output.count = 64 * 64 * 1024;
     if (bn_get_num_threads() < 1) return 1;
     return bn_forward_training(&problem, &args) == BN_STATUS_OK ? 0 : 2;
 }

@@ -20,8 +20,8 @@ static const struct {
     { 5, { 3, 5, 4, 3, 2 } }, { 4, { 3, 2, 60, 61 } },
 };
 
-static const extras plain = { .negative_slope = 0.01 };
-static const extras masked = { .negative_slope = 0.01, .mask = true };
+static const extras plain = { .activation = BN_ACTIVATION_NONE };
+static const extras masked = { .mask = true };
 
 static fixture fixture_with_extras(bn_problem problem, placement where)
 {
@@ -188,11 +188,11 @@ static void normalized_as_if_nothing_else_were_there(void **state)
 /* ---- what does not ---- */
 
 static const extras all_extras[] = {
-    { .negative_slope = 0.01, .mask = true },
-    { .negative_slope = 0.01, .mask = true, .masked = BN_MASKED_PASS },
+    { .mask = true },
+    { .mask = true, .masked = BN_MASKED_PASS },
     { .activation = BN_ACTIVATION_RELU, .mask = true, .residual = true },
     { .activation = BN_ACTIVATION_LEAKY_RELU,
-      .negative_slope = 2,
+      .slope = 2,
       .mask = true,
       .residual = true,
       .masked = BN_MASKED_PASS },
@@ -283,20 +283,20 @@ static void in_place_is_the_same(fixture *f)
         const results apart = training_and_backward(f, e);
         fixture_recall(f);
         fixture_use(f, e);
-        f->training.output = f->input.data;
+        f->training.output.data = f->input.data;
         run_training(f);
         check_bits(f, "output in place", f->input, apart.arrays[0]);
         fixture_recall(f);
         fixture_use(f, e);
         run_training(f);
-        f->backward.grad_input = f->grad_output.data;
+        f->backward.grad_input.data = f->grad_output.data;
         run_backward(f);
         check_bits(f, "grad_input in place", f->grad_output, apart.arrays[5]);
         fixture_recall(f);
         fixture_use(f, e);
         run_training(f);
-        f->backward.grad_input = f->input.data;
-        if (e.residual) f->backward.grad_residual = f->grad_output.data;
+        f->backward.grad_input.data = f->input.data;
+        if (e.residual) f->backward.grad_residual.data = f->grad_output.data;
         run_backward(f);
         check_bits(f, "grad_input in place of input", f->input, apart.arrays[5]);
         if (e.residual) check_bits(f, "grad_residual in place", f->grad_output, apart.arrays[8]);
@@ -316,7 +316,7 @@ static void ones_are_no_mask(fixture *f)
 {
     memset(f->mask, 1, (size_t)f->positions);
     fixture_remember(f);
-    extras e = { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 0.5, .residual = true };
+    extras e = { .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 0.5, .residual = true };
     for (int fused = 0; fused < 2; fused++) {
         if (!fused) e = plain;
         e.mask = false;
@@ -537,20 +537,18 @@ static void bad_masks_are_refused(void **state)
         fixture_with_extras(problem_of(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 3, sizes), PLACE_START);
     const extras good = masked;
     fixture_use(&f, good);
-    IN_ALL(.masked = 2, BN_STATUS_INVALID_OPTION, "masked is 2|pass");
-    IN_ALL(.mask_count = 39, BN_STATUS_COUNT_MISMATCH, "mask_count|39|40");
-    IN_ALL(.mask_count = 120, BN_STATUS_COUNT_MISMATCH, "mask_count|120|40");
-    IN_ALL(.mask_count = -40, BN_STATUS_NEGATIVE_SIZE, "mask_count|-40");
-    IN_ALL(.mask = NULL, BN_STATUS_NULL_POINTER, "mask");
-    f.training.mask = f.output.data;
+    IN_ALL(.positions.masked = 2, BN_STATUS_INVALID_OPTION, "masked is 2|pass");
+    IN_ALL(.positions.mask.count = 39, BN_STATUS_COUNT_MISMATCH, "mask.count|39|40");
+    IN_ALL(.positions.mask.count = 120, BN_STATUS_COUNT_MISMATCH, "mask.count|120|40");
+    IN_ALL(.positions.mask.count = -40, BN_STATUS_NEGATIVE_SIZE, "mask.count|-40");
+    IN_ALL(.positions.mask.data = NULL, BN_STATUS_NULL_POINTER, "mask");
+    f.training.positions.mask.data = f.output.data;
     refuses(&f, good, TRAINING, BN_STATUS_OVERLAP, "output|mask");
-    f.inference.mask = f.output.data;
+    f.inference.positions.mask.data = f.output.data;
     refuses(&f, good, INFERENCE, BN_STATUS_OVERLAP, "output|mask");
-    f.backward.mask = f.grad_input.data;
+    f.backward.positions.mask.data = f.grad_input.data;
     refuses(&f, good, BACKWARD, BN_STATUS_OVERLAP, "grad_input|mask");
-#define BOTH(args)                                                            \
-    f.args.mask = f.mask, f.args.mask_count = 40, f.args.lengths = f.lengths, \
-    f.args.lengths_count = 4
+#define BOTH(args) f.args.positions = positions_of(&f, (extras){ .mask = true, .lengths = true })
     BOTH(training);
     refuses(&f, good, TRAINING, BN_STATUS_EXCLUSIVE, "mask|lengths");
     BOTH(inference);
@@ -566,11 +564,11 @@ static void bad_lengths_are_refused(void **state)
     const int64_t sizes[] = { 4, 3, 10, 1 };
     fixture f =
         fixture_with_extras(problem_of(BN_DTYPE_FLOAT32, BN_LAYOUT_NHWC, 3, sizes), PLACE_START);
-    const extras good = { .negative_slope = 0.01, .lengths = true };
+    const extras good = { .lengths = true };
     fixture_use(&f, good);
-    IN_ALL(.lengths_count = 3, BN_STATUS_COUNT_MISMATCH, "lengths_count|3|4");
-    IN_ALL(.lengths_count = 40, BN_STATUS_COUNT_MISMATCH, "lengths_count|40|4");
-    IN_ALL(.lengths = NULL, BN_STATUS_NULL_POINTER, "lengths");
+    IN_ALL(.positions.lengths.count = 3, BN_STATUS_COUNT_MISMATCH, "lengths.count|3|4");
+    IN_ALL(.positions.lengths.count = 40, BN_STATUS_COUNT_MISMATCH, "lengths.count|40|4");
+    IN_ALL(.positions.lengths.data = NULL, BN_STATUS_NULL_POINTER, "lengths");
     f.lengths[2] = 11;
     IN_ALL(.epsilon = 1e-5, BN_STATUS_LENGTH, "lengths[2]|11|10");
     f.lengths[2] = 5, f.lengths[0] = -1;

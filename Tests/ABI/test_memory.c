@@ -125,7 +125,7 @@ static bn_status training_in_halves(fixture *f)
     m.mean = kept[0], m.mean_rest = kept[1], m.m2 = kept[2];
     kept[0][0] = kept[1][0] = kept[2][0] = -7;
     const bn_status status =
-        bn_moments_compute(&f->problem, f->input.data, f->input.count, NULL, 0, NULL, 0, &m);
+        bn_moments_compute(&f->problem, f->input.data, f->input.count, NULL, &m);
     if (status == BN_STATUS_OK) return bn_normalize(&f->problem, &m, &f->training);
     check_kept();
     return status;
@@ -133,7 +133,7 @@ static bn_status training_in_halves(fixture *f)
 
 static bn_status backward_in_halves(fixture *f)
 {
-    bn_grad_sums s = BN_GRAD_SUMS_INIT;
+    bn_gradient_sums s = BN_GRADIENT_SUMS_INIT;
     s.channels = f->grid.channels;
     s.sum_dy = kept[0], s.sum_dy_xmu = kept[1];
     kept[0][0] = kept[1][0] = kept[2][0] = -7;
@@ -193,7 +193,7 @@ static void a_refused_workspace_changes_no_extras(void **state)
     static const int64_t sizes[] = { 9, 3, 301 };
     static const extras kinds[] = {
         { .activation = BN_ACTIVATION_RELU, .residual = true, .mask = true },
-        { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 2, .lengths = true },
+        { .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 2, .lengths = true },
     };
     bn_set_num_threads(2);
     for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++)
@@ -320,7 +320,7 @@ static void channels_alone_take_no_memory(void **state)
         check_refused(bn_layer_forward(made, &one, NULL, 0, NULL, 0), BN_STATUS_NULL_POINTER,
                       "input");
         check_refused(bn_layer_forward(made, &one, &value, 1, &result, 1), BN_STATUS_COUNT_MISMATCH,
-                      "input_count|1|1125899906842624");
+                      "input.count|1|1125899906842624");
         check_refused(
             bn_layer_backward(made, &one, &value, 1, &value, 1, NULL, 0, NULL, 0, NULL, 0),
             training ? BN_STATUS_LAYER_MISMATCH : BN_STATUS_NO_FORWARD, "forward");
@@ -435,7 +435,7 @@ static void errors_allocate_nothing(void **state)
 {
     (void)state;
     fixture f = needy(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW);
-    f.training.weight_count = 17;
+    f.training.weight.count = 17;
     f.inference.epsilon = -1;
     watch(0);
     const bn_status one = training(&f);

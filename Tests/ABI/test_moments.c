@@ -32,9 +32,9 @@ static bn_moments moments_for(int64_t channels)
     return m;
 }
 
-static bn_grad_sums sums_for(int64_t channels)
+static bn_gradient_sums sums_for(int64_t channels)
 {
-    bn_grad_sums s = BN_GRAD_SUMS_INIT;
+    bn_gradient_sums s = BN_GRADIENT_SUMS_INIT;
     s.channels = channels;
     s.sum_dy = doubles(channels);
     s.sum_dy_xmu = doubles(channels);
@@ -78,26 +78,25 @@ static fixture part_of(const fixture *f, int64_t first, int64_t samples)
 }
 
 /* Training and backward of the whole batch, each part by itself, as devices would. */
-static void run_in_parts(fixture *f, const parts *cut, bn_moments *all, bn_grad_sums *total)
+static void run_in_parts(fixture *f, const parts *cut, bn_moments *all, bn_gradient_sums *total)
 {
     const int64_t channels = f->grid.channels;
     bn_moments own = moments_for(channels);
-    bn_grad_sums own_sums = sums_for(channels);
+    bn_gradient_sums own_sums = sums_for(channels);
     int64_t first = 0;
     for (int i = 0; i < cut->count; first += cut->samples[i++]) {
         fixture part = part_of(f, first, cut->samples[i]);
         bn_moments *to = i == 0 ? all : &own;
         succeeds(&part, "moments",
-                 bn_moments_compute(&part.problem, part.input.data, part.input.count, NULL, 0, NULL,
-                                    0, to));
+                 bn_moments_compute(&part.problem, part.input.data, part.input.count, NULL, to));
         if (i > 0) succeeds(&part, "merge", bn_moments_merge(all, &own));
     }
     first = 0;
     for (int i = 0; i < cut->count; first += cut->samples[i++]) {
         fixture part = part_of(f, first, cut->samples[i]);
         if (i > 0) { /* the statistics are one device's */
-            part.training.running_mean = part.training.running_var = NULL;
-            part.training.running_mean_count = part.training.running_var_count = 0;
+            part.training.running_mean.data = part.training.running_var.data = NULL;
+            part.training.running_mean.count = part.training.running_var.count = 0;
             part.training.num_batches_tracked = NULL;
         }
         succeeds(&part, "normalize", bn_normalize(&part.problem, all, &part.training));
@@ -105,7 +104,7 @@ static void run_in_parts(fixture *f, const parts *cut, bn_moments *all, bn_grad_
     first = 0;
     for (int i = 0; i < cut->count; first += cut->samples[i++]) {
         fixture part = part_of(f, first, cut->samples[i]);
-        bn_grad_sums *to = i == 0 ? total : &own_sums;
+        bn_gradient_sums *to = i == 0 ? total : &own_sums;
         succeeds(&part, "reduce", bn_backward_reduce(&part.problem, &part.backward, to));
         if (i == 0) continue;
         total->count += own_sums.count;
@@ -140,7 +139,7 @@ static void same_bits(fixture *f, const parts *cut)
     const int64_t counter = *f->num_batches_tracked;
     fixture_recall(f);
     bn_moments all = moments_for(f->grid.channels);
-    bn_grad_sums total = sums_for(f->grid.channels);
+    bn_gradient_sums total = sums_for(f->grid.channels);
     run_in_parts(f, cut, &all, &total);
     for (size_t i = 0; i < LENGTH(results); i++) check_bits(f, names[i], results[i], whole[i]);
     check(*f->num_batches_tracked == counter, "the counter is %lld",
@@ -154,8 +153,8 @@ static void same_bits(fixture *f, const parts *cut)
     /* Once more, as activation checkpointing does: the same output, and no statistics change. */
     const elements mean = guarded_copy(f->running_mean), var = guarded_copy(f->running_var);
     elements_fill_junk(f->output);
-    f->training.running_mean = f->training.running_var = NULL;
-    f->training.running_mean_count = f->training.running_var_count = 0;
+    f->training.running_mean.data = f->training.running_var.data = NULL;
+    f->training.running_mean.count = f->training.running_var.count = 0;
     f->training.num_batches_tracked = NULL;
     succeeds(f, "second forward", bn_normalize(&f->problem, &all, &f->training));
     check_bits(f, "second output", f->output, whole[0]);
@@ -271,7 +270,7 @@ static void any_parts(fixture *f)
     const int64_t samples = f->problem.sizes[0];
     parts cut = { { samples / 3, 0, samples - samples / 3 - samples / 2, samples / 2 }, 4 };
     bn_moments all = moments_for(f->grid.channels);
-    bn_grad_sums total = sums_for(f->grid.channels);
+    bn_gradient_sums total = sums_for(f->grid.channels);
     run_in_parts(f, &cut, &all, &total);
     const ref_statistics *batch = batch_statistics(f, 1e-5);
     const double error = ref_forward_error(f->grid, batch, f->input, f->weight, f->bias, f->output);
@@ -300,9 +299,8 @@ static fixture images(bn_dtype dtype)
 
 static void compute(const fixture *f, bn_moments *moments)
 {
-    succeeds(
-        f, "moments",
-        bn_moments_compute(&f->problem, f->input.data, f->input.count, NULL, 0, NULL, 0, moments));
+    succeeds(f, "moments",
+             bn_moments_compute(&f->problem, f->input.data, f->input.count, NULL, moments));
 }
 
 static void copy_moments(bn_moments *to, const bn_moments *from)
@@ -340,7 +338,7 @@ static void none_is_as_if_it_were_not_there(void **state)
     /* An empty batch has such moments. */
     bn_problem empty = f.problem;
     empty.sizes[0] = 0;
-    succeeds(&f, "moments", bn_moments_compute(&empty, NULL, 0, NULL, 0, NULL, 0, &result));
+    succeeds(&f, "moments", bn_moments_compute(&empty, NULL, 0, NULL, &result));
     check(result.count == 0 && result.mean[1] == 0 && result.m2[2] == 0, "moments of nothing");
 }
 
@@ -373,9 +371,9 @@ static bn_status update_running(fixture *f, const bn_moments *moments)
 {
     bn_problem none = f->problem;
     none.sizes[0] = 0;
-    f->training.input = NULL;
-    f->training.output = NULL;
-    f->training.input_count = f->training.output_count = 0;
+    f->training.input.data = NULL;
+    f->training.output.data = NULL;
+    f->training.input.count = f->training.output.count = 0;
     return bn_normalize(&none, moments, &f->training);
 }
 
@@ -503,17 +501,15 @@ static void saved_forward(fixture *f)
     fixture_remember(f);
     elements_fill_junk(f->output);
     const elements junk = guarded_copy(f->output);
-    f->inference.running_mean = f->inference.running_var = NULL;
+    f->inference.running_mean.data = f->inference.running_var.data = NULL;
     f->inference.epsilon = NAN; /* ignored */
-    succeeds(f, "saved forward",
-             bn_normalize_saved(&f->problem, f->saved_mean.data, f->saved_mean.count,
-                                f->saved_mean_rest.data, f->saved_mean_rest.count,
-                                f->saved_invstd.data, f->saved_invstd.count, &f->inference));
+    bn_saved saved = saved_of(f);
+    succeeds(f, "saved forward", bn_normalize_saved(&f->problem, &saved, &f->inference));
     check_bits(f, "output", f->output, first);
     elements_copy(f->output, junk);
+    saved.mean_rest = (bn_mutable_float64_view)BN_ABSENT;
     succeeds(f, "saved forward without the mean's rest",
-             bn_normalize_saved(&f->problem, f->saved_mean.data, f->saved_mean.count, NULL, 0,
-                                f->saved_invstd.data, f->saved_invstd.count, &f->inference));
+             bn_normalize_saved(&f->problem, &saved, &f->inference));
     check(elements_first_difference(f->output, junk) >= 0, "nothing was written");
     const int is_double = f->input.is_double;
     const long double epsilon = is_double ? 0x1p-53L : 0x1p-24L;
@@ -556,7 +552,7 @@ static void frozen_halves_have_the_whole_ones_bits(void **state)
     run_backward(&f);
     const elements dx = guarded_copy(f.grad_input), dw = guarded_copy(f.grad_weight);
     const elements db = guarded_copy(f.grad_bias);
-    bn_grad_sums sums = sums_for(3);
+    bn_gradient_sums sums = sums_for(3);
     succeeds(&f, "reduce", bn_backward_reduce(&f.problem, &f.backward, &sums));
     succeeds(&f, "apply", bn_backward_apply(&f.problem, &sums, &f.backward));
     check_bits(&f, "grad_input", f.grad_input, dx);
@@ -571,7 +567,7 @@ static void an_empty_part_gets_the_others_gradients(void **state)
     run_training(&f);
     run_backward(&f);
     const elements dw = guarded_copy(f.grad_weight), db = guarded_copy(f.grad_bias);
-    bn_grad_sums sums = sums_for(3);
+    bn_gradient_sums sums = sums_for(3);
     succeeds(&f, "reduce", bn_backward_reduce(&f.problem, &f.backward, &sums));
     elements_fill_junk(f.grad_weight);
     elements_fill_junk(f.grad_bias);
@@ -593,7 +589,7 @@ static void all_masked_as_in_the_whole(void **state)
     fixture f = images(BN_DTYPE_FLOAT32);
     fixture_add_extras(&f);
     memset(f.mask, 0, (size_t)f.positions);
-    const extras masked = { .negative_slope = 0.01, .mask = true };
+    const extras masked = { .mask = true };
     fixture_use(&f, masked);
     fixture_remember(&f);
     run_training(&f);
@@ -602,10 +598,10 @@ static void all_masked_as_in_the_whole(void **state)
     const elements dw = guarded_copy(f.grad_weight), mean = guarded_copy(f.running_mean);
     fixture_recall(&f);
     bn_moments m = moments_for(3);
-    bn_grad_sums sums = sums_for(3);
-    succeeds(&f, "compute",
-             bn_moments_compute(&f.problem, f.input.data, f.input.count, f.mask, f.positions, NULL,
-                                0, &m));
+    bn_gradient_sums sums = sums_for(3);
+    succeeds(
+        &f, "compute",
+        bn_moments_compute(&f.problem, f.input.data, f.input.count, &f.training.positions, &m));
     succeeds(&f, "normalize", bn_normalize(&f.problem, &m, &f.training));
     succeeds(&f, "reduce", bn_backward_reduce(&f.problem, &f.backward, &sums));
     succeeds(&f, "apply", bn_backward_apply(&f.problem, &sums, &f.backward));
@@ -640,17 +636,16 @@ static void bad_moments_are_refused(void **state)
     copy_moments(&other, &m);
     double *variance = doubles(3);
 
-    REFUSED(bn_moments_compute(NULL, f.input.data, 240, NULL, 0, NULL, 0, &m),
-            BN_STATUS_NULL_POINTER, "problem");
-    REFUSED(bn_moments_compute(&f.problem, NULL, 240, NULL, 0, NULL, 0, &m), BN_STATUS_NULL_POINTER,
-            "input");
-    REFUSED(bn_moments_compute(&f.problem, f.input.data, 239, NULL, 0, NULL, 0, &m),
-            BN_STATUS_COUNT_MISMATCH, "input_count|239|240");
-    REFUSED(bn_moments_compute(&f.problem, f.input.data, 240, NULL, 0, NULL, 0, NULL),
-            BN_STATUS_NULL_POINTER, "moments");
+    REFUSED(bn_moments_compute(NULL, f.input.data, 240, NULL, &m), BN_STATUS_NULL_POINTER,
+            "problem");
+    REFUSED(bn_moments_compute(&f.problem, NULL, 240, NULL, &m), BN_STATUS_NULL_POINTER, "input");
+    REFUSED(bn_moments_compute(&f.problem, f.input.data, 239, NULL, &m), BN_STATUS_COUNT_MISMATCH,
+            "input.count|239|240");
+    REFUSED(bn_moments_compute(&f.problem, f.input.data, 240, NULL, NULL), BN_STATUS_NULL_POINTER,
+            "moments");
     bad = m, bad.channels = 4;
-    REFUSED(bn_moments_compute(&f.problem, f.input.data, 240, NULL, 0, NULL, 0, &bad),
-            BN_STATUS_COUNT_MISMATCH, "moments->channels|4|3");
+    REFUSED(bn_moments_compute(&f.problem, f.input.data, 240, NULL, &bad), BN_STATUS_COUNT_MISMATCH,
+            "moments->channels|4|3");
     REFUSED(bn_normalize(&f.problem, &bad, &f.training), BN_STATUS_COUNT_MISMATCH,
             "moments->channels|4|3");
     REFUSED(bn_moments_merge(&m, &bad), BN_STATUS_COUNT_MISMATCH, "other->channels|4|3");
@@ -696,22 +691,25 @@ static void bad_moments_are_refused(void **state)
     REFUSED(bn_moments_statistics(&m, 0, 2, variance, 3, NULL, 0), BN_STATUS_INVALID_OPTION,
             "kind|2");
     REFUSED(bn_moments_statistics(&m, 0, 0, variance, 2, NULL, 0), BN_STATUS_COUNT_MISMATCH,
-            "variance_count|2|3");
+            "variance.count|2|3");
     REFUSED(bn_normalize(&f.problem, NULL, &f.training), BN_STATUS_NULL_POINTER, "moments");
-    f.training.saved_mean = m.mean;
-    REFUSED(bn_normalize(&f.problem, &m, &f.training), BN_STATUS_OVERLAP, "saved_mean|mean");
+    f.training.saved.mean.data = m.mean;
+    REFUSED(bn_normalize(&f.problem, &m, &f.training), BN_STATUS_OVERLAP, "saved.mean|mean");
     fixture_restore_args(&f);
     f.training.momentum = NAN;
     REFUSED(bn_normalize(&f.problem, &m, &f.training), BN_STATUS_MOMENTUM, "momentum");
     fixture_restore_args(&f);
-    REFUSED(bn_normalize_saved(&f.problem, f.saved_mean.data, 2, NULL, 0, f.saved_invstd.data, 3,
-                               &f.inference),
-            BN_STATUS_COUNT_MISMATCH, "saved_mean_count|2|3");
-    REFUSED(bn_normalize_saved(&f.problem, f.saved_mean.data, 3, f.saved_mean_rest.data, 4,
-                               f.saved_invstd.data, 3, &f.inference),
-            BN_STATUS_COUNT_MISMATCH, "saved_mean_rest_count|4|3");
-    REFUSED(bn_normalize_saved(&f.problem, f.saved_mean.data, 3, NULL, 0, NULL, 0, &f.inference),
-            BN_STATUS_NULL_POINTER, "saved_invstd");
+    REFUSED(bn_normalize_saved(&f.problem, NULL, &f.inference), BN_STATUS_NULL_POINTER, "saved");
+    bn_saved saved = saved_of(&f);
+    saved.mean.count = 2;
+    REFUSED(bn_normalize_saved(&f.problem, &saved, &f.inference), BN_STATUS_COUNT_MISMATCH,
+            "saved.mean.count|2|3");
+    saved = saved_of(&f), saved.mean_rest.count = 4;
+    REFUSED(bn_normalize_saved(&f.problem, &saved, &f.inference), BN_STATUS_COUNT_MISMATCH,
+            "saved.mean_rest.count|4|3");
+    saved = saved_of(&f), saved.invstd = (bn_mutable_float64_view)BN_ABSENT;
+    REFUSED(bn_normalize_saved(&f.problem, &saved, &f.inference), BN_STATUS_NULL_POINTER,
+            "saved.invstd");
 }
 
 static void bad_sums_are_refused(void **state)
@@ -720,7 +718,7 @@ static void bad_sums_are_refused(void **state)
     fixture f = images(BN_DTYPE_FLOAT64);
     bn_moments m = moments_for(3), before = moments_for(3);
     compute(&f, &m);
-    bn_grad_sums sums = sums_for(3), bad;
+    bn_gradient_sums sums = sums_for(3), bad;
     succeeds(&f, "reduce", bn_backward_reduce(&f.problem, &f.backward, &sums));
     bad = sums, bad.channels = 2;
     REFUSED(bn_backward_reduce(&f.problem, &f.backward, &bad), BN_STATUS_COUNT_MISMATCH,
@@ -740,13 +738,13 @@ static void bad_sums_are_refused(void **state)
     bad = sums, bad.struct_size++;
     REFUSED(bn_backward_reduce(&f.problem, &f.backward, &bad), BN_STATUS_STRUCT_SIZE,
             "sums->struct_size");
-    f.backward.saved_mean_count = 2;
+    f.backward.saved.mean.count = 2;
     REFUSED(bn_backward_reduce(&f.problem, &f.backward, &sums), BN_STATUS_COUNT_MISMATCH,
-            "saved_mean_count|2|3");
+            "saved.mean.count|2|3");
     /* What the first half does not take may be anything. */
-    f.backward.saved_mean_count = 3;
-    f.backward.saved_invstd_count = f.backward.grad_input_count = -1;
-    f.backward.grad_residual = &sums, f.backward.grad_residual_count = 5;
+    f.backward.saved.mean.count = 3;
+    f.backward.saved.invstd.count = f.backward.grad_input.count = -1;
+    f.backward.grad_residual.data = &sums, f.backward.grad_residual.count = 5;
     succeeds(&f, "reduce", bn_backward_reduce(&f.problem, &f.backward, &sums));
 }
 

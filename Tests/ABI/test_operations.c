@@ -48,8 +48,8 @@ static void for_every_problem(void (*test)(fixture *f))
 
 static void skip_running(fixture *f)
 {
-    f->training.running_mean = f->training.running_var = NULL;
-    f->training.running_mean_count = f->training.running_var_count = 0;
+    f->training.running_mean.data = f->training.running_var.data = NULL;
+    f->training.running_mean.count = f->training.running_var.count = 0;
 }
 
 /* ---- all three operations ---- */
@@ -134,11 +134,11 @@ static void any_parameters(fixture *f)
         const elements weight = present & 1 ? f->weight : absent_like(f->weight);
         const elements bias = present & 2 ? f->bias : absent_like(f->bias);
         fixture_restore_args(f);
-        f->training.weight = f->inference.weight = f->backward.weight = weight.data;
-        f->training.weight_count = f->inference.weight_count = f->backward.weight_count =
+        f->training.weight.data = f->inference.weight.data = f->backward.weight.data = weight.data;
+        f->training.weight.count = f->inference.weight.count = f->backward.weight.count =
             weight.count;
-        f->training.bias = f->inference.bias = bias.data;
-        f->training.bias_count = f->inference.bias_count = bias.count;
+        f->training.bias.data = f->inference.bias.data = bias.data;
+        f->training.bias.count = f->inference.bias.count = bias.count;
         run_training(f);
         check_output(f, batch_statistics(f, 1e-5), weight, bias, "training");
         run_backward(f);
@@ -173,11 +173,11 @@ static void optional_outputs(fixture *f)
         const elements old_saved_mean = guarded_copy(f->saved_mean);
         const elements old_saved_invstd = guarded_copy(f->saved_invstd);
         if (absent & 1) skip_running(f);
-        if (absent & 2) f->training.saved_mean = NULL, f->training.saved_mean_count = 0;
-        if (absent & 4) f->training.saved_invstd = NULL, f->training.saved_invstd_count = 0;
+        if (absent & 2) f->training.saved.mean.data = NULL, f->training.saved.mean.count = 0;
+        if (absent & 4) f->training.saved.invstd.data = NULL, f->training.saved.invstd.count = 0;
         if (absent & 8) {
-            f->training.num_batches_tracked = f->training.skipped_batches = NULL;
-            f->training.skipped_batches_count = 0;
+            f->training.num_batches_tracked = f->training.skipped_batches.data = NULL;
+            f->training.skipped_batches.count = 0;
         }
         run_training(f);
         check_bits(f, "output", f->output, output);
@@ -214,9 +214,10 @@ static void optional_gradients(fixture *f)
             elements_fill_junk(f->grad_weight);
             elements_fill_junk(f->grad_bias);
             const elements junk = guarded_copy(f->grad_input), few = guarded_copy(f->grad_weight);
-            if (!(wanted & 1)) f->backward.grad_input = NULL, f->backward.grad_input_count = 0;
-            if (!(wanted & 2)) f->backward.grad_weight = NULL, f->backward.grad_weight_count = 0;
-            if (!(wanted & 4)) f->backward.grad_bias = NULL, f->backward.grad_bias_count = 0;
+            if (!(wanted & 1)) f->backward.grad_input.data = NULL, f->backward.grad_input.count = 0;
+            if (!(wanted & 2))
+                f->backward.grad_weight.data = NULL, f->backward.grad_weight.count = 0;
+            if (!(wanted & 4)) f->backward.grad_bias.data = NULL, f->backward.grad_bias.count = 0;
             run_backward(f);
             check_bits(f, "grad_input", f->grad_input, wanted & 1 ? dx : junk);
             check_bits(f, "grad_weight", f->grad_weight, wanted & 2 ? dgamma : few);
@@ -249,14 +250,14 @@ static void in_place(fixture *f)
 
     fixture_recall(f);
     elements_copy(f->output, f->input);
-    f->training.input = f->output.data;
+    f->training.input.data = f->output.data;
     run_training(f);
     check_bits(f, "output in place", f->output, trained);
     check_bits(f, "running_mean", f->running_mean, running_mean);
     check_bits(f, "running_var", f->running_var, running_var);
 
     elements_copy(f->output, f->input);
-    f->inference.input = f->output.data;
+    f->inference.input.data = f->output.data;
     run_inference(f);
     check_bits(f, "inference in place", f->output, inferred);
 
@@ -267,9 +268,9 @@ static void in_place(fixture *f)
         elements_fill_junk(f->grad_weight);
         elements_copy(f->grad_input, over_input ? f->input : f->grad_output);
         if (over_input)
-            f->backward.input = f->grad_input.data;
+            f->backward.input.data = f->grad_input.data;
         else
-            f->backward.grad_output = f->grad_input.data;
+            f->backward.grad_output.data = f->grad_input.data;
         run_backward(f);
         check_bits(f, over_input ? "grad_input over input" : "grad_input over grad_output",
                    f->grad_input, dx);
@@ -403,11 +404,11 @@ static void nothing_to_do(fixture *f)
                   elements_get(f->grad_weight, c), elements_get(f->grad_bias, c));
     }
     /* Empty tensors often have no memory. */
-    f->training.input = NULL, f->training.output = NULL;
+    f->training.input.data = NULL, f->training.output.data = NULL;
     run_training(f);
-    f->inference.input = NULL, f->inference.output = NULL;
+    f->inference.input.data = NULL, f->inference.output.data = NULL;
     run_inference(f);
-    f->backward.input = f->backward.grad_output = NULL;
+    f->backward.input.data = f->backward.grad_output.data = NULL;
     run_backward(f);
 }
 
@@ -635,13 +636,13 @@ static void unneeded_members_are_ignored(void **state)
     (void)state;
     const bn_problem problem = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 2, 3, 4, 5);
     fixture f = fixture_make(problem, PLACE_END);
-    f.backward.running_mean = NULL, f.backward.running_var = (void *)1;
-    f.backward.running_mean_count = -9, f.backward.running_var_count = 1;
+    f.backward.running_mean.data = NULL, f.backward.running_var.data = (void *)1;
+    f.backward.running_mean.count = -9, f.backward.running_var.count = 1;
     run_backward(&f);
     fixture_restore_args(&f);
     f.backward.statistics = BN_STATISTICS_RUNNING;
-    f.backward.saved_mean = NULL, f.backward.saved_invstd = (void *)3;
-    f.backward.saved_mean_count = -9, f.backward.saved_invstd_count = 1;
+    f.backward.saved.mean.data = NULL, f.backward.saved.invstd.data = (void *)3;
+    f.backward.saved.mean.count = -9, f.backward.saved.invstd.count = 1;
     run_backward(&f);
 }
 
@@ -669,7 +670,7 @@ static void empty_batches_of_any_size(void **state)
                                  { most, 2, most, most, 0 },
                                  { INT64_MAX, 2, INT64_MAX, 0, INT64_MAX } };
     static const int ranks[] = { 3, 3, 4, 4, 5, 5, 5 };
-    const double mean[2] = { 1, 2 }, invstd[2] = { 3, 4 };
+    double mean[2] = { 1, 2 }, invstd[2] = { 3, 4 };
     const float running[2] = { 1, 2 };
     double arrays[3][2];
     const uint8_t mask = 0;
@@ -678,26 +679,27 @@ static void empty_batches_of_any_size(void **state)
         for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++) {
             const bn_problem problem = problem_of(BN_DTYPE_FLOAT32, layout, ranks[i], sizes[i]);
             bn_forward_training_args training = BN_FORWARD_TRAINING_ARGS_INIT;
-            training.mask = &mask;
+            training.positions.mask.data = &mask;
             check_ok(bn_forward_training(&problem, &training), "bn_forward_training");
             bn_forward_inference_args inference = BN_FORWARD_INFERENCE_ARGS_INIT;
-            inference.running_mean = inference.running_var = running;
-            inference.running_mean_count = inference.running_var_count = 2;
-            inference.mask = &mask;
+            inference.running_mean.data = inference.running_var.data = running;
+            inference.running_mean.count = inference.running_var.count = 2;
+            inference.positions.mask.data = &mask;
             check_ok(bn_forward_inference(&problem, &inference), "bn_forward_inference");
             bn_backward_args backward = BN_BACKWARD_ARGS_INIT;
             float grad_weight[2] = { 7, 7 };
-            backward.saved_mean = mean, backward.saved_mean_count = 2;
-            backward.saved_invstd = invstd, backward.saved_invstd_count = 2;
-            backward.grad_weight = grad_weight, backward.grad_weight_count = 2;
-            backward.mask = &mask;
+            backward.saved.mean.data = mean, backward.saved.mean.count = 2;
+            backward.saved.invstd.data = invstd, backward.saved.invstd.count = 2;
+            backward.grad_weight.data = grad_weight, backward.grad_weight.count = 2;
+            backward.positions.mask.data = &mask;
             check_ok(bn_backward(&problem, &backward), "bn_backward");
             check(grad_weight[0] == 0 && grad_weight[1] == 0, "grad_weight is not 0");
             bn_moments moments = BN_MOMENTS_INIT;
             moments.channels = 2;
             moments.mean = arrays[0], moments.mean_rest = arrays[1], moments.m2 = arrays[2];
-            check_ok(bn_moments_compute(&problem, NULL, 0, &mask, 0, NULL, 0, &moments), "moments");
-            bn_grad_sums sums = BN_GRAD_SUMS_INIT;
+            check_ok(bn_moments_compute(&problem, NULL, 0, &training.positions, &moments),
+                     "moments");
+            bn_gradient_sums sums = BN_GRADIENT_SUMS_INIT;
             sums.channels = 2, sums.sum_dy = arrays[0], sums.sum_dy_xmu = arrays[1];
             check_ok(bn_backward_reduce(&problem, &backward, &sums), "bn_backward_reduce");
             for (bn_operation op = BN_OPERATION_FORWARD_TRAINING;
@@ -711,8 +713,8 @@ static void empty_batches_of_any_size(void **state)
             options.num_features = 2;
             bn_layer *layer = layer_of(&options);
             bn_layer_forward_args forward = BN_LAYER_FORWARD_ARGS_INIT;
-            forward.activation = BN_ACTIVATION_RELU;
-            forward.mask = &mask;
+            forward.activation.kind = BN_ACTIVATION_RELU;
+            forward.positions.mask.data = &mask;
             for (bn_pass pass = BN_PASS_NORMAL; pass <= BN_PASS_RECOMPUTE; pass++) {
                 forward.pass = pass;
                 check_ok(bn_layer_forward_with(layer, &problem, &forward), "forward_with");

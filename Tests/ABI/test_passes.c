@@ -11,9 +11,9 @@
 #include "layers.h"
 
 static const extras kinds[] = {
-    { .negative_slope = 0.01 },
+    { .activation = BN_ACTIVATION_NONE },
     { .activation = BN_ACTIVATION_RELU, .residual = true },
-    { .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 0.25, .mask = true },
+    { .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 0.25, .mask = true },
     { .activation = BN_ACTIVATION_RELU,
       .residual = true,
       .lengths = true,
@@ -36,28 +36,30 @@ static bn_layer_forward_args forward_args(const fixture *f, extras e, bn_pass pa
 {
     bn_layer_forward_args args = BN_LAYER_FORWARD_ARGS_INIT;
     args.pass = pass;
-    args.input = f->input.data, args.input_count = f->input.count;
-    args.output = f->output.data, args.output_count = f->output.count;
-    args.activation = e.activation;
-    args.negative_slope = e.negative_slope;
-    args.masked = e.masked;
-    if (e.residual) args.residual = f->residual.data, args.residual_count = f->residual.count;
-    if (e.mask) args.mask = f->mask, args.mask_count = f->positions;
-    if (e.lengths) args.lengths = f->lengths, args.lengths_count = f->original.sizes[0];
+    args.input.data = f->input.data, args.input.count = f->input.count;
+    args.output.data = f->output.data, args.output.count = f->output.count;
+    args.activation.kind = e.activation;
+    args.activation.slope = e.slope;
+    args.positions.masked = e.masked;
+    if (e.residual) args.residual.data = f->residual.data, args.residual.count = f->residual.count;
+    if (e.mask) args.positions.mask.data = f->mask, args.positions.mask.count = f->positions;
+    if (e.lengths)
+        args.positions.lengths.data = f->lengths,
+        args.positions.lengths.count = f->original.sizes[0];
     return args;
 }
 
 static bn_layer_backward_args backward_args(const fixture *f, extras e)
 {
     bn_layer_backward_args args = BN_LAYER_BACKWARD_ARGS_INIT;
-    args.input = f->input.data, args.input_count = f->input.count;
-    args.grad_output = f->grad_output.data, args.grad_output_count = f->grad_output.count;
-    args.grad_input = f->grad_input.data, args.grad_input_count = f->grad_input.count;
-    args.grad_weight = f->grad_weight.data, args.grad_weight_count = f->grad_weight.count;
-    args.grad_bias = f->grad_bias.data, args.grad_bias_count = f->grad_bias.count;
+    args.input.data = f->input.data, args.input.count = f->input.count;
+    args.grad_output.data = f->grad_output.data, args.grad_output.count = f->grad_output.count;
+    args.grad_input.data = f->grad_input.data, args.grad_input.count = f->grad_input.count;
+    args.grad_weight.data = f->grad_weight.data, args.grad_weight.count = f->grad_weight.count;
+    args.grad_bias.data = f->grad_bias.data, args.grad_bias.count = f->grad_bias.count;
     if (e.residual)
-        args.grad_residual = f->grad_residual.data,
-        args.grad_residual_count = f->grad_residual.count;
+        args.grad_residual.data = f->grad_residual.data,
+        args.grad_residual.count = f->grad_residual.count;
     return args;
 }
 
@@ -186,7 +188,7 @@ static void recomputed_in_other_words(void **state)
     extras e = { .activation = BN_ACTIVATION_RELU, .lengths = true };
     forward(layer, &f, e, BN_PASS_NORMAL);
     const elements output = guarded_copy(f.output);
-    e = (extras){ .activation = BN_ACTIVATION_LEAKY_RELU, .negative_slope = 0, .mask = true };
+    e = (extras){ .activation = BN_ACTIVATION_LEAKY_RELU, .slope = 0, .mask = true };
     for (int again = 0; again < 2; again++) {
         elements_fill_junk(f.output);
         forward(layer, &f, e, BN_PASS_RECOMPUTE);
@@ -413,37 +415,38 @@ static void bad_forwards_are_refused(void **state)
     } while (0)
     REFUSED(args.struct_size--, BN_STATUS_STRUCT_SIZE, "args->struct_size");
     REFUSED(args.pass = 3, BN_STATUS_INVALID_OPTION, "pass is 3|recompute");
-    REFUSED(args.activation = 9, BN_STATUS_INVALID_OPTION, "activation is 9");
-    REFUSED(args.masked = -1, BN_STATUS_INVALID_OPTION, "masked is -1");
-    REFUSED(args.negative_slope = -1, BN_STATUS_NEGATIVE_SLOPE, "-1");
-    REFUSED(args.input_count++, BN_STATUS_COUNT_MISMATCH, "input_count");
-    REFUSED(args.output = NULL, BN_STATUS_NULL_POINTER, "output");
-    REFUSED(args.residual = f.residual.data, BN_STATUS_COUNT_MISMATCH, "residual_count");
-    REFUSED(args.mask_count--, BN_STATUS_COUNT_MISMATCH, "mask_count");
-    REFUSED((args.lengths = f.lengths, args.lengths_count = 6), BN_STATUS_EXCLUSIVE,
-            "mask|lengths");
+    REFUSED(args.activation.kind = 9, BN_STATUS_INVALID_OPTION, "activation is 9");
+    REFUSED(args.positions.masked = -1, BN_STATUS_INVALID_OPTION, "masked is -1");
+    REFUSED(args.activation.slope = -1, BN_STATUS_NEGATIVE_SLOPE, "-1");
+    REFUSED(args.input.count++, BN_STATUS_COUNT_MISMATCH, "input.count");
+    REFUSED(args.output.data = NULL, BN_STATUS_NULL_POINTER, "output");
+    REFUSED(args.residual.data = f.residual.data, BN_STATUS_COUNT_MISMATCH, "residual.count");
+    REFUSED(args.positions.mask.count--, BN_STATUS_COUNT_MISMATCH, "mask.count");
+    REFUSED((args.positions.lengths.data = f.lengths, args.positions.lengths.count = 6),
+            BN_STATUS_EXCLUSIVE, "mask|lengths");
     REFUSED((args.pass = BN_PASS_RECOMPUTE, problem.layout = BN_LAYOUT_NHWC),
             BN_STATUS_LAYER_MISMATCH, "NHWC|NCHW");
     REFUSED((args.pass = BN_PASS_RECOMPUTE, problem.sizes[0] = 5), BN_STATUS_LAYER_MISMATCH,
             "(5, 5, 41)|(6, 5, 41)");
-    REFUSED((args.pass = BN_PASS_RECOMPUTE, args.mask_count = 3), BN_STATUS_COUNT_MISMATCH,
-            "mask_count");
+    REFUSED((args.pass = BN_PASS_RECOMPUTE, args.positions.mask.count = 3),
+            BN_STATUS_COUNT_MISMATCH, "mask.count");
 #define OTHER(change, words) \
     REFUSED((args.pass = BN_PASS_RECOMPUTE, change), BN_STATUS_LAYER_MISMATCH, words)
-    OTHER(args.activation = BN_ACTIVATION_NONE, "by 1|last forward, 0.25");
-    OTHER(args.activation = BN_ACTIVATION_RELU, "by 0|last forward, 0.25");
-    OTHER(args.negative_slope = 0.5, "by 0.5|last forward, 0.25");
-    OTHER((args.residual = f.residual.data, args.residual_count = f.residual.count),
-          "residual_count is 1230|last forward, 0");
-    OTHER((args.mask = NULL, args.mask_count = 0), "takes part|masked as in the last forward");
-    OTHER(args.mask = all, "position|takes part");
-    OTHER(args.masked = BN_MASKED_PASS, "masked is 1|last forward, 0");
+    OTHER(args.activation = (bn_activation)BN_ACTIVATION_INIT, "by 1|last forward, 0.25");
+    OTHER(args.activation = (bn_activation)BN_RELU, "by 0|last forward, 0.25");
+    OTHER(args.activation.slope = 0.5, "by 0.5|last forward, 0.25");
+    OTHER((args.residual.data = f.residual.data, args.residual.count = f.residual.count),
+          "residual.count is 1230|last forward, 0");
+    OTHER((args.positions.mask.data = NULL, args.positions.mask.count = 0),
+          "takes part|masked as in the last forward");
+    OTHER(args.positions.mask.data = all, "position|takes part");
+    OTHER(args.positions.masked = BN_MASKED_PASS, "masked is 1|last forward, 0");
 #undef OTHER
     REFUSED(problem.sizes[1] = 4, BN_STATUS_LAYER_MISMATCH, "4|5");
     REFUSED(problem.dtype = BN_DTYPE_FLOAT64, BN_STATUS_LAYER_MISMATCH, "float64|float32");
     /* Nothing is allocated for a tensor that is not there. */
-    REFUSED((problem.sizes[0] = 6000, args.input_count *= 1000, args.output_count *= 1000,
-             args.mask_count = 246000, args.output = (char *)f.input.data + 4),
+    REFUSED((problem.sizes[0] = 6000, args.input.count *= 1000, args.output.count *= 1000,
+             args.positions.mask.count = 246000, args.output.data = (char *)f.input.data + 4),
             BN_STATUS_OVERLAP, "output|input");
 
     back.reserved = 1;
@@ -453,9 +456,9 @@ static void bad_forwards_are_refused(void **state)
     back.struct_size = 8;
     check_refused(bn_layer_backward_with(layer, &f.problem, &back), BN_STATUS_STRUCT_SIZE, "8");
     back = backward_args(&f, kinds[1]);
-    back.grad_residual_count--;
+    back.grad_residual.count--;
     check_refused(bn_layer_backward_with(layer, &f.problem, &back), BN_STATUS_COUNT_MISMATCH,
-                  "grad_residual_count");
+                  "grad_residual.count");
     check(fixture_changed(&f) == NULL, "changed %s", fixture_changed(&f));
     check_state(layer, before, "a refused call");
     junk_gradients(&f);

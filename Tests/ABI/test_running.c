@@ -41,20 +41,20 @@ static void moments_of(fixture *f, bn_moments *moments)
     moments->mean = doubles(CHANNELS).data;
     moments->mean_rest = doubles(CHANNELS).data;
     moments->m2 = doubles(CHANNELS).data;
-    check_ok(
-        bn_moments_compute(&f->problem, f->input.data, f->input.count, NULL, 0, NULL, 0, moments),
-        "bn_moments_compute");
+    check_ok(bn_moments_compute(&f->problem, f->input.data, f->input.count, NULL, moments),
+             "bn_moments_compute");
 }
 
 /* A forward in the statistics of the fixture, or of *layer, which takes them over at the first. */
 static void take_in(fixture *f, way how, bn_layer **layer)
 {
     bn_moments moments = BN_MOMENTS_INIT;
-    if (how == MASKED) f->training.mask = f->mask, f->training.mask_count = f->positions;
+    if (how == MASKED)
+        f->training.positions.mask.data = f->mask, f->training.positions.mask.count = f->positions;
     if (how == HALVES || how == NOTHING) moments_of(f, &moments);
     if (how == NOTHING) {
         f->problem.sizes[0] = 0;
-        f->training.input_count = f->training.output_count = 0;
+        f->training.input.count = f->training.output.count = 0;
     }
     if (how == HALVES || how == NOTHING)
         check_ok(bn_normalize(&f->problem, &moments, &f->training), "bn_normalize");
@@ -167,7 +167,7 @@ static void infinity_and_twice_six(void **state)
         const int64_t sizes[] = { 2, 1 };
         fixture f = fixture_make(problem_of(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 2, sizes), PLACE_END);
         f.training.averaging = BN_AVERAGING_CUMULATIVE;
-        if (!counted) f.training.skipped_batches = NULL, f.training.skipped_batches_count = 0;
+        if (!counted) f.training.skipped_batches.data = NULL, f.training.skipped_batches.count = 0;
         *f.num_batches_tracked = 0;
         elements_set(f.running_mean, 0, 0);
         elements_set(f.running_var, 0, 1);
@@ -248,7 +248,7 @@ static void the_counters_change_no_bit(void **state)
             if (averaging == BN_AVERAGING_EXPONENTIAL)
                 for (int i = 0; i < STATISTICS; i++) f.skipped_batches[i] = i % 4;
             else
-                f.training.skipped_batches = NULL, f.training.skipped_batches_count = 0;
+                f.training.skipped_batches.data = NULL, f.training.skipped_batches.count = 0;
             run_training(&f);
             check_bits(&f, "running_mean", f.running_mean, mean);
             check_bits(&f, "running_var", f.running_var, var);
@@ -409,8 +409,8 @@ static void no_update_no_count(void **state)
     const state_bytes before = state_of(layer);
     bn_layer_forward_args args = BN_LAYER_FORWARD_ARGS_INIT;
     args.pass = BN_PASS_KEEP_RUNNING;
-    args.input = f.input.data, args.input_count = f.input.count;
-    args.output = f.output.data, args.output_count = f.output.count;
+    args.input.data = f.input.data, args.input.count = f.input.count;
+    args.output.data = f.output.data, args.output.count = f.output.count;
     check_ok(bn_layer_forward_with(layer, &f.problem, &args), "bn_layer_forward_with");
     int64_t channels = -1;
     check_ok(bn_layer_get_nonfinite_running_channels(layer, &channels), "get");
@@ -424,7 +424,7 @@ static void no_update_no_count(void **state)
 
     /* An empty batch. */
     f.problem.sizes[0] = 0;
-    f.training.input_count = f.training.output_count = 0;
+    f.training.input.count = f.training.output.count = 0;
     fixture_remember(&f);
     f.training.nonfinite_running_channels = 77;
     check_ok(bn_forward_training(&f.problem, &f.training), "bn_forward_training");

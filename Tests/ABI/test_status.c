@@ -62,62 +62,62 @@ static void null_pointers(void **state)
     check_refused(bn_backward(NULL, &f.backward), BN_STATUS_NULL_POINTER, "problem");
     check_refused(bn_backward(&f.problem, NULL), BN_STATUS_NULL_POINTER, "args");
 
-    f.training.input = NULL;
+    f.training.input.data = NULL;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "input");
-    f.training.input = NULL, f.training.input_count = 0;
+    f.training.input.data = NULL, f.training.input.count = 0;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "input");
-    f.training.output = NULL;
+    f.training.output.data = NULL;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "output");
     /* Only NULL with count 0 means absent. */
-    f.training.weight = NULL;
+    f.training.weight.data = NULL;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "weight");
-    f.training.bias = NULL;
+    f.training.bias.data = NULL;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "bias");
-    f.training.saved_mean = NULL;
-    refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "saved_mean");
-    f.training.saved_invstd = NULL;
-    refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "saved_invstd");
+    f.training.saved.mean.data = NULL;
+    refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "saved.mean");
+    f.training.saved.invstd.data = NULL;
+    refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "saved.invstd");
     /* Both running statistics or neither. */
-    f.training.running_mean = NULL, f.training.running_mean_count = 0;
+    f.training.running_mean.data = NULL, f.training.running_mean.count = 0;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "running_mean");
-    f.training.running_var = NULL, f.training.running_var_count = 0;
+    f.training.running_var.data = NULL, f.training.running_var.count = 0;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "running_var");
     f.training.averaging = BN_AVERAGING_CUMULATIVE, f.training.num_batches_tracked = NULL;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "num_batches_tracked");
     /* Skipped batches are some of those tracked. */
     f.training.num_batches_tracked = NULL;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "num_batches_tracked");
-    f.training.skipped_batches = NULL;
+    f.training.skipped_batches.data = NULL;
     refuses(&f, TRAINING, BN_STATUS_NULL_POINTER, "skipped_batches");
 
-    f.inference.input = NULL;
+    f.inference.input.data = NULL;
     refuses(&f, INFERENCE, BN_STATUS_NULL_POINTER, "input");
-    f.inference.output = NULL;
+    f.inference.output.data = NULL;
     refuses(&f, INFERENCE, BN_STATUS_NULL_POINTER, "output");
-    f.inference.weight = NULL;
+    f.inference.weight.data = NULL;
     refuses(&f, INFERENCE, BN_STATUS_NULL_POINTER, "weight");
-    f.inference.bias = NULL;
+    f.inference.bias.data = NULL;
     refuses(&f, INFERENCE, BN_STATUS_NULL_POINTER, "bias");
-    f.inference.running_mean = NULL;
+    f.inference.running_mean.data = NULL;
     refuses(&f, INFERENCE, BN_STATUS_NULL_POINTER, "running_mean");
-    f.inference.running_var = NULL, f.inference.running_var_count = 0;
+    f.inference.running_var.data = NULL, f.inference.running_var.count = 0;
     refuses(&f, INFERENCE, BN_STATUS_NULL_POINTER, "running_var");
 
-    f.backward.input = NULL;
+    f.backward.input.data = NULL;
     refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "input");
-    f.backward.grad_output = NULL;
+    f.backward.grad_output.data = NULL;
     refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "grad_output");
-    f.backward.grad_input = NULL;
+    f.backward.grad_input.data = NULL;
     refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "grad_input");
-    f.backward.saved_mean = NULL, f.backward.saved_mean_count = 0;
-    refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "saved_mean");
-    f.backward.saved_invstd = NULL, f.backward.saved_invstd_count = 0;
-    refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "saved_invstd");
+    f.backward.saved.mean.data = NULL, f.backward.saved.mean.count = 0;
+    refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "saved.mean");
+    f.backward.saved.invstd.data = NULL, f.backward.saved.invstd.count = 0;
+    refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "saved.invstd");
     f.backward.statistics = BN_STATISTICS_RUNNING;
-    f.backward.running_mean = NULL, f.backward.running_mean_count = 0;
+    f.backward.running_mean.data = NULL, f.backward.running_mean.count = 0;
     refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "running_mean");
     f.backward.statistics = BN_STATISTICS_RUNNING;
-    f.backward.running_var = NULL, f.backward.running_var_count = 0;
+    f.backward.running_var.data = NULL, f.backward.running_var.count = 0;
     refuses(&f, BACKWARD, BN_STATUS_NULL_POINTER, "running_var");
 }
 
@@ -242,10 +242,10 @@ static void wrong_counts(void **state)
 {
     (void)state;
     fixture f = images(BN_DTYPE_FLOAT64);
-#define WRONG(op, args, member, count, words)                               \
+#define WRONG(op, args, member, wrong, words)                               \
     do {                                                                    \
-        f.args.member##_count = (count);                                    \
-        refuses(&f, op, BN_STATUS_COUNT_MISMATCH, #member "_count|" words); \
+        f.args.member.count = (wrong);                                      \
+        refuses(&f, op, BN_STATUS_COUNT_MISMATCH, #member ".count|" words); \
     } while (0)
     WRONG(TRAINING, training, input, 119, "119|120");
     WRONG(TRAINING, training, input, 0, "0|120");
@@ -255,8 +255,8 @@ static void wrong_counts(void **state)
     WRONG(TRAINING, training, bias, 2, "2|3");
     WRONG(TRAINING, training, running_mean, 5, "5|3");
     WRONG(TRAINING, training, running_var, 1, "1|3");
-    WRONG(TRAINING, training, saved_mean, 6, "6|3");
-    WRONG(TRAINING, training, saved_invstd, 7, "7|3");
+    WRONG(TRAINING, training, saved.mean, 6, "6|3");
+    WRONG(TRAINING, training, saved.invstd, 7, "7|3");
     WRONG(INFERENCE, inference, input, 12, "12|120");
     WRONG(INFERENCE, inference, output, 1200, "1200|120");
     WRONG(INFERENCE, inference, weight, 120, "120|3");
@@ -269,20 +269,20 @@ static void wrong_counts(void **state)
     WRONG(BACKWARD, backward, grad_weight, 4, "4|3");
     WRONG(BACKWARD, backward, grad_bias, 2, "2|3");
     WRONG(BACKWARD, backward, weight, 30, "30|3");
-    WRONG(BACKWARD, backward, saved_mean, 1, "1|3");
-    WRONG(BACKWARD, backward, saved_invstd, 6, "6|3");
+    WRONG(BACKWARD, backward, saved.mean, 1, "1|3");
+    WRONG(BACKWARD, backward, saved.invstd, 6, "6|3");
 #undef WRONG
-    f.backward.statistics = BN_STATISTICS_RUNNING, f.backward.running_mean_count = 8;
-    refuses(&f, BACKWARD, BN_STATUS_COUNT_MISMATCH, "running_mean_count|8|3");
-    f.backward.statistics = BN_STATISTICS_RUNNING, f.backward.running_var_count = 9;
-    refuses(&f, BACKWARD, BN_STATUS_COUNT_MISMATCH, "running_var_count|9|3");
+    f.backward.statistics = BN_STATISTICS_RUNNING, f.backward.running_mean.count = 8;
+    refuses(&f, BACKWARD, BN_STATUS_COUNT_MISMATCH, "running_mean.count|8|3");
+    f.backward.statistics = BN_STATISTICS_RUNNING, f.backward.running_var.count = 9;
+    refuses(&f, BACKWARD, BN_STATUS_COUNT_MISMATCH, "running_var.count|9|3");
 
-    f.training.input_count = -120;
-    refuses(&f, TRAINING, BN_STATUS_NEGATIVE_SIZE, "input_count|-120");
-    f.inference.running_var_count = INT64_MIN;
-    refuses(&f, INFERENCE, BN_STATUS_NEGATIVE_SIZE, "running_var_count|-9223372036854775808");
-    f.backward.grad_weight_count = -1;
-    refuses(&f, BACKWARD, BN_STATUS_NEGATIVE_SIZE, "grad_weight_count|-1");
+    f.training.input.count = -120;
+    refuses(&f, TRAINING, BN_STATUS_NEGATIVE_SIZE, "input.count|-120");
+    f.inference.running_var.count = INT64_MIN;
+    refuses(&f, INFERENCE, BN_STATUS_NEGATIVE_SIZE, "running_var.count|-9223372036854775808");
+    f.backward.grad_weight.count = -1;
+    refuses(&f, BACKWARD, BN_STATUS_NEGATIVE_SIZE, "grad_weight.count|-1");
 }
 
 /* ---- 3xx: memory ---- */
@@ -303,7 +303,7 @@ static void misaligned_pointers(void **state)
     do {                                                                          \
         snprintf(words, sizeof words, #member "|0x|multiple of %d", (int)(unit)); \
         for (int64_t by = 1; by < (unit); by++) {                                 \
-            f.args.member = moved(f.args.member, by);                             \
+            f.args.member.data = moved(f.args.member.data, by);                   \
             refuses(&f, op, BN_STATUS_MISALIGNED, words);                         \
         }                                                                         \
     } while (0)
@@ -313,9 +313,12 @@ static void misaligned_pointers(void **state)
         MISALIGNED(TRAINING, training, bias, size);
         MISALIGNED(TRAINING, training, running_mean, size);
         MISALIGNED(TRAINING, training, running_var, size);
-        MISALIGNED(TRAINING, training, saved_mean, 8);
-        MISALIGNED(TRAINING, training, saved_invstd, 8);
-        MISALIGNED(TRAINING, training, num_batches_tracked, 8);
+        MISALIGNED(TRAINING, training, saved.mean, 8);
+        MISALIGNED(TRAINING, training, saved.invstd, 8);
+        for (int64_t by = 1; by < 8; by++) {
+            f.training.num_batches_tracked = moved(f.training.num_batches_tracked, by);
+            refuses(&f, TRAINING, BN_STATUS_MISALIGNED, "num_batches_tracked|0x|multiple of 8");
+        }
         MISALIGNED(INFERENCE, inference, input, size);
         MISALIGNED(INFERENCE, inference, output, size);
         MISALIGNED(INFERENCE, inference, weight, size);
@@ -328,8 +331,8 @@ static void misaligned_pointers(void **state)
         MISALIGNED(BACKWARD, backward, grad_weight, size);
         MISALIGNED(BACKWARD, backward, grad_bias, size);
         MISALIGNED(BACKWARD, backward, weight, size);
-        MISALIGNED(BACKWARD, backward, saved_mean, 8);
-        MISALIGNED(BACKWARD, backward, saved_invstd, 8);
+        MISALIGNED(BACKWARD, backward, saved.mean, 8);
+        MISALIGNED(BACKWARD, backward, saved.invstd, 8);
 #undef MISALIGNED
         guarded_free_all();
     }
@@ -342,7 +345,7 @@ static void overlapping_buffers(void **state)
     fixture f = images(BN_DTYPE_FLOAT64);
 #define OVER(op, args, written, other)                                      \
     do {                                                                    \
-        f.args.written = (void *)(uintptr_t)f.args.other;                   \
+        f.args.written.data = (void *)(uintptr_t)f.args.other.data;         \
         refuses(&f, op, BN_STATUS_OVERLAP, #written "|" #other "|overlap"); \
     } while (0)
     OVER(TRAINING, training, running_mean, running_var);
@@ -353,35 +356,41 @@ static void overlapping_buffers(void **state)
     OVER(TRAINING, training, running_var, weight);
     OVER(TRAINING, training, running_var, bias);
     OVER(TRAINING, training, running_var, output);
-    OVER(TRAINING, training, saved_mean, saved_invstd);
-    OVER(TRAINING, training, saved_mean, running_mean);
-    OVER(TRAINING, training, saved_mean, running_var);
-    OVER(TRAINING, training, saved_mean, weight);
-    OVER(TRAINING, training, saved_mean, input);
-    OVER(TRAINING, training, saved_mean, output);
-    OVER(TRAINING, training, saved_invstd, bias);
-    OVER(TRAINING, training, saved_invstd, running_var);
-    OVER(TRAINING, training, saved_invstd, output);
-    OVER(TRAINING, training, num_batches_tracked, saved_mean);
-    OVER(TRAINING, training, num_batches_tracked, running_mean);
-    OVER(TRAINING, training, num_batches_tracked, output);
-    OVER(TRAINING, training, num_batches_tracked, input);
+    OVER(TRAINING, training, saved.mean, saved.invstd);
+    OVER(TRAINING, training, saved.mean, running_mean);
+    OVER(TRAINING, training, saved.mean, running_var);
+    OVER(TRAINING, training, saved.mean, weight);
+    OVER(TRAINING, training, saved.mean, input);
+    OVER(TRAINING, training, saved.mean, output);
+    OVER(TRAINING, training, saved.invstd, bias);
+    OVER(TRAINING, training, saved.invstd, running_var);
+    OVER(TRAINING, training, saved.invstd, output);
     OVER(BACKWARD, backward, grad_weight, grad_bias);
     OVER(BACKWARD, backward, grad_weight, weight);
     OVER(BACKWARD, backward, grad_weight, input);
     OVER(BACKWARD, backward, grad_weight, grad_output);
     OVER(BACKWARD, backward, grad_weight, grad_input);
-    OVER(BACKWARD, backward, grad_weight, saved_mean);
+    OVER(BACKWARD, backward, grad_weight, saved.mean);
     OVER(BACKWARD, backward, grad_bias, weight);
-    OVER(BACKWARD, backward, grad_bias, saved_invstd);
+    OVER(BACKWARD, backward, grad_bias, saved.invstd);
     OVER(BACKWARD, backward, grad_bias, grad_input);
 #undef OVER
+#define COUNTER_OVER(other)                                                                 \
+    do {                                                                                    \
+        f.training.num_batches_tracked = (void *)(uintptr_t)f.training.other.data;          \
+        refuses(&f, TRAINING, BN_STATUS_OVERLAP, "num_batches_tracked|" #other "|overlap"); \
+    } while (0)
+    COUNTER_OVER(saved.mean);
+    COUNTER_OVER(running_mean);
+    COUNTER_OVER(output);
+    COUNTER_OVER(input);
+#undef COUNTER_OVER
 
     /* Tensors against parameters: the written tensor's last element is the parameter's first. */
     const int64_t last = 119 * 8;
 #define OVER_FIRST(op, args, written, other)                                \
     do {                                                                    \
-        f.args.other = moved(f.args.written, last);                         \
+        f.args.other.data = moved(f.args.written.data, last);               \
         refuses(&f, op, BN_STATUS_OVERLAP, #written "|" #other "|overlap"); \
     } while (0)
     OVER_FIRST(TRAINING, training, output, weight);
@@ -391,15 +400,15 @@ static void overlapping_buffers(void **state)
     OVER_FIRST(INFERENCE, inference, output, running_mean);
     OVER_FIRST(INFERENCE, inference, output, running_var);
     OVER_FIRST(BACKWARD, backward, grad_input, weight);
-    OVER_FIRST(BACKWARD, backward, grad_input, saved_mean);
-    OVER_FIRST(BACKWARD, backward, grad_input, saved_invstd);
+    OVER_FIRST(BACKWARD, backward, grad_input, saved.mean);
+    OVER_FIRST(BACKWARD, backward, grad_input, saved.invstd);
 #undef OVER_FIRST
 
     f.backward.statistics = BN_STATISTICS_RUNNING;
-    f.backward.running_var = f.backward.grad_bias;
+    f.backward.running_var.data = f.backward.grad_bias.data;
     refuses(&f, BACKWARD, BN_STATUS_OVERLAP, "grad_bias|running_var|overlap");
     f.backward.statistics = BN_STATISTICS_RUNNING;
-    f.backward.running_mean = f.backward.grad_weight;
+    f.backward.running_mean.data = f.backward.grad_weight.data;
     refuses(&f, BACKWARD, BN_STATUS_OVERLAP, "grad_weight|running_mean|overlap");
 }
 
@@ -416,13 +425,13 @@ static void partial_overlap_is_not_in_place(void **state)
         const elements before = guarded_elements(122, true, PLACE_START);
         elements_copy(before, room);
 
-        f.training.input = one, f.training.output = two;
+        f.training.input.data = one, f.training.output.data = two;
         refuses(&f, TRAINING, BN_STATUS_OVERLAP, "output|input|overlap");
-        f.inference.input = one, f.inference.output = two;
+        f.inference.input.data = one, f.inference.output.data = two;
         refuses(&f, INFERENCE, BN_STATUS_OVERLAP, "output|input|overlap");
-        f.backward.input = one, f.backward.grad_input = two;
+        f.backward.input.data = one, f.backward.grad_input.data = two;
         refuses(&f, BACKWARD, BN_STATUS_OVERLAP, "grad_input|input|overlap");
-        f.backward.grad_output = one, f.backward.grad_input = two;
+        f.backward.grad_output.data = one, f.backward.grad_input.data = two;
         refuses(&f, BACKWARD, BN_STATUS_OVERLAP, "grad_input|grad_output|overlap");
         check(elements_first_difference(room, before) < 0, "the tensors changed");
         guarded_free_all();
@@ -434,16 +443,17 @@ static void reading_twice_and_touching_is_allowed(void **state)
 {
     (void)state;
     fixture f = images(BN_DTYPE_FLOAT64);
-    f.training.bias = f.training.weight;
+    f.training.bias.data = f.training.weight.data;
     run_training(&f);
-    f.inference.running_mean = f.inference.weight = f.inference.bias = f.inference.running_var;
+    f.inference.running_mean.data = f.inference.weight.data = f.inference.bias.data =
+        f.inference.running_var.data;
     run_inference(&f);
-    f.backward.grad_output = f.backward.input;
+    f.backward.grad_output.data = f.backward.input.data;
     run_backward(&f);
 
     const elements room = guarded_elements(240, true, PLACE_END);
     elements_fill_normal(room, 5, 0, 1);
-    f.training.input = room.data, f.training.output = moved(room.data, 120 * 8);
+    f.training.input.data = room.data, f.training.output.data = moved(room.data, 120 * 8);
     run_training(&f);
 }
 
@@ -486,8 +496,8 @@ static void bad_momentum(void **state)
         f.training.momentum = bad[i], f.training.averaging = BN_AVERAGING_CUMULATIVE;
         run_training(&f);
         f.training.averaging = BN_AVERAGING_EXPONENTIAL;
-        f.training.running_mean = f.training.running_var = NULL;
-        f.training.running_mean_count = f.training.running_var_count = 0;
+        f.training.running_mean.data = f.training.running_var.data = NULL;
+        f.training.running_mean.count = f.training.running_var.count = 0;
         run_training(&f);
         fixture_restore_args(&f);
     }
@@ -511,8 +521,8 @@ static void one_value_per_channel(void **state)
         refuses(&f, TRAINING, BN_STATUS_ONE_VALUE, "1 value|drop_last|(1, 3");
         /* To use running statistics there must be some. */
         f.training.one_value = BN_ONE_VALUE_USE_RUNNING;
-        f.training.running_mean = f.training.running_var = NULL;
-        f.training.running_mean_count = f.training.running_var_count = 0;
+        f.training.running_mean.data = f.training.running_var.data = NULL;
+        f.training.running_mean.count = f.training.running_var.count = 0;
         refuses(&f, TRAINING, BN_STATUS_ONE_VALUE, "running");
         run_inference(&f);
         run_backward(&f);
@@ -559,13 +569,13 @@ static void bad_skipped_batches(void **state)
             f.skipped_batches[i] = 0;
         }
         f.training.averaging = averaging;
-        f.training.skipped_batches_count = 3;
-        refuses(&f, TRAINING, BN_STATUS_COUNT_MISMATCH, "skipped_batches_count|3|6|2*num_features");
-        f.training.skipped_batches_count = -6;
-        refuses(&f, TRAINING, BN_STATUS_NEGATIVE_SIZE, "skipped_batches_count|-6");
-        f.training.skipped_batches = (int64_t *)((char *)f.skipped_batches + 4);
+        f.training.skipped_batches.count = 3;
+        refuses(&f, TRAINING, BN_STATUS_COUNT_MISMATCH, "skipped_batches.count|3|6|2*num_features");
+        f.training.skipped_batches.count = -6;
+        refuses(&f, TRAINING, BN_STATUS_NEGATIVE_SIZE, "skipped_batches.count|-6");
+        f.training.skipped_batches.data = (int64_t *)((char *)f.skipped_batches + 4);
         refuses(&f, TRAINING, BN_STATUS_MISALIGNED, "skipped_batches|0x|multiple of 8");
-        f.training.skipped_batches = f.num_batches_tracked - 2;
+        f.training.skipped_batches.data = f.num_batches_tracked - 2;
         refuses(&f, TRAINING, BN_STATUS_OVERLAP, "num_batches_tracked|skipped_batches");
     }
 }
@@ -585,8 +595,8 @@ static void messages_belong_to_their_thread(void **state)
 {
     (void)state;
     fixture f = images(BN_DTYPE_FLOAT32);
-    f.training.input_count = 77;
-    check_refused(call(&f, TRAINING), BN_STATUS_COUNT_MISMATCH, "input_count|77");
+    f.training.input.count = 77;
+    check_refused(call(&f, TRAINING), BN_STATUS_COUNT_MISMATCH, "input.count|77");
     char mine[256], theirs[256];
     snprintf(mine, sizeof mine, "%s", bn_last_error_message());
 

@@ -18,7 +18,7 @@ static fixture f;
 static bn_layer *layer;
 static double arrays[6][CHANNELS]; /* moments, sums */
 static bn_moments moments, other_moments;
-static bn_grad_sums sums;
+static bn_gradient_sums sums;
 static bn_layer_options options;
 static bn_layer_forward_args layer_forward_args;
 static bn_layer_backward_args layer_backward_args;
@@ -32,7 +32,7 @@ static void make_arguments(void)
     f = fixture_make(problem, PLACE_END);
     fixture_add_extras(&f);
     fixture_use(&f, (extras){ .activation = BN_ACTIVATION_LEAKY_RELU,
-                              .negative_slope = 0.25,
+                              .slope = 0.25,
                               .residual = true,
                               .mask = true,
                               .masked = BN_MASKED_PASS });
@@ -45,44 +45,37 @@ static void make_arguments(void)
     other_moments.mean = arrays[3], other_moments.mean_rest = arrays[4];
     other_moments.m2 = arrays[5];
     moments.count = 7, other_moments.count = 9;
-    sums = (bn_grad_sums)BN_GRAD_SUMS_INIT;
+    sums = (bn_gradient_sums)BN_GRADIENT_SUMS_INIT;
     sums.channels = CHANNELS, sums.sum_dy = arrays[0], sums.sum_dy_xmu = arrays[1];
     sums.count = 11;
     options = options_for(&f);
     options.averaging = BN_AVERAGING_CUMULATIVE;
     options.has_bias = 0;
 
-    layer_forward_args = (bn_layer_forward_args)BN_LAYER_FORWARD_ARGS_INIT;
-    layer_forward_args.pass = BN_PASS_KEEP_RUNNING;
-    layer_forward_args.input = f.input.data, layer_forward_args.input_count = f.input.count;
-    layer_forward_args.output = f.output.data, layer_forward_args.output_count = f.output.count;
-    layer_forward_args.activation = BN_ACTIVATION_LEAKY_RELU;
-    layer_forward_args.negative_slope = 0.25, layer_forward_args.masked = BN_MASKED_PASS;
-    layer_forward_args.residual = f.residual.data;
-    layer_forward_args.residual_count = f.residual.count;
-    layer_forward_args.mask = f.mask, layer_forward_args.mask_count = f.positions;
-    layer_backward_args = (bn_layer_backward_args)BN_LAYER_BACKWARD_ARGS_INIT;
-    layer_backward_args.input = f.input.data, layer_backward_args.input_count = f.input.count;
-    layer_backward_args.grad_output = f.grad_output.data;
-    layer_backward_args.grad_output_count = f.grad_output.count;
-    layer_backward_args.grad_input = f.grad_input.data;
-    layer_backward_args.grad_input_count = f.grad_input.count;
-    layer_backward_args.grad_weight = f.grad_weight.data;
-    layer_backward_args.grad_weight_count = CHANNELS;
-    layer_backward_args.grad_bias = f.grad_bias.data,
-    layer_backward_args.grad_bias_count = CHANNELS;
-    layer_backward_args.grad_residual = f.grad_residual.data;
-    layer_backward_args.grad_residual_count = f.grad_residual.count;
+    layer_forward_args = (bn_layer_forward_args){
+        BN_LAYER_FORWARD_ARGS_DEFAULTS,      .pass = BN_PASS_KEEP_RUNNING,
+        .input = view_of(f.input),           .output = mutable_view_of(f.output),
+        .activation = f.training.activation, .residual = view_of(f.residual),
+        .positions = f.training.positions
+    };
+    layer_backward_args =
+        (bn_layer_backward_args){ BN_LAYER_BACKWARD_ARGS_DEFAULTS,
+                                  .input = view_of(f.input),
+                                  .grad_output = view_of(f.grad_output),
+                                  .grad_input = mutable_view_of(f.grad_input),
+                                  .grad_weight = mutable_view_of(f.grad_weight),
+                                  .grad_bias = mutable_view_of(f.grad_bias),
+                                  .grad_residual = mutable_view_of(f.grad_residual) };
 
     shape = (bn_weight_shape)BN_WEIGHT_OUTPUT_FIRST(BN_DTYPE_FLOAT64, CHANNELS, 40);
-    fold = (bn_fold_args)BN_FOLD_ARGS_INIT;
-    fold.running_mean = f.running_mean.data, fold.running_mean_count = CHANNELS;
-    fold.running_var = f.running_var.data, fold.running_var_count = CHANNELS;
-    fold.weight = f.weight.data, fold.weight_count = CHANNELS;
-    fold.bias = f.bias.data, fold.bias_count = CHANNELS;
-    fold.conv_weight = f.input.data, fold.conv_weight_count = f.input.count;
-    fold.folded_weight = f.output.data, fold.folded_weight_count = f.output.count;
-    fold.folded_bias = f.grad_bias.data, fold.folded_bias_count = CHANNELS;
+    fold = (bn_fold_args){ BN_FOLD_ARGS_DEFAULTS,
+                           .running_mean = view_of(f.running_mean),
+                           .running_var = view_of(f.running_var),
+                           .weight = view_of(f.weight),
+                           .bias = view_of(f.bias),
+                           .conv_weight = view_of(f.input),
+                           .folded_weight = mutable_view_of(f.output),
+                           .folded_bias = mutable_view_of(f.grad_bias) };
     fold.weight_error = fold.bias_error = -7;
     plan = (bn_plan_info)BN_PLAN_INFO_INIT;
 }
@@ -145,8 +138,8 @@ static bn_status inference_call(void *s)
 }
 static bn_status normalize_saved_call(void *s)
 {
-    return bn_normalize_saved(&f.problem, f.saved_mean.data, CHANNELS, NULL, 0, f.saved_invstd.data,
-                              CHANNELS, s);
+    const bn_saved saved = saved_of(&f);
+    return bn_normalize_saved(&f.problem, &saved, s);
 }
 static bn_status backward_call(void *s)
 {
@@ -154,7 +147,7 @@ static bn_status backward_call(void *s)
 }
 static bn_status moments_call(void *s)
 {
-    return bn_moments_compute(&f.problem, f.input.data, f.input.count, NULL, 0, NULL, 0, s);
+    return bn_moments_compute(&f.problem, f.input.data, f.input.count, NULL, s);
 }
 static bn_status merge_call(void *s)
 {
@@ -231,8 +224,8 @@ static const struct subject {
     SUBJECT(moments, "moments", moments, bn_moments, BN_MOMENTS_LEAST, false),
     SUBJECT(merge, "moments", moments, bn_moments, BN_MOMENTS_LEAST, false),
     SUBJECT(statistics, "moments", moments, bn_moments, BN_MOMENTS_LEAST, false),
-    SUBJECT(reduce, "sums", sums, bn_grad_sums, BN_GRAD_SUMS_LEAST, false),
-    SUBJECT(apply, "sums", sums, bn_grad_sums, BN_GRAD_SUMS_LEAST, false),
+    SUBJECT(reduce, "sums", sums, bn_gradient_sums, BN_GRADIENT_SUMS_LEAST, false),
+    SUBJECT(apply, "sums", sums, bn_gradient_sums, BN_GRADIENT_SUMS_LEAST, false),
     SUBJECT(create, "options", options, bn_layer_options, BN_LAYER_OPTIONS_LEAST, false),
     SUBJECT(get_options, "options", options, bn_layer_options, BN_LAYER_OPTIONS_LEAST, true),
     SUBJECT(layer_forward, "args", layer_forward_args, bn_layer_forward_args,

@@ -57,10 +57,8 @@ import Testing
         args.epsilon = 1e-5
         let status = x.elements.withUnsafeBytes { input in
             output.withUnsafeMutableBytes { output in
-                args.input = input.baseAddress
-                args.input_count = Int64(shape.count)
-                args.output = output.baseAddress
-                args.output_count = Int64(shape.count)
+                args.input = bn_view(data: input.baseAddress, count: Int64(shape.count))
+                args.output = bn_mutable_view(data: output.baseAddress, count: Int64(shape.count))
                 return bn_forward_training(&problem, &args)
             }
         }

@@ -280,9 +280,9 @@ import Testing
             (.negativeSize(dimension: 2, actual: -1), "sizes[2] is -1, expected 0 or more"),
             (
                 .countMismatch(.runningMean, actual: 5, expected: 3),
-                "running_mean_count is 5, expected 3 (num_features)"
+                "running_mean.count is 5, expected 3 (num_features)"
             ),
-            (.countMismatch(.input, actual: 95, expected: 96), "input_count is 95, expected 96 (N*C*S)"),
+            (.countMismatch(.input, actual: 95, expected: 96), "input.count is 95, expected 96 (N*C*S)"),
             (.countMismatch(.values, actual: 2, expected: 3), "count is 2, expected 3 (num_features)"),
             (
                 .misaligned(.output, address: 0x7fff_0000_0001, alignment: 4),
@@ -294,7 +294,7 @@ import Testing
             ),
             (
                 .overlap(written: .savedMean, other: .bias),
-                "saved_mean overlaps bias, expected memory of its own"
+                "saved.mean overlaps bias, expected memory of its own"
             ),
             (.epsilon(actual: -1e-5), "epsilon is -1e-05, expected a finite number of at least 0"),
             (

@@ -54,15 +54,14 @@ int main(void)
         sizeof problem, BN_DTYPE_BFLOAT16, BN_LAYOUT_NCHW, 3, { N, C, L }
     };
     double mean[C], invstd[C]; /* for backward */
-    bn_forward_training_args forward = BN_FORWARD_TRAINING_ARGS_INIT;
-    forward.input = input, forward.input_count = COUNT;
-    forward.output = output, forward.output_count = COUNT;
-    forward.saved_mean = mean, forward.saved_mean_count = C;
-    forward.saved_invstd = invstd, forward.saved_invstd_count = C;
-    forward.activation = BN_ACTIVATION_RELU;
-    forward.activation_mask = passed, forward.activation_mask_count = sizeof passed;
-    forward.residual = residual, forward.residual_count = COUNT;
-    forward.lengths = lengths, forward.lengths_count = N;
+    bn_forward_training_args forward = { BN_FORWARD_TRAINING_ARGS_DEFAULTS,
+                                         .input = { input, COUNT },
+                                         .output = { output, COUNT },
+                                         .saved = { .mean = { mean, C }, .invstd = { invstd, C } },
+                                         .activation = BN_RELU,
+                                         .residual = { residual, COUNT },
+                                         .activation_mask = { passed, sizeof passed },
+                                         .positions = { .lengths = { lengths, N } } };
     check(bn_forward_training(&problem, &forward));
     printf("%lld of %d values per channel take part\n", (long long)forward.values_per_channel,
            N * L);
@@ -70,18 +69,17 @@ int main(void)
         printf("channel %d: mean %.3f, deviation %.3f\n", c, mean[c], 1 / invstd[c]);
 
     float grad_weight[C], grad_bias[C]; /* parameters and their gradients are float32 */
-    bn_backward_args backward = BN_BACKWARD_ARGS_INIT;
-    backward.input = input, backward.input_count = COUNT;
-    backward.grad_output = grad_output, backward.grad_output_count = COUNT;
-    backward.grad_input = grad_input, backward.grad_input_count = COUNT;
-    backward.grad_residual = grad_residual, backward.grad_residual_count = COUNT;
-    backward.grad_weight = grad_weight, backward.grad_weight_count = C;
-    backward.grad_bias = grad_bias, backward.grad_bias_count = C;
-    backward.saved_mean = mean, backward.saved_mean_count = C;
-    backward.saved_invstd = invstd, backward.saved_invstd_count = C;
-    backward.activation = BN_ACTIVATION_RELU; /* these are the forward's */
-    backward.activation_mask = passed, backward.activation_mask_count = sizeof passed;
-    backward.lengths = lengths, backward.lengths_count = N;
+    bn_backward_args backward = { BN_BACKWARD_ARGS_DEFAULTS,
+                                  .input = { input, COUNT },
+                                  .grad_output = { grad_output, COUNT },
+                                  .grad_input = { grad_input, COUNT },
+                                  .grad_weight = { grad_weight, C },
+                                  .grad_bias = { grad_bias, C },
+                                  .saved = forward.saved, /* from here on the forward's */
+                                  .activation = forward.activation,
+                                  .activation_mask = { passed, sizeof passed },
+                                  .grad_residual = { grad_residual, COUNT },
+                                  .positions = forward.positions };
     check(bn_backward(&problem, &backward));
     for (int c = 0; c < C; c++)
         printf("channel %d: %g values passed the ReLU\n", c, (double)grad_bias[c]);

@@ -57,16 +57,12 @@ int main(void)
     /* Training: statistics of this batch. The running ones start as in a new network: 0 and 1. */
     float running_mean[C] = { 0, 0, 0 }, running_var[C] = { 1, 1, 1 };
     bn_problem batch = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, N, C, H, W);
-    bn_forward_training_args training = BN_FORWARD_TRAINING_ARGS_INIT;
+    bn_forward_training_args training = { BN_FORWARD_TRAINING_ARGS_DEFAULTS,
+                                          .input = { images, COUNT },
+                                          .output = { normalized, COUNT },
+                                          .running_mean = { running_mean, C },
+                                          .running_var = { running_var, C } };
     training.momentum = 1.0; /* one batch only: let the running statistics be that batch's */
-    training.input = images;
-    training.input_count = COUNT;
-    training.output = normalized;
-    training.output_count = COUNT;
-    training.running_mean = running_mean;
-    training.running_mean_count = C;
-    training.running_var = running_var;
-    training.running_var_count = C;
     check(bn_forward_training(&batch, &training));
     print_channels("normalized by their own statistics", normalized, N);
 
@@ -75,19 +71,13 @@ int main(void)
     make_images(image, 1);
     const float weight[C] = { 2, 2, 2 }, bias[C] = { 10, 20, 30 };
     bn_problem one = BN_PROBLEM_2D(BN_DTYPE_FLOAT32, BN_LAYOUT_NCHW, 1, C, H, W);
-    bn_forward_inference_args inference = BN_FORWARD_INFERENCE_ARGS_INIT;
-    inference.input = image;
-    inference.input_count = C * PIXELS;
-    inference.output = image;
-    inference.output_count = C * PIXELS;
-    inference.weight = weight;
-    inference.weight_count = C;
-    inference.bias = bias;
-    inference.bias_count = C;
-    inference.running_mean = running_mean;
-    inference.running_mean_count = C;
-    inference.running_var = running_var;
-    inference.running_var_count = C;
+    bn_forward_inference_args inference = { BN_FORWARD_INFERENCE_ARGS_DEFAULTS,
+                                            .input = { image, C * PIXELS },
+                                            .output = { image, C * PIXELS },
+                                            .weight = { weight, C },
+                                            .bias = { bias, C },
+                                            .running_mean = { running_mean, C },
+                                            .running_var = { running_var, C } };
     check(bn_forward_inference(&one, &inference));
     print_channels("one image by the running statistics, weight 2, bias 10, 20, 30", image, 1);
     return 0;

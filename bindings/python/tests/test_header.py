@@ -9,6 +9,7 @@ import ctypes
 import enum
 import inspect
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -133,21 +134,45 @@ def test_functions(declarations: list[Any], types: Types) -> None:
         assert bound[name] == signature, name
 
 
-def test_struct_members(declarations: list[Any], types: Types) -> None:
-    seen = set()
+# Structs that are seen through others only: the binding spreads them out where they are embedded.
+EMBEDDED = re.compile("bn_(mutable_)?(byte_|int64_|float64_)?view|bn_activation")
+
+
+def flat_name(path: str) -> str:
+    """What the binding calls a member of an embedded struct: saved.mean.count: saved_mean_count."""
+    name = path.removesuffix(".data").removesuffix(".kind").removeprefix("positions.")
+    if name in ("activation.slope", "activation.limit"):
+        name = name.removeprefix("activation.")
+    return "positions_reserved" if path == "positions.reserved" else name.replace(".", "_")
+
+
+@pytest.fixture(scope="module")
+def structs(declarations: list[Any], types: Types) -> dict[str, list[tuple[str, Any]]]:
+    """Of each struct its members as paths, those of embedded structs in their place."""
+    found: dict[str, list[tuple[str, Any]]] = {}
     for each in declarations:
-        if isinstance(each, c_ast.Typedef) and isinstance(each.type.type, c_ast.Struct):
-            members = each.type.type.decls
-            if members is None:  # bn_layer: opaque
-                continue
-            seen.add(each.name)
-            expected = []
-            for member in members:
-                kind = types.of(member.type)
-                # Members that point to one number are addresses as well.
-                is_pointer = isinstance(member.type, c_ast.PtrDecl)
-                expected.append((member.name, ctypes.c_void_p if is_pointer else kind))
-            assert list(getattr(_lowlevel, each.name)._fields_) == expected, each.name
+        if not (isinstance(each, c_ast.Typedef) and isinstance(each.type.type, c_ast.Struct)):
+            continue
+        members: list[tuple[str, Any]] = []
+        for member in each.type.type.decls or ():  # None: bn_layer, which is opaque
+            name = getattr(getattr(member.type, "type", None), "names", [""])[0]
+            if isinstance(member.type, c_ast.PtrDecl):  # also to one number
+                members.append((member.name, ctypes.c_void_p))
+            elif name in found:
+                members += [(f"{member.name}.{path}", kind) for path, kind in found[name]]
+            else:
+                members.append((member.name, types.of(member.type)))
+        if members:
+            found[each.name] = members
+    return found
+
+
+def test_struct_members(structs: dict[str, list[tuple[str, Any]]]) -> None:
+    seen = {name for name in structs if not EMBEDDED.fullmatch(name)}
+    for name in seen:
+        prefix = name.removeprefix("bn_") + "." if name in ("bn_positions", "bn_saved") else ""
+        expected = [(flat_name(prefix + path), kind) for path, kind in structs[name]]
+        assert list(getattr(_lowlevel, name)._fields_) == expected, name
     bound = {
         name
         for name, value in vars(_lowlevel).items()
@@ -179,18 +204,16 @@ def test_status_names() -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory, structs: dict[str, list[tuple[str, Any]]]
+) -> dict[str, float]:
     """Sizes, offsets and defaults as a C compiler sees them."""
     assert COMPILER, "these tests need a C compiler: cc, gcc or clang"
     lines = []
-    for name, struct in vars(_lowlevel).items():
-        if not (inspect.isclass(struct) and issubclass(struct, ctypes.Structure)):
-            continue
-        if struct is ctypes.Structure:
-            continue
+    for name, members in structs.items():
         lines.append(f'printf("\\"{name}\\": %zu,", sizeof({name}));')
-        for member, *_ in struct._fields_:
-            lines.append(f'printf("\\"{name}.{member}\\": %zu,", offsetof({name}, {member}));')
+        for path, _ in members:
+            lines.append(f'printf("\\"{name}.{path}\\": %zu,", offsetof({name}, {path}));')
     lines.append('printf("\\"BN_EXPLAIN_TEXT_SIZE:\\": %d,", BN_EXPLAIN_TEXT_SIZE);')
     for name, members in DEFAULTS.items():
         lines.append(f"{{ {name} value = {name.upper()}_INIT;")
@@ -221,28 +244,24 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "running_variance": (F.forward_training, "running_variance"),
         "one_value": (F.forward_training, "one_value"),
         "nonfinite": (F.forward_training, "nonfinite"),
-        "activation": (F.forward_training, "activation"),
-        "negative_slope": (F.forward_training, "negative_slope"),
-        "masked": (F.forward_training, "masked"),
+        "activation.kind": (F.forward_training, "activation"),
+        "positions.masked": (F.forward_training, "masked"),
     },
     "bn_forward_inference_args": {
         "epsilon": (F.forward_inference, "eps"),
-        "activation": (F.forward_inference, "activation"),
-        "negative_slope": (F.forward_inference, "negative_slope"),
-        "masked": (F.forward_inference, "masked"),
+        "activation.kind": (F.forward_inference, "activation"),
+        "positions.masked": (F.forward_inference, "masked"),
     },
     "bn_backward_args": {
         "epsilon": (F.backward, "eps"),
         "statistics": (F.backward, "statistics"),
-        "activation": (F.backward, "activation"),
-        "negative_slope": (F.backward, "negative_slope"),
-        "masked": (F.backward, "masked"),
+        "activation.kind": (F.backward, "activation"),
+        "positions.masked": (F.backward, "masked"),
     },
     "bn_fold_args": {"epsilon": (fold_into, "eps")},
     "bn_layer_forward_args": {
-        "activation": (BatchNorm2d.forward, "activation"),
-        "negative_slope": (BatchNorm2d.forward, "negative_slope"),
-        "masked": (BatchNorm2d.forward, "masked"),
+        "activation.kind": (BatchNorm2d.forward, "activation"),
+        "positions.masked": (BatchNorm2d.forward, "masked"),
     },
     "bn_layer_options": {
         "epsilon": (BatchNorm2d, "eps"),
@@ -258,18 +277,20 @@ WORDS: dict[str, type[enum.IntEnum]] = {
     "one_value": _lowlevel.OneValue,
     "nonfinite": _lowlevel.Nonfinite,
     "statistics": _lowlevel.Statistics,
-    "masked": _lowlevel.Masked,
+    "positions.masked": _lowlevel.Masked,
 }
 
 
 def test_struct_layouts(compiled: dict[str, float]) -> None:
     checked = 0
     for key, expected in compiled.items():
-        name, _, member = key.partition(".")
-        if ":" in key or key == "end":
+        name, _, path = key.partition(".")
+        if ":" in key or key == "end" or EMBEDDED.fullmatch(name):
             continue
         struct = getattr(_lowlevel, name)
-        actual = getattr(struct, member).offset if member else ctypes.sizeof(struct)
+        prefix = name.removeprefix("bn_") + "." if name in ("bn_positions", "bn_saved") else ""
+        member = flat_name(prefix + path)
+        actual = getattr(struct, member).offset if path else ctypes.sizeof(struct)
         assert actual == expected, key
         checked += 1
     assert checked > 80

@@ -56,6 +56,7 @@ _BACKWARD_SIZE = sizeof(c.bn_backward_args)
 # Looked up once: an enum takes as long to give a member as an array to be checked.
 _CUMULATIVE, _EXPONENTIAL = c.Averaging.CUMULATIVE, c.Averaging.EXPONENTIAL
 _BATCH = c.Statistics.BATCH
+_LEAKY_RELU = c.Activation.LEAKY_RELU
 
 _Forward = c.bn_forward_training_args | c.bn_forward_inference_args
 
@@ -125,6 +126,17 @@ def save(
             rest, "saved_mean_rest", FLOAT64, written=True
         )
     return mean, invstd, rest
+
+
+def saved(
+    mean: Float64Array | None, invstd: Float64Array | None, rest: Float64Array | None
+) -> c.bn_saved:
+    """What a forward has kept, to be read."""
+    return c.bn_saved(
+        *vector_address(mean, "saved_mean", FLOAT64),
+        *vector_address(invstd, "saved_invstd", FLOAT64),
+        *vector_address(rest, "saved_mean_rest", FLOAT64),
+    )
 
 
 def running(
@@ -216,9 +228,29 @@ def extend(
 ) -> None:
     """Activation and positions, which every struct that has them calls alike."""
     activation, negative_slope, _, _ = epilogue
+    set_activation(args, activation, real("negative_slope", negative_slope))
+    set_positions(args, form, channel_axis, positions)
+
+
+def set_activation(
+    args: _Forward | c.bn_backward_args | c.bn_layer_forward_args,
+    activation: str | None,
+    negative_slope: float,
+) -> None:
+    """The activation, with the number that its kind takes."""
+    args.activation = kind = parse(ACTIVATIONS, "activation", activation)
+    if kind is _LEAKY_RELU:
+        args.slope = negative_slope
+
+
+def set_positions(
+    args: _Forward | c.bn_backward_args | c.bn_layer_forward_args | c.bn_positions,
+    form: Form,
+    channel_axis: ChannelAxis,
+    positions: Positions,
+) -> None:
+    """Which positions take part."""
     mask, lengths, masked = positions
-    args.activation = parse(ACTIVATIONS, "activation", activation)
-    args.negative_slope = real("negative_slope", negative_slope)
     args.masked = parse(MASKED, "masked", masked)
     if mask is not None:
         args.mask, args.mask_count = mask_address(mask, form, channel_axis)

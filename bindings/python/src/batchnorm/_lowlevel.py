@@ -17,7 +17,6 @@ from ctypes import (
     c_double,
     c_int32,
     c_int64,
-    c_uint8,
     c_uint32,
     c_void_p,
 )
@@ -134,7 +133,36 @@ class Operation(enum.IntEnum):
     BACKWARD_FROZEN = 4
 
 
-# Structs. Pointers to array elements are c_void_p: the callers put addresses in.
+# Structs. Pointers to array elements are c_void_p: the callers put addresses in. The structs that C
+# embeds in others are spread out there, which costs no object at each access: `input` and
+# `input_count` are C's input.data and input.count.
+
+
+def _view(name: str) -> tuple[tuple[str, Any], tuple[str, Any]]:
+    return (name, c_void_p), (f"{name}_count", c_int64)
+
+
+_ACTIVATION = (
+    ("activation", c_int32),
+    ("activation_reserved", c_int32),
+    ("slope", c_double),
+    ("limit", c_double),
+)
+_POSITIONS = (
+    *_view("mask"),
+    *_view("lengths"),
+    ("masked", c_int32),
+    ("positions_reserved", c_int32),
+)
+_SAVED = (*_view("saved_mean"), *_view("saved_invstd"), *_view("saved_mean_rest"))
+
+
+class bn_positions(Structure):
+    _fields_ = _POSITIONS
+
+
+class bn_saved(Structure):
+    _fields_ = _SAVED
 
 
 class bn_problem(Structure):
@@ -157,43 +185,24 @@ class bn_forward_training_args(Structure):
         ("reserved", c_int32),
         ("epsilon", c_double),
         ("momentum", c_double),
-        ("input", c_void_p),
-        ("input_count", c_int64),
-        ("output", c_void_p),
-        ("output_count", c_int64),
-        ("weight", c_void_p),
-        ("weight_count", c_int64),
-        ("bias", c_void_p),
-        ("bias_count", c_int64),
-        ("running_mean", c_void_p),
-        ("running_mean_count", c_int64),
-        ("running_var", c_void_p),
-        ("running_var_count", c_int64),
+        *_view("input"),
+        *_view("output"),
+        *_view("weight"),
+        *_view("bias"),
+        *_view("running_mean"),
+        *_view("running_var"),
         ("num_batches_tracked", c_void_p),
-        ("skipped_batches", c_void_p),
-        ("skipped_batches_count", c_int64),
-        ("saved_mean", c_void_p),
-        ("saved_mean_count", c_int64),
-        ("saved_invstd", c_void_p),
-        ("saved_invstd_count", c_int64),
+        *_view("skipped_batches"),
+        *_SAVED,
+        *_ACTIVATION,
+        *_view("residual"),
+        *_view("activation_mask"),
+        *_POSITIONS,
         ("nonfinite_channels", c_int64),
         ("nonfinite_running_channels", c_int64),
         ("values_per_channel", c_int64),
         ("statistics_used", c_int32),
         ("reserved_end", c_int32),
-        ("negative_slope", c_double),
-        ("activation", c_int32),
-        ("masked", c_int32),
-        ("residual", c_void_p),
-        ("residual_count", c_int64),
-        ("activation_mask", c_void_p),
-        ("activation_mask_count", c_int64),
-        ("mask", c_void_p),
-        ("mask_count", c_int64),
-        ("lengths", c_void_p),
-        ("lengths_count", c_int64),
-        ("saved_mean_rest", c_void_p),
-        ("saved_mean_rest_count", c_int64),
     )
 
 
@@ -202,29 +211,16 @@ class bn_forward_inference_args(Structure):
         ("struct_size", c_uint32),
         ("reserved", c_int32),
         ("epsilon", c_double),
-        ("input", c_void_p),
-        ("input_count", c_int64),
-        ("output", c_void_p),
-        ("output_count", c_int64),
-        ("weight", c_void_p),
-        ("weight_count", c_int64),
-        ("bias", c_void_p),
-        ("bias_count", c_int64),
-        ("running_mean", c_void_p),
-        ("running_mean_count", c_int64),
-        ("running_var", c_void_p),
-        ("running_var_count", c_int64),
-        ("negative_slope", c_double),
-        ("activation", c_int32),
-        ("masked", c_int32),
-        ("residual", c_void_p),
-        ("residual_count", c_int64),
-        ("activation_mask", c_void_p),
-        ("activation_mask_count", c_int64),
-        ("mask", c_void_p),
-        ("mask_count", c_int64),
-        ("lengths", c_void_p),
-        ("lengths_count", c_int64),
+        *_view("input"),
+        *_view("output"),
+        *_view("weight"),
+        *_view("bias"),
+        *_view("running_mean"),
+        *_view("running_var"),
+        *_ACTIVATION,
+        *_view("residual"),
+        *_view("activation_mask"),
+        *_POSITIONS,
     )
 
 
@@ -233,41 +229,20 @@ class bn_backward_args(Structure):
         ("struct_size", c_uint32),
         ("statistics", c_int32),
         ("epsilon", c_double),
-        ("input", c_void_p),
-        ("input_count", c_int64),
-        ("grad_output", c_void_p),
-        ("grad_output_count", c_int64),
-        ("grad_input", c_void_p),
-        ("grad_input_count", c_int64),
-        ("grad_weight", c_void_p),
-        ("grad_weight_count", c_int64),
-        ("grad_bias", c_void_p),
-        ("grad_bias_count", c_int64),
-        ("weight", c_void_p),
-        ("weight_count", c_int64),
-        ("saved_mean", c_void_p),
-        ("saved_mean_count", c_int64),
-        ("saved_invstd", c_void_p),
-        ("saved_invstd_count", c_int64),
-        ("running_mean", c_void_p),
-        ("running_mean_count", c_int64),
-        ("running_var", c_void_p),
-        ("running_var_count", c_int64),
-        ("negative_slope", c_double),
-        ("activation", c_int32),
-        ("masked", c_int32),
-        ("activation_mask", c_void_p),
-        ("activation_mask_count", c_int64),
-        ("output", c_void_p),
-        ("output_count", c_int64),
-        ("grad_residual", c_void_p),
-        ("grad_residual_count", c_int64),
-        ("mask", c_void_p),
-        ("mask_count", c_int64),
-        ("lengths", c_void_p),
-        ("lengths_count", c_int64),
-        ("saved_mean_rest", c_void_p),
-        ("saved_mean_rest_count", c_int64),
+        *_view("input"),
+        *_view("grad_output"),
+        *_view("grad_input"),
+        *_view("grad_weight"),
+        *_view("grad_bias"),
+        *_view("weight"),
+        *_SAVED,
+        *_view("running_mean"),
+        *_view("running_var"),
+        *_ACTIVATION,
+        *_view("activation_mask"),
+        *_view("output"),
+        *_view("grad_residual"),
+        *_POSITIONS,
     )
 
 
@@ -283,7 +258,7 @@ class bn_moments(Structure):
     )
 
 
-class bn_grad_sums(Structure):
+class bn_gradient_sums(Structure):
     _fields_ = (
         ("struct_size", c_uint32),
         ("reserved", c_int32),
@@ -316,19 +291,11 @@ class bn_layer_forward_args(Structure):
     _fields_ = (
         ("struct_size", c_uint32),
         ("pass", c_int32),
-        ("input", c_void_p),
-        ("input_count", c_int64),
-        ("output", c_void_p),
-        ("output_count", c_int64),
-        ("negative_slope", c_double),
-        ("activation", c_int32),
-        ("masked", c_int32),
-        ("residual", c_void_p),
-        ("residual_count", c_int64),
-        ("mask", c_void_p),
-        ("mask_count", c_int64),
-        ("lengths", c_void_p),
-        ("lengths_count", c_int64),
+        *_view("input"),
+        *_view("output"),
+        *_ACTIVATION,
+        *_view("residual"),
+        *_POSITIONS,
     )
 
 
@@ -336,18 +303,12 @@ class bn_layer_backward_args(Structure):
     _fields_ = (
         ("struct_size", c_uint32),
         ("reserved", c_int32),
-        ("input", c_void_p),
-        ("input_count", c_int64),
-        ("grad_output", c_void_p),
-        ("grad_output_count", c_int64),
-        ("grad_input", c_void_p),
-        ("grad_input_count", c_int64),
-        ("grad_weight", c_void_p),
-        ("grad_weight_count", c_int64),
-        ("grad_bias", c_void_p),
-        ("grad_bias_count", c_int64),
-        ("grad_residual", c_void_p),
-        ("grad_residual_count", c_int64),
+        *_view("input"),
+        *_view("grad_output"),
+        *_view("grad_input"),
+        *_view("grad_weight"),
+        *_view("grad_bias"),
+        *_view("grad_residual"),
     )
 
 
@@ -360,7 +321,7 @@ class bn_plan_info(Structure):
         ("steps", c_int32),
         ("nontemporal", c_int32),
         ("run_channels", c_int64),
-        ("folded_rows", c_int64),
+        ("rows_per_line", c_int64),
         ("piece_rows", c_int64),
         ("piece_values", c_int64),
         ("pieces", c_int64),
@@ -391,22 +352,14 @@ class bn_fold_args(Structure):
         ("struct_size", c_uint32),
         ("reserved", c_int32),
         ("epsilon", c_double),
-        ("running_mean", c_void_p),
-        ("running_mean_count", c_int64),
-        ("running_var", c_void_p),
-        ("running_var_count", c_int64),
-        ("weight", c_void_p),
-        ("weight_count", c_int64),
-        ("bias", c_void_p),
-        ("bias_count", c_int64),
-        ("conv_weight", c_void_p),
-        ("conv_weight_count", c_int64),
-        ("conv_bias", c_void_p),
-        ("conv_bias_count", c_int64),
-        ("folded_weight", c_void_p),
-        ("folded_weight_count", c_int64),
-        ("folded_bias", c_void_p),
-        ("folded_bias_count", c_int64),
+        *_view("running_mean"),
+        *_view("running_var"),
+        *_view("weight"),
+        *_view("bias"),
+        *_view("conv_weight"),
+        *_view("conv_bias"),
+        *_view("folded_weight"),
+        *_view("folded_bias"),
         ("weight_error", c_double),
         ("bias_error", c_double),
     )
@@ -464,8 +417,7 @@ bn_moments_compute = _declare_checked(
     "bn_moments_compute",
     POINTER(bn_problem),
     *(c_void_p, c_int64),
-    *(POINTER(c_uint8), c_int64),
-    *(POINTER(c_int64), c_int64),
+    POINTER(bn_positions),
     POINTER(bn_moments),
 )
 bn_moments_merge = _declare_checked("bn_moments_merge", POINTER(bn_moments), POINTER(bn_moments))
@@ -482,14 +434,14 @@ bn_normalize = _declare_checked(
 bn_normalize_saved = _declare_checked(
     "bn_normalize_saved",
     POINTER(bn_problem),
-    *(c_void_p, c_int64) * 3,
+    POINTER(bn_saved),
     POINTER(bn_forward_inference_args),
 )
 bn_backward_reduce = _declare_checked(
-    "bn_backward_reduce", POINTER(bn_problem), POINTER(bn_backward_args), POINTER(bn_grad_sums)
+    "bn_backward_reduce", POINTER(bn_problem), POINTER(bn_backward_args), POINTER(bn_gradient_sums)
 )
 bn_backward_apply = _declare_checked(
-    "bn_backward_apply", POINTER(bn_problem), POINTER(bn_grad_sums), POINTER(bn_backward_args)
+    "bn_backward_apply", POINTER(bn_problem), POINTER(bn_gradient_sums), POINTER(bn_backward_args)
 )
 
 bn_layer_create = _declare_checked(

@@ -269,16 +269,18 @@ def error_for(status: int, message: str, function: str = "") -> BatchNormError:
 
 # What the library calls otherwise than this package, as it has C's pointers, counts and enums.
 _WORDS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"\bsaved\.(mean_rest|mean|invstd)", r"saved_\1"),
+    (r"^activation\.slope is", "negative_slope is"),
     (r"^(\w+) is NULL, but required$", r"\1 is None, but required"),
     (r"^(\w+ and \w+) are NULL, but one", r"\1 are None, but one"),
-    (r"^residual_count is 0, expected .*$",
+    (r"^residual\.count is 0, expected .*$",
      "residual is None, expected one as in the last forward"),
-    (r"^residual_count is .*$", "residual was given, expected None as in the last forward"),
-    (r"^num_features_count is (-\d+), expected 0 or more$",
+    (r"^residual\.count is .*$", "residual was given, expected None as in the last forward"),
+    (r"^num_features\.count is (-\d+), expected 0 or more$",
      r"num_features is \1, expected 1 or more"),
-    (r"^(\w+)_count is (-?\d+), expected (\d+) \(num_features\)$",
+    (r"^([\w.]+)\.count is (-?\d+), expected (\d+) \(num_features\)$",
      r"\1 has \2 elements, expected \3, the number of channels"),
-    (r"^(\w+)_count is (-?\d+), expected", r"\1 has \2 elements, expected"),
+    (r"^([\w.]+)\.count is (-?\d+), expected", r"\1 has \2 elements, expected"),
     (r"^(\w+)->channels is (-?\d+), expected (\d+).*$", r"\1 has \2 channels, expected \3"),
     (r"(\w+)->", r"\1."),
     (r"^sizes (\(.*\)) have 1 value", r"input of sizes \1 has 1 value"),

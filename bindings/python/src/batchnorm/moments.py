@@ -31,7 +31,7 @@ PyTorch has for this, on GPUs alone, are `torch.batch_norm_stats` and its relati
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ctypes import POINTER, byref, c_int64, c_uint8, cast, sizeof
+from ctypes import byref, sizeof
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -52,8 +52,6 @@ from ._arrays import (
     Mask,
     address,
     form_of,
-    lengths_array,
-    mask_address,
     vector_address,
 )
 from ._options import (
@@ -179,14 +177,12 @@ class Moments:
         form = form_of(input, "input", channel_axis)
         result = cls.none(form.channels)
         raw = result._c()
-        mask_at, positions = (0, 0) if mask is None else mask_address(mask, form, channel_axis)
-        numbers = None if lengths is None else lengths_array(lengths, form)
-        lengths_at, samples = (0, 0) if numbers is None else (address(numbers), numbers.size)
+        positions = c.bn_positions()
+        arguments.set_positions(positions, form, channel_axis, (mask, lengths, "zero"))
         c.bn_moments_compute(
             form.problem,
             *(address(input), form.elements),
-            *(cast(mask_at, POINTER(c_uint8)), positions),
-            *(cast(lengths_at, POINTER(c_int64)), samples),
+            positions,
             raw,
         )
         result.count = raw.count
@@ -333,8 +329,8 @@ class GradientSums:
             f"GradientSums(count={self.count}, sum_dy={self.sum_dy}, sum_dy_xmu={self.sum_dy_xmu})"
         )
 
-    def _c(self) -> c.bn_grad_sums:
-        raw = c.bn_grad_sums(sizeof(c.bn_grad_sums), 0, 0, integer("count", self.count))
+    def _c(self) -> c.bn_gradient_sums:
+        raw = c.bn_gradient_sums(sizeof(c.bn_gradient_sums), 0, 0, integer("count", self.count))
         raw.sum_dy, raw.channels = vector_address(self.sum_dy, "sum_dy", FLOAT64)
         raw.sum_dy_xmu, size = vector_address(self.sum_dy_xmu, "sum_dy_xmu", FLOAT64)
         if size != raw.channels:
@@ -486,9 +482,7 @@ def normalize_saved(
     arguments.extend_forward(args, form, channel_axis, epilogue, (mask, lengths, masked))
     c.bn_normalize_saved(
         form.problem,
-        *vector_address(saved_mean, "saved_mean", FLOAT64),
-        *vector_address(saved_mean_rest, "saved_mean_rest", FLOAT64),
-        *vector_address(saved_invstd, "saved_invstd", FLOAT64),
+        arguments.saved(saved_mean, saved_invstd, saved_mean_rest),
         args,
     )
     return out

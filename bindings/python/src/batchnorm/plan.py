@@ -56,7 +56,7 @@ class Plan:
     """Whether stores bypass the caches."""
     run_channels: int
     """Neighbouring channels that are taken together."""
-    folded_rows: int
+    rows_per_line: int
     """Rows that count as one longer row; 1 if none are folded."""
     piece_rows: int
     """A piece is piece_rows x run_channels x piece_values."""

@@ -19,7 +19,7 @@ from torch.autograd.profiler import record_function
 from torch.nn import Parameter
 
 from .. import _lowlevel as c
-from .._options import ACTIVATIONS, parse
+from .._arguments import set_activation
 from ._memory import empty_like
 
 _CODES = {
@@ -281,8 +281,7 @@ def forward_training(
         args.residual = _address(residual, "residual", form)
         args.residual_count = form.elements
     if activation is not None:
-        args.activation = parse(ACTIVATIONS, "activation", activation)
-        args.negative_slope = negative_slope
+        set_activation(args, activation, negative_slope)
     saved = torch.empty((SAVED, channels), dtype=torch.float64, device="cpu")
     _set_saved(args, saved, channels)
     output = empty_like(input)
@@ -331,8 +330,7 @@ def forward_inference(
         args.residual = _address(residual, "residual", form)
         args.residual_count = form.elements
     if activation is not None:
-        args.activation = parse(ACTIVATIONS, "activation", activation)
-        args.negative_slope = negative_slope
+        set_activation(args, activation, negative_slope)
     output = empty_like(input)
     args.output = output.data_ptr()
     _call(c.bn_forward_inference, form.problem, args)
@@ -420,8 +418,7 @@ def backward(
             raise UnfitError(
                 f"output is None, expected the forward's: activation is {activation!r}"
             )
-        args.activation = parse(ACTIVATIONS, "activation", activation)
-        args.negative_slope = negative_slope
+        set_activation(args, activation, negative_slope)
         args.output = _address(output, "output", form)
         args.output_count = form.elements
         if wanted.residual:
