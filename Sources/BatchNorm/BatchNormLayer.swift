@@ -34,9 +34,18 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         owned = try LayerCore(scalar: Scalar.scalarType, options: options)
     }
 
-    /// A new layer with PyTorch's defaults for so many channels.
-    public convenience init(numFeatures: Int) throws(BatchNormError) {
-        try self.init(LayerOptions(numFeatures: numFeatures))
+    /// A new layer for so many channels, with PyTorch's defaults but for those that are given.
+    ///
+    /// - Throws: As `init(_:)`.
+    public convenience init(
+        numFeatures: Int, epsilon: Double = 1e-5, momentum: Double = 0.1, averaging: Averaging = .exponential,
+        hasWeight: Bool = true, hasBias: Bool = true, trackRunningStats: Bool = true
+    ) throws(BatchNormError) {
+        try self.init(
+            LayerOptions(
+                numFeatures: numFeatures,
+                training: TrainingOptions(epsilon: epsilon, momentum: momentum, averaging: averaging),
+                hasWeight: hasWeight, hasBias: hasBias, trackRunningStats: trackRunningStats))
     }
 
     /// What the layer was made from, but for what was set since.
@@ -91,6 +100,14 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
                 activation: activation, residual: residual?.elements.span, mask: mask, pass: pass)
         }
         return output
+    }
+
+    /// `forward` of these arguments, so that `layer(input)` reads as in PyTorch.
+    public func callAsFunction(
+        _ input: Tensor<Scalar>, activation: Activation = .none, residual: Tensor<Scalar>? = nil,
+        mask: PositionMask? = nil, pass: ForwardPass = .normal
+    ) throws(BatchNormError) -> Tensor<Scalar> {
+        try forward(input, activation: activation, residual: residual, mask: mask, pass: pass)
     }
 
     /// As the function on tensors, from memory of yours into memory of yours: `shape.count` elements each.

@@ -61,7 +61,7 @@ public enum ForwardPass: Int32, Sendable {
 }
 
 /// The choices of a forward pass in training. The defaults are PyTorch's.
-public struct TrainingOptions: Equatable, Sendable {
+public struct TrainingOptions: Hashable, Sendable {
     /// Added to the variance inside the square root; finite and at least 0. With 0 a channel of variance 0
     /// gets an inverse standard deviation of 0, so that its output is the bias.
     public var epsilon: Double
@@ -92,7 +92,7 @@ public struct TrainingOptions: Equatable, Sendable {
 }
 
 /// What a layer is made from. The defaults are those of `torch.nn.BatchNorm2d`.
-public struct LayerOptions: Equatable, Sendable {
+public struct LayerOptions: Hashable, Sendable {
     /// The number of channels, C, at least 1.
     public var numFeatures: Int
     /// The choices of its forward passes in training; evaluation uses the epsilon.

@@ -10,7 +10,7 @@ public enum Layout: Int32, Sendable {
 }
 
 /// Up to five sizes in logical order: N, C, then the spatial ones.
-public struct Sizes: Equatable, Sendable {
+public struct Sizes: Hashable, Sendable {
     /// How many sizes there are.
     public let rank: Int
     private let n, c, s0, s1, s2: Int
@@ -49,7 +49,7 @@ public struct Sizes: Equatable, Sendable {
 ///     let features = try Shape.nc(100, 32)
 ///
 /// `N` and the spatial sizes may be 0 (an empty batch), `C` may not.
-public struct Shape: Equatable, Sendable {
+public struct Shape: Hashable, Sendable {
     /// The sizes in logical order, whatever the layout: N, C, then the spatial sizes.
     public let sizes: Sizes
     /// The order in memory. A matrix (N, C) is the same in both layouts and always says `.nchw`.

@@ -33,6 +33,32 @@ public struct Tensor<Scalar: BatchNormScalar>: Equatable, Sendable {
         self.elements = try Array(allocating: shape.count, of: element)
     }
 
+    /// A tensor of zeros. Throws as `init(repeating:shape:)`.
+    public static func zeros(_ shape: Shape) throws(BatchNormError) -> Tensor {
+        try Tensor(repeating: 0, shape: shape)
+    }
+
+    /// The number of elements.
+    public var count: Int { elements.count }
+
+    /// The element at these logical indices (N, C, then the spatial ones), whatever the layout. It is a mistake in the
+    /// program, which stops there, if there are not `shape.rank` of them or if one is out of range.
+    public subscript(indices: Int...) -> Scalar {
+        get { elements[offset(of: indices)] }
+        set { elements[offset(of: indices)] = newValue }
+    }
+
+    private func offset(of indices: [Int]) -> Int {
+        precondition(indices.count == shape.rank, "a tensor takes one index for each of its sizes")
+        let inMemory = shape.layout == .nhwc ? [0] + Array(2..<shape.rank) + [1] : Array(0..<shape.rank)
+        var offset = 0
+        for axis in inMemory {
+            precondition((0..<shape.sizes[axis]).contains(indices[axis]), "an index is out of range")
+            offset = offset * shape.sizes[axis] + indices[axis]
+        }
+        return offset
+    }
+
     /// Lends the elements to `body`, which may change them in place. To read them, use `elements.span`.
     public mutating func withMutableSpan<Result, Failure: Error>(
         _ body: (inout MutableSpan<Scalar>) throws(Failure) -> Result

@@ -1,0 +1,24 @@
+// A tensor's elements by logical index and in number.
+
+import BatchNorm
+import Testing
+
+@Suite struct TensorTests {
+    @Test func subscriptIsLogicalInBothLayouts() throws {
+        let values = (0..<24).map(Float.init)
+        let first = try Tensor(values, shape: .nchw(2, 3, 2, 2))
+        let last = try Tensor(values, shape: .nhwc(2, 2, 2, 3))
+        #expect(first[1, 2, 0, 1] == 12 + 2 * 4 + 1)
+        #expect(last[1, 2, 0, 1] == 12 + 1 * 3 + 2)
+        #expect(try Tensor(values, shape: .nc(4, 6))[3, 1] == 19)
+    }
+
+    @Test func writingChangesOneElementOfOneCopy() throws {
+        let zeros = try Tensor<Double>.zeros(.nlc(2, 3, 4))
+        var written = zeros
+        written[1, 3, 2] = 5
+        #expect(written.elements == [Double](repeating: 0, count: 23) + [5])
+        #expect(zeros.elements == [Double](repeating: 0, count: 24))
+        #expect(zeros.count == 24)
+    }
+}
