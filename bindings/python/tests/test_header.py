@@ -215,11 +215,11 @@ def compiled(
         for path, _ in members:
             lines.append(f'printf("\\"{name}.{path}\\": %zu,", offsetof({name}, {path}));')
     lines.append('printf("\\"BN_EXPLAIN_TEXT_SIZE:\\": %d,", BN_EXPLAIN_TEXT_SIZE);')
-    for name, members in DEFAULTS.items():
+    for name, defaults in DEFAULTS.items():
         lines.append(f"{{ {name} value = {name.upper()}_INIT;")
         lines += [
             f'printf("\\"{name}:{member}\\": %.17g,", (double)value.{member});'
-            for member in members
+            for member in defaults
         ]
         lines.append("}")
     folder = tmp_path_factory.mktemp("compiled")
