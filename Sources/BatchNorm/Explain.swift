@@ -114,16 +114,16 @@ extension BatchNormPlan {
         var grid = shape.grid(scalar)
         var plan = Planner.plan(operation, grid: grid, machine: machine)
         isByColumns = plan.by_columns != 0
-        runChannels = Int(plan.run)
-        pieceRows = Int(plan.group_rows)
-        foldedRows = pieceRows < Int(plan.fold) ? 1 : Int(plan.fold)
-        pieceValues = Int(plan.segment)
-        hasNontemporalStores = plan.stream != 0
+        runChannels = Int(plan.run_channels)
+        pieceRows = Int(plan.piece_rows)
+        foldedRows = pieceRows < Int(plan.rows_per_line) ? 1 : Int(plan.rows_per_line)
+        pieceValues = Int(plan.piece_values)
+        hasNontemporalStores = plan.nontemporal != 0
         let runs = ceilDiv(shape.channels, runChannels)
         pieces =
             runs &* ceilDiv(Int(grid.rows), pieceRows) &* ceilDiv(Int(grid.inner), pieceValues)
 
-        let isWhole = operation == .forwardInference || plan.fused != 0
+        let isWhole = operation == .forwardInference || plan.whole_runs != 0
         steps = isWhole ? 1 : 3
         // A task is a run where one goes through reduction and application, else a piece.
         let isTaskRun = isWhole && operation != .forwardInference

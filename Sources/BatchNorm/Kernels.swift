@@ -94,7 +94,7 @@ package enum Kernels {
     }
 
     static func backwardReduce(
-        _ grid: bnk_grid, _ job: inout bnk_backward, _ sums: inout bnk_grad_sum_arrays
+        _ grid: bnk_grid, _ job: inout bnk_backward, _ sums: inout bnk_gradient_sums
     ) throws(BatchNormError) {
         var grid = grid
         var plan = halfPlan(.backward, grid)
@@ -106,7 +106,7 @@ package enum Kernels {
 
     /// Backward from given sums, whose parameters' gradients are written also if the tensor is empty.
     static func backwardApply(
-        _ shape: Shape, _ scalar: ScalarType, _ sums: bnk_grad_sum_arrays, _ job: inout bnk_backward,
+        _ shape: Shape, _ scalar: ScalarType, _ sums: bnk_gradient_sums, _ job: inout bnk_backward,
         extraTensors: Int, workspace: inout Memory
     ) throws(BatchNormError) {
         var sums = sums
@@ -121,13 +121,13 @@ package enum Kernels {
         bnk_backward_apply(&grid, &plan, &sums, &job)
     }
 
-    /// The whole operation's pieces, so that its halves give the same bits; a half has nothing to fuse.
+    /// The whole operation's pieces, so that its halves give the same bits; a part has nothing to take whole.
     private static func halfPlan(
         _ operation: BatchNormOperation, _ grid: bnk_grid, _ extraTensors: Int = 0
     ) -> bnk_plan {
         var plan = Planner.plan(
             operation, grid: grid, extraTensors: extraTensors, machine: .current)
-        plan.fused = 0
+        plan.whole_runs = 0
         return plan
     }
 

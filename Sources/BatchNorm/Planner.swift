@@ -15,10 +15,10 @@ enum Planner {
 
         plan.isa = machine.isa.rawValue
         plan.threads = bytes < serialBytes ? 1 : Int32(clamping: machine.threads)
-        plan.stream =
-            streams(operation, tensorBytes: bytes, extraTensors: extraTensors, machine: machine)
+        plan.nontemporal =
+            isNontemporal(operation, tensorBytes: bytes, extraTensors: extraTensors, machine: machine)
             ? 1 : 0
-        plan.fused = fuses(plan, grid, elementSize: elementSize, machine: machine) ? 1 : 0
+        plan.whole_runs = takesWholeRuns(plan, grid, elementSize: elementSize, machine: machine) ? 1 : 0
         return plan
     }
 
@@ -36,18 +36,18 @@ enum Planner {
     static func partition(_ grid: bnk_grid) -> bnk_plan {
         let rows = Int(grid.rows), channels = Int(grid.channels), inner = Int(grid.inner)
         var plan = bnk_plan()
-        plan.fold = 1
-        plan.run = 1
-        plan.segment = grid.inner
+        plan.rows_per_line = 1
+        plan.run_channels = 1
+        plan.piece_values = grid.inner
 
         if inner >= shortestRow {
             let wanted = pieces(channels: channels, runs: channels, valuesPerRun: rows &* inner)
             if wanted <= rows {
                 // Four rows are walked at once, so that groups of four lose nothing.
-                plan.group_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4)))
+                plan.piece_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4)))
             } else {
-                plan.group_rows = 1
-                plan.segment = Int64(min(inner, roundUp(ceilDiv(inner, ceilDiv(wanted, rows)), to: 16)))
+                plan.piece_rows = 1
+                plan.piece_values = Int64(min(inner, roundUp(ceilDiv(inner, ceilDiv(wanted, rows)), to: 16)))
             }
             return plan
         }
@@ -58,16 +58,16 @@ enum Planner {
             let step = 16 / greatestCommonDivisor(16, inner)
             let aligned = roundUp(max(1, columnsWanted / inner), to: step)
             let run = aligned &* inner <= maxColumns ? aligned : maxColumns / inner
-            plan.run = Int64(min(channels, run))
+            plan.run_channels = Int64(min(channels, run))
         } else {
             let step = 16 / greatestCommonDivisor(16, channels)
-            plan.run = grid.channels
-            plan.fold = Int64(min(roundUp(ceilDiv(columnsWanted, channels), to: step), maxColumns / channels))
+            plan.run_channels = grid.channels
+            plan.rows_per_line = Int64(min(roundUp(ceilDiv(columnsWanted, channels), to: step), maxColumns / channels))
         }
-        let run = Int(plan.run), fold = Int(plan.fold)
+        let run = Int(plan.run_channels), fold = Int(plan.rows_per_line)
         let wanted = pieces(
             channels: channels, runs: ceilDiv(channels, run), valuesPerRun: rows &* run &* inner)
-        plan.group_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4 * fold)))
+        plan.piece_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4 * fold)))
         return plan
     }
 
@@ -85,7 +85,7 @@ enum Planner {
 
     /// Outputs are written past the caches where the last one cannot hold them beside the inputs: what stays in it is
     /// read from there by the next operation.
-    private static func streams(
+    private static func isNontemporal(
         _ operation: BatchNormOperation, tensorBytes: Int, extraTensors: Int, machine: Machine
     ) -> Bool {
         let tensors =
@@ -98,14 +98,14 @@ enum Planner {
 
     /// Whether a task takes a run through reduction and application. It saves reading the input from memory twice
     /// if the run's values stay in cache in between, but needs enough runs for all threads.
-    private static func fuses(
+    private static func takesWholeRuns(
         _ plan: bnk_plan, _ grid: bnk_grid, elementSize: Int, machine: Machine
     ) -> Bool {
-        let runs = ceilDiv(Int(grid.channels), Int(plan.run))
+        let runs = ceilDiv(Int(grid.channels), Int(plan.run_channels))
         let threads = Int(plan.threads)
         let balanced = threads == 1 || runs >= 4 &* threads || runs % threads == 0
         if plan.by_columns != 0 && grid.inner == 1 {
-            let runBytes = Int(grid.rows) &* Int(plan.run) &* elementSize
+            let runBytes = Int(grid.rows) &* Int(plan.run_channels) &* elementSize
             return balanced && runBytes <= machine.l2 / 2
         }
         return balanced

@@ -81,8 +81,8 @@ package struct GradSumsView {
         self.dyXmu = dyXmu
     }
 
-    var arrays: bnk_grad_sum_arrays {
-        bnk_grad_sum_arrays(
+    var arrays: bnk_gradient_sums {
+        bnk_gradient_sums(
             count: Double(count), dy: dy.address?.assumingMemoryBound(to: Double.self),
             dy_xmu: dyXmu.address?.assumingMemoryBound(to: Double.self))
     }

@@ -10,7 +10,7 @@ static void plain_rows(const bnk_operands *o, int64_t at, int64_t rows, int64_t 
                        const bnk_linear *f)
 {
     const int64_t stride = o->cut->stride, start = at * o->cut->element;
-    const int32_t stream = o->cut->plan->stream;
+    const int32_t stream = o->cut->plan->nontemporal;
     if (o->dy && !o->frozen)
         o->leaves->row_grad_apply(o->x + start, o->dy + start, o->y + start, rows, stride, length,
                                   f, stream);
@@ -23,7 +23,7 @@ static void plain_columns(const bnk_operands *o, int64_t at, int64_t lines, int6
                           int64_t width, const bnk_linears *columns)
 {
     const int64_t start = at * o->cut->element;
-    const int32_t stream = o->cut->plan->stream;
+    const int32_t stream = o->cut->plan->nontemporal;
     if (o->dy && !o->frozen)
         o->leaves->column_grad_apply(o->x + start, o->dy + start, o->y + start, lines, stride,
                                      width, columns, stream);
@@ -229,7 +229,7 @@ void bnk_apply_rest(bnk_application *a)
 void bnk_finish_stores(const bnk_cut *cut)
 {
 #if defined(__x86_64__)
-    if (cut->plan->stream) __builtin_ia32_sfence();
+    if (cut->plan->nontemporal) __builtin_ia32_sfence();
 #else
     (void)cut;
 #endif
@@ -241,7 +241,7 @@ void bnk_finish_stores(const bnk_cut *cut)
  * expanded. */
 static int takes_whole_rows(const bnk_cut *cut)
 {
-    return cut->plan->by_columns && cut->grid->inner == 1 && cut->plan->fold == 1;
+    return cut->plan->by_columns && cut->grid->inner == 1 && cut->plan->rows_per_line == 1;
 }
 
 int64_t bnk_apply_tasks(const bnk_cut *cut)

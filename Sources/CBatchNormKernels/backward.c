@@ -26,7 +26,7 @@ typedef struct backward {
     grad_sums *partial;  /* [piece][channel], if not fused */
     bnk_linears linears; /* [channel], if not fused */
     double count;        /* values per channel that the sums are of */
-    bnk_grad_sum_arrays
+    bnk_gradient_sums
         *sums; /* of the halves: where the first one writes and the second one reads */
 } backward;
 
@@ -180,7 +180,7 @@ static void piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sum
 
 /* ---- a channel's gradients ---- */
 
-static grad_sums sums_at(const bnk_grad_sum_arrays *sums, int64_t channel)
+static grad_sums sums_at(const bnk_gradient_sums *sums, int64_t channel)
 {
     return (grad_sums){ sums->dy[channel], sums->dy_xmu[channel] };
 }
@@ -282,7 +282,7 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
             bnk_linears_set(&linears, is_double, c, finish_channel(t, whole.channel + c, total[c]));
         if (!applies(t->job)) continue;
         const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
-        if (cut->plan->stream && !cut->plan->by_columns && !bnk_is_extreme(&f)) {
+        if (cut->plan->nontemporal && !cut->plan->by_columns && !bnk_is_extreme(&f)) {
             applying = &application;
             bnk_apply_begin(applying, &t->operands, &whole, &f);
         } else {
@@ -363,7 +363,7 @@ static void finish_channels(void *context, int64_t begin, int64_t end)
 
 int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan)
 {
-    if (plan->fused) return 0;
+    if (plan->whole_runs) return 0;
     const bnk_cut cut = bnk_cut_grid(grid, plan);
     return cut.pieces * grid->channels * (int64_t)sizeof(grad_sums) + bnk_linears_size(grid);
 }
@@ -377,7 +377,7 @@ void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_back
     t.operands.operation = &t;
     t.leaves = t.operands.leaves;
     t.count = (double)job->count;
-    if (plan->fused) {
+    if (plan->whole_runs) {
         bnk_parallel(plan->threads, (bnk_phase[]){ { backward_runs, t.cut.runs } }, 1, &t);
         return;
     }
@@ -398,7 +398,7 @@ int64_t bnk_backward_reduce_workspace(const bnk_grid *grid, const bnk_plan *plan
 }
 
 void bnk_backward_reduce(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job,
-                         bnk_grad_sum_arrays *sums)
+                         bnk_gradient_sums *sums)
 {
     backward t = { .job = job, .cut = bnk_cut_grid(grid, plan), .sums = sums };
     t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
@@ -415,10 +415,10 @@ int64_t bnk_backward_apply_workspace(const bnk_grid *grid)
     return bnk_linears_size(grid);
 }
 
-void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_grad_sum_arrays *sums,
+void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_gradient_sums *sums,
                         const bnk_backward *job)
 {
-    bnk_grad_sum_arrays given = *sums;
+    bnk_gradient_sums given = *sums;
     backward t = { .job = job, .cut = bnk_cut_grid(grid, plan), .sums = &given };
     t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
                                  job->extras);
@@ -432,7 +432,7 @@ void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_gr
     bnk_parallel(plan->threads, phases, 2, &t);
 }
 
-void bnk_backward_apply_nothing(const bnk_grid *grid, const bnk_grad_sum_arrays *sums,
+void bnk_backward_apply_nothing(const bnk_grid *grid, const bnk_gradient_sums *sums,
                                 const bnk_backward *job)
 {
     backward t = { .job = job, .cut = { .grid = grid }, .count = sums->count };

@@ -15,7 +15,7 @@
  * single. */
 static inline int64_t bnk_fold_of(const bnk_plan *plan, int64_t rows_left)
 {
-    return rows_left >= plan->fold ? plan->fold : 1;
+    return rows_left >= plan->rows_per_line ? plan->rows_per_line : 1;
 }
 
 /* columns[j] = values[channel of j] */

@@ -510,7 +510,7 @@ static void train_runs(void *context, int64_t begin, int64_t end)
                 &linears, is_double, c,
                 finish_channel(t->job, cut->grid, t->count, whole.channel + c, merged[c]));
         const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
-        if (cut->plan->stream && !cut->plan->by_columns && !bnk_is_extreme(&f)) {
+        if (cut->plan->nontemporal && !cut->plan->by_columns && !bnk_is_extreme(&f)) {
             applying = &application;
             bnk_apply_begin(applying, &t->operands, &whole, &f);
         } else {
@@ -612,7 +612,7 @@ static void finish_channels(void *context, int64_t begin, int64_t end)
 
 int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan)
 {
-    if (plan->fused) return 0;
+    if (plan->whole_runs) return 0;
     const bnk_cut cut = bnk_cut_grid(grid, plan);
     return cut.pieces * grid->channels * (int64_t)sizeof(bnk_moments) +
            cut.pieces * (int64_t)sizeof(double) + bnk_linears_size(grid);
@@ -627,7 +627,7 @@ void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forwar
     t.leaves = t.operands.leaves;
     t.count = (double)job->count;
     job->nonfinite_channels = job->nonfinite_running_channels = 0;
-    if (plan->fused) {
+    if (plan->whole_runs) {
         bnk_parallel(plan->threads, (bnk_phase[]){ { train_runs, t.cut.runs } }, 1, &t);
         return;
     }

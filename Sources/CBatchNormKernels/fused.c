@@ -116,7 +116,7 @@ static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count, 
         .way = !o->dy      ? BNK_WAY_FORWARD
                : o->frozen ? BNK_WAY_FROZEN
                            : BNK_WAY_GRADIENT,
-        .stream = o->cut->plan->stream,
+        .stream = o->cut->plan->nontemporal,
         .at = at,
         .count = count,
         .x = element(o, o->x, at),

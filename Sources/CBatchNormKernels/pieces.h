@@ -46,9 +46,9 @@ static inline bnk_cut bnk_cut_grid(const bnk_grid *grid, const bnk_plan *plan)
     cut.plan = plan;
     cut.element = grid->half != BNK_HALF_NONE ? 2 : grid->is_double ? 8 : 4;
     cut.stride = grid->channels * grid->inner;
-    cut.runs = bnk_ceil_div(grid->channels, plan->run);
-    cut.groups = bnk_ceil_div(grid->rows, plan->group_rows);
-    cut.segments = bnk_ceil_div(grid->inner, plan->segment);
+    cut.runs = bnk_ceil_div(grid->channels, plan->run_channels);
+    cut.groups = bnk_ceil_div(grid->rows, plan->piece_rows);
+    cut.segments = bnk_ceil_div(grid->inner, plan->piece_values);
     cut.pieces = cut.groups * cut.segments;
     return cut;
 }
@@ -58,12 +58,12 @@ static inline bnk_piece bnk_piece_at(const bnk_cut *cut, int64_t run, int64_t in
 {
     const bnk_plan *plan = cut->plan;
     bnk_piece piece;
-    piece.channel = run * plan->run;
-    piece.channels = bnk_min(plan->run, cut->grid->channels - piece.channel);
-    piece.row = index / cut->segments * plan->group_rows;
-    piece.rows = bnk_min(plan->group_rows, cut->grid->rows - piece.row);
-    piece.offset = index % cut->segments * plan->segment;
-    piece.length = bnk_min(plan->segment, cut->grid->inner - piece.offset);
+    piece.channel = run * plan->run_channels;
+    piece.channels = bnk_min(plan->run_channels, cut->grid->channels - piece.channel);
+    piece.row = index / cut->segments * plan->piece_rows;
+    piece.rows = bnk_min(plan->piece_rows, cut->grid->rows - piece.row);
+    piece.offset = index % cut->segments * plan->piece_values;
+    piece.length = bnk_min(plan->piece_values, cut->grid->inner - piece.offset);
     piece.start =
         (piece.row * cut->stride + piece.channel * cut->grid->inner + piece.offset) * cut->element;
     return piece;
@@ -81,7 +81,7 @@ static inline bnk_piece bnk_whole_run(const bnk_cut *cut, int64_t run)
 /* Whether the lines that are summed by columns come from beyond L2. */
 static inline int bnk_from_memory(const bnk_cut *cut)
 {
-    return !cut->plan->fused || cut->plan->stream;
+    return !cut->plan->whole_runs || cut->plan->nontemporal;
 }
 
 /*

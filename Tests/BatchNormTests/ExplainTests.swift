@@ -96,10 +96,10 @@ import Testing
                         #expect(explained.isa == machine.isa)
                         #expect(explained.threads <= Int(plan.threads))
                         #expect(explained.isByColumns == (plan.by_columns != 0))
-                        #expect(explained.runChannels == Int(plan.run))
-                        #expect(explained.pieceRows == Int(plan.group_rows))
-                        #expect(explained.pieceValues == Int(plan.segment))
-                        #expect(explained.hasNontemporalStores == (plan.stream != 0))
+                        #expect(explained.runChannels == Int(plan.run_channels))
+                        #expect(explained.pieceRows == Int(plan.piece_rows))
+                        #expect(explained.pieceValues == Int(plan.piece_values))
+                        #expect(explained.hasNontemporalStores == (plan.nontemporal != 0))
                         let workspace =
                             switch operation {
                             case .forwardTraining: bnk_forward_workspace(&grid, &plan)
@@ -107,7 +107,7 @@ import Testing
                             case .backward, .backwardFrozen: bnk_backward_workspace(&grid, &plan)
                             }
                         #expect(explained.workspaceBytes == Int(workspace))
-                        let isSplit = operation != .forwardInference && plan.fused == 0
+                        let isSplit = operation != .forwardInference && plan.whole_runs == 0
                         #expect(explained.steps == (isSplit ? 3 : 1))
                     }
                 }

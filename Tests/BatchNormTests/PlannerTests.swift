@@ -34,17 +34,17 @@ import Testing
             for machine in Self.machines {
                 let plan = Planner.plan(.forwardTraining, grid: grid, machine: machine)
                 let isSound =
-                    1...grid.channels ~= plan.run && 1...grid.rows ~= plan.group_rows
-                    && 1...grid.inner ~= plan.segment && plan.fold >= 1
+                    1...grid.channels ~= plan.run_channels && 1...grid.rows ~= plan.piece_rows
+                    && 1...grid.inner ~= plan.piece_values && plan.rows_per_line >= 1
                     && 1...Int32(machine.threads) ~= plan.threads
                     && plan.isa == machine.isa.rawValue
                 let followsItsForm =
                     plan.by_columns == 0
-                    ? plan.run == 1 && plan.fold == 1
-                    : plan.segment == grid.inner
-                        && plan.run * grid.inner * plan.fold <= Int64(BNK_MAX_COLUMNS)
-                        && (plan.fold == 1 || (grid.inner == 1 && plan.run == grid.channels))
-                        && (plan.group_rows % plan.fold == 0 || plan.group_rows == grid.rows)
+                    ? plan.run_channels == 1 && plan.rows_per_line == 1
+                    : plan.piece_values == grid.inner
+                        && plan.run_channels * grid.inner * plan.rows_per_line <= Int64(BNK_MAX_COLUMNS)
+                        && (plan.rows_per_line == 1 || (grid.inner == 1 && plan.run_channels == grid.channels))
+                        && (plan.piece_rows % plan.rows_per_line == 0 || plan.piece_rows == grid.rows)
                 #expect(isSound && followsItsForm, "\(grid) \(machine) \(plan)")
             }
         }
@@ -57,9 +57,9 @@ import Testing
             }
             for plan in plans {
                 #expect(
-                    plan.by_columns == plans[0].by_columns && plan.fold == plans[0].fold
-                        && plan.run == plans[0].run && plan.group_rows == plans[0].group_rows
-                        && plan.segment == plans[0].segment)
+                    plan.by_columns == plans[0].by_columns && plan.rows_per_line == plans[0].rows_per_line
+                        && plan.run_channels == plans[0].run_channels && plan.piece_rows == plans[0].piece_rows
+                        && plan.piece_values == plans[0].piece_values)
             }
         }
     }
@@ -68,13 +68,13 @@ import Testing
         let grid = bnk_grid(rows: 8, channels: 16, inner: 16, is_double: 0, half: 0)
         let plan = Planner.plan(.forwardTraining, grid: grid, machine: Self.machines[2])
         #expect(plan.threads == 1)
-        #expect(plan.stream == 0)
+        #expect(plan.nontemporal == 0)
     }
 
     @Test func oneChannelOfOneImageCanUseAllCores() {
         let grid = bnk_grid(rows: 1, channels: 1, inner: 1 << 22, is_double: 0, half: 0)
         let plan = Planner.plan(.forwardTraining, grid: grid, machine: Self.machines[2])
-        #expect((grid.inner + plan.segment - 1) / plan.segment >= 64)
+        #expect((grid.inner + plan.piece_values - 1) / plan.piece_values >= 64)
         #expect(plan.threads == 64)
     }
 }

@@ -10,9 +10,9 @@ static int64_t smaller(int64_t a, int64_t b)
 static bool known(const bnk_plan *cuts, int count, bnk_plan cut)
 {
     for (int i = 0; i < count; i++)
-        if (cuts[i].by_columns == cut.by_columns && cuts[i].fold == cut.fold &&
-            cuts[i].run == cut.run && cuts[i].group_rows == cut.group_rows &&
-            cuts[i].segment == cut.segment)
+        if (cuts[i].by_columns == cut.by_columns && cuts[i].rows_per_line == cut.rows_per_line &&
+            cuts[i].run_channels == cut.run_channels && cuts[i].piece_rows == cut.piece_rows &&
+            cuts[i].piece_values == cut.piece_values)
             return true;
     return false;
 }
@@ -20,8 +20,8 @@ static bool known(const bnk_plan *cuts, int count, bnk_plan cut)
 static int add(bnk_plan *cuts, int count, bnk_plan cut)
 {
     cut.threads = 1;
-    cut.fused = 0;
-    cut.stream = 0;
+    cut.whole_runs = 0;
+    cut.nontemporal = 0;
     cut.isa = BNK_ISA_GENERIC;
     if (known(cuts, count, cut)) return count;
     cuts[count] = cut;
@@ -40,10 +40,10 @@ int cuts_of(const bnk_grid *grid, bnk_plan cuts[MAX_CUTS])
     for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++)
         count = add(cuts, count,
                     (bnk_plan){ .by_columns = 0,
-                                .fold = 1,
-                                .run = 1,
-                                .group_rows = smaller(pieces[i][0], rows),
-                                .segment = smaller(pieces[i][1], inner) });
+                                .rows_per_line = 1,
+                                .run_channels = 1,
+                                .piece_rows = smaller(pieces[i][0], rows),
+                                .piece_values = smaller(pieces[i][1], inner) });
 
     /* By columns: runs of one, three and as many channels as fit. */
     const int64_t fitting = smaller(channels, BNK_MAX_COLUMNS / inner);
@@ -51,24 +51,24 @@ int cuts_of(const bnk_grid *grid, bnk_plan cuts[MAX_CUTS])
     for (size_t i = 0; fitting > 0 && i < sizeof runs / sizeof *runs; i++)
         count = add(cuts, count,
                     (bnk_plan){ .by_columns = 1,
-                                .fold = 1,
-                                .run = smaller(runs[i][0], fitting),
-                                .group_rows = smaller(runs[i][1], rows),
-                                .segment = inner });
+                                .rows_per_line = 1,
+                                .run_channels = smaller(runs[i][0], fitting),
+                                .piece_rows = smaller(runs[i][1], rows),
+                                .piece_values = inner });
 
     /* Several short rows as one. */
-    const int64_t folds[] = { 2, 5, BNK_MAX_COLUMNS / channels };
-    for (size_t i = 0; inner == 1 && i < sizeof folds / sizeof *folds; i++) {
-        const int64_t fold = smaller(smaller(folds[i], rows), BNK_MAX_COLUMNS / channels);
-        if (fold < 2) continue;
-        const bnk_plan folded = {
-            .by_columns = 1, .fold = fold, .run = channels, .group_rows = rows, .segment = 1
-        };
-        count = add(cuts, count, folded);
-        if (2 * fold >= rows) continue;
-        bnk_plan grouped = folded;
-        grouped.group_rows = 2 * fold;
-        count = add(cuts, count, grouped);
+    const int64_t lines[] = { 2, 5, BNK_MAX_COLUMNS / channels };
+    for (size_t i = 0; inner == 1 && i < sizeof lines / sizeof *lines; i++) {
+        bnk_plan cut = { .by_columns = 1,
+                         .rows_per_line =
+                             smaller(smaller(lines[i], rows), BNK_MAX_COLUMNS / channels),
+                         .run_channels = channels,
+                         .piece_rows = rows,
+                         .piece_values = 1 };
+        if (cut.rows_per_line < 2) continue;
+        count = add(cuts, count, cut);
+        cut.piece_rows = 2 * cut.rows_per_line;
+        if (cut.piece_rows < rows) count = add(cuts, count, cut);
     }
     return count;
 }
@@ -79,14 +79,14 @@ int manners_of(bnk_plan cut, bool thorough, bnk_plan manners[MAX_MANNERS])
     const int different_threads = thorough ? 5 : 2;
     int count = 0;
     for (int32_t isa = next_isa(-1); isa >= 0; isa = next_isa(isa))
-        for (int32_t fused = 0; fused < 2; fused++)
-            for (int32_t stream = 0; stream < 2; stream++)
+        for (int32_t whole_runs = 0; whole_runs < 2; whole_runs++)
+            for (int32_t nontemporal = 0; nontemporal < 2; nontemporal++)
                 for (int t = 0; t < different_threads; t++) {
                     /* The generic code is slow; that stores and threads go together shows elsewhere. */
-                    if (isa == BNK_ISA_GENERIC && stream && t > 0) continue;
+                    if (isa == BNK_ISA_GENERIC && nontemporal && t > 0) continue;
                     cut.isa = isa;
-                    cut.fused = fused;
-                    cut.stream = stream;
+                    cut.whole_runs = whole_runs;
+                    cut.nontemporal = nontemporal;
                     cut.threads = all_threads[t];
                     manners[count++] = cut;
                 }
@@ -97,13 +97,16 @@ const char *plan_text(const bnk_grid *grid, const bnk_plan *plan)
 {
     static const char *const isa_names[] = { "generic", "avx2", "avx512" };
     static char text[256];
-    snprintf(text, sizeof text,
-             "%s [%lld][%lld][%lld], by %s, fold %lld, run %lld, group_rows %lld, segment %lld, "
-             "%d threads, %s, %s, %s",
-             grid->is_double ? "double" : "float", (long long)grid->rows, (long long)grid->channels,
-             (long long)grid->inner, plan->by_columns ? "columns" : "rows", (long long)plan->fold,
-             (long long)plan->run, (long long)plan->group_rows, (long long)plan->segment,
-             plan->threads, plan->fused ? "fused" : "split", plan->stream ? "stream" : "store",
-             isa_names[plan->isa]);
+    snprintf(
+        text, sizeof text,
+        "%s [%lld][%lld][%lld], by %s, rows_per_line %lld, run_channels %lld, piece_rows %lld, "
+        "piece_values %lld, "
+        "%d threads, %s, %s, %s",
+        grid->is_double ? "double" : "float", (long long)grid->rows, (long long)grid->channels,
+        (long long)grid->inner, plan->by_columns ? "columns" : "rows",
+        (long long)plan->rows_per_line, (long long)plan->run_channels, (long long)plan->piece_rows,
+        (long long)plan->piece_values, plan->threads,
+        plan->whole_runs ? "whole runs" : "three steps",
+        plan->nontemporal ? "non-temporal" : "ordinary", isa_names[plan->isa]);
     return text;
 }

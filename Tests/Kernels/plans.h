@@ -14,7 +14,7 @@ enum { MAX_CUTS = 16, MAX_MANNERS = 64 };
 /* The members that decide the bits of a result (bnk.h), on one thread with the plainest code. */
 int cuts_of(const bnk_grid *grid, bnk_plan cuts[MAX_CUTS]);
 
-/* The same cut in every manner that must not change a bit: instruction set, fused or split, stream,
+/* The same cut in every manner that must not change a bit: instruction set, whole runs or three steps, stores,
  * threads. `thorough` adds thread counts. */
 int manners_of(bnk_plan cut, bool thorough, bnk_plan manners[MAX_MANNERS]);
 

@@ -21,7 +21,7 @@ static void set_channel(const bench *b, elements array, int64_t channel, double 
         elements_set(array, ref_index(b->shape, channel, i), value);
 }
 
-/* Runs `test` for every grid, type and cut, fused and split, and with every instruction set where the grid
+/* Runs `test` for every grid, type and cut, in whole runs and in three steps, and with every instruction set where the grid
  * is small. */
 static void everywhere(void (*fill)(bench *b), void (*test)(bench *b, const bnk_plan *plan))
 {
@@ -37,10 +37,10 @@ static void everywhere(void (*fill)(bench *b), void (*test)(bench *b, const bnk_
             const int32_t first = ref_count(b.shape) > 10000 ? best_isa() : next_isa(-1);
             for (int i = 0; i < count; i++)
                 for (int32_t isa = first; isa >= 0; isa = next_isa(isa))
-                    for (int32_t fused = 0; fused < 2; fused++) {
+                    for (int32_t whole_runs = 0; whole_runs < 2; whole_runs++) {
                         bnk_plan plan = cuts[i];
                         plan.isa = isa;
-                        plan.fused = fused;
+                        plan.whole_runs = whole_runs;
                         bench_reset(&b);
                         test(&b, &plan);
                     }

@@ -132,9 +132,9 @@ static void optional_arrays(void **state)
             bnk_plan cuts[MAX_CUTS];
             const int cut_count = cuts_of(&b.grid, cuts);
             for (int i = 0; i < cut_count; i++)
-                for (int fused = 0; fused < 2; fused++) {
+                for (int whole_runs = 0; whole_runs < 2; whole_runs++) {
                     bnk_plan plan = cuts[i];
-                    plan.fused = fused;
+                    plan.whole_runs = whole_runs;
                     bench some = b;
                     if (absent & 1) some.weight.data = NULL;
                     if (absent & 2) some.bias.data = NULL;

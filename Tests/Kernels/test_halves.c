@@ -30,10 +30,10 @@ static bnk_plan by_columns(int64_t channels, int32_t isa)
 {
     const int64_t run = channels < BNK_MAX_COLUMNS ? channels : BNK_MAX_COLUMNS;
     return (bnk_plan){ .by_columns = 1,
-                       .fold = 1,
-                       .run = run,
-                       .group_rows = 1,
-                       .segment = 1,
+                       .rows_per_line = 1,
+                       .run_channels = run,
+                       .piece_rows = 1,
+                       .piece_values = 1,
                        .threads = 1,
                        .isa = isa };
 }
@@ -59,10 +59,10 @@ static void every_pattern_widens(void **state)
                     const bnk_grid grid = { 1, channels, 1, 0, half };
                     bnk_plan plan = by_columns(channels, isa);
                     if (rows)
-                        plan = (bnk_plan){ .fold = 1,
-                                           .run = 1,
-                                           .group_rows = 1,
-                                           .segment = 1,
+                        plan = (bnk_plan){ .rows_per_line = 1,
+                                           .run_channels = 1,
+                                           .piece_rows = 1,
+                                           .piece_values = 1,
                                            .threads = 1,
                                            .isa = isa };
                     const int64_t bytes = bnk_backward_workspace(&grid, &plan);
@@ -455,7 +455,7 @@ static void rows_at_every_place_of_a_line(void **state)
                 bnk_plan plan = cuts[i];
                 plan.isa = best_isa();
                 const results r = with_float(&b, &plan);
-                plan.stream = plan.fused = 1;
+                plan.nontemporal = plan.whole_runs = 1;
                 trained first = { .output = NULL };
                 for (int shift = 0; shift < 32; shift += 5)
                     check_manner(type, &b, &plan, &r, x, dy, room + shift, shift % 2 == 1, &first);

@@ -30,24 +30,24 @@ enum { BNK_HALF_NONE = 0, BNK_HALF_BFLOAT16 = 1, BNK_HALF_FLOAT16 = 2 };
  * the order of the sums and so the bits of the result; those of the second may depend on the
  * machine.
  *
- * A "piece" is group_rows rows x segment inner values of one channel (or of `run` neighbouring
- * channels); its moments are formed by one thread. Pieces merge in ascending order.
+ * A "piece" is piece_rows rows x piece_values inner values of one channel (or of a run of
+ * neighbouring channels); its moments are formed by one thread. Pieces merge in ascending order.
  */
 typedef struct bnk_plan {
-    int32_t by_columns; /* 0: the inner values of a channel are the vectors. 1: a row's run of
+    int32_t by_columns;    /* 0: the inner values of a channel are the vectors. 1: a line of a run's
                            channels * inner is, each column with sums of its own (short inner) */
-    int64_t fold;       /* by_columns with inner == 1 and run == channels: so many rows count as one
-                           longer row; else 1 */
-    int64_t run;        /* channels per piece: 1 by rows; by columns run * inner * fold <=
-                           BNK_MAX_COLUMNS */
-    int64_t group_rows; /* rows per piece, a multiple of fold unless it is all rows */
-    int64_t segment;    /* inner values per piece: inner itself by columns */
+    int64_t rows_per_line; /* by_columns with inner == 1 and all channels in one run: so many rows
+                              count as one line of columns; else 1 */
+    int64_t run_channels;  /* channels per run and piece: 1 by rows; by columns
+                              run_channels * inner * rows_per_line <= BNK_MAX_COLUMNS */
+    int64_t piece_rows;    /* rows per piece, a multiple of rows_per_line unless it is all rows */
+    int64_t piece_values;  /* inner values per piece: inner itself by columns */
 
-    int32_t threads; /* 1: no parallel region */
-    int32_t fused;   /* 1: a task takes a run of channels through reduction and application;
-                           0: first all pieces are reduced, then all are applied */
-    int32_t stream;  /* 1: non-temporal stores, for outputs that no cache will hold */
-    int32_t isa;     /* BNK_ISA_*, one that bnk_supported_isas() says */
+    int32_t threads;     /* 1: no parallel region */
+    int32_t whole_runs;  /* 1: a task takes a run of channels through reduction and application;
+                            0: first all pieces are reduced, then all are applied */
+    int32_t nontemporal; /* 1: non-temporal stores, for outputs that no cache will hold */
+    int32_t isa;         /* BNK_ISA_*, one that bnk_supported_isas() says */
 } bnk_plan;
 
 enum { BNK_MAX_COLUMNS = 1024 };
@@ -145,11 +145,11 @@ typedef struct bnk_moment_arrays {
 } bnk_moment_arrays;
 
 /* What a channel's gradients need of all its values: arrays of `channels` elements. */
-typedef struct bnk_grad_sum_arrays {
+typedef struct bnk_gradient_sums {
     double count;   /* values per channel */
     double *dy;     /* sum(dy) */
     double *dy_xmu; /* sum(dy * (x - mean)) */
-} bnk_grad_sum_arrays;
+} bnk_gradient_sums;
 
 /* Operations. rows and inner are at least 1. */
 int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan);
@@ -172,15 +172,15 @@ void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_
 int64_t bnk_backward_reduce_workspace(const bnk_grid *grid, const bnk_plan *plan);
 /* Writes all of `sums` but the count; of the job it reads all but weight, invstd, variance and destinations. */
 void bnk_backward_reduce(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job,
-                         bnk_grad_sum_arrays *sums);
+                         bnk_gradient_sums *sums);
 int64_t bnk_backward_apply_workspace(const bnk_grid *grid);
-void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_grad_sum_arrays *sums,
+void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_gradient_sums *sums,
                         const bnk_backward *job);
 
 /* The same for a tensor without values: what is kept per channel is written, from other tensors' values. */
 void bnk_normalize_nothing(const bnk_grid *grid, const bnk_moment_arrays *moments,
                            bnk_forward *job);
-void bnk_backward_apply_nothing(const bnk_grid *grid, const bnk_grad_sum_arrays *sums,
+void bnk_backward_apply_nothing(const bnk_grid *grid, const bnk_gradient_sums *sums,
                                 const bnk_backward *job);
 
 /* Merges `other` into `moments`, but for the count. Neither count is 0. */
