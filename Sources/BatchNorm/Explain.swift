@@ -111,17 +111,17 @@ extension BatchNormPlan {
         l3Bytes = machine.l3
         guard !shape.isEmpty else { return }
 
-        var grid = shape.grid(scalar)
-        var plan = Planner.plan(operation, grid: grid, machine: machine)
+        let grid = shape.grid(scalar)
+        let plan = Planner.plan(operation, grid: grid, machine: machine)
+        var cut = bnk_cut_grid(grid, plan)
         isByColumns = plan.by_columns != 0
         runChannels = Int(plan.run_channels)
         pieceRows = Int(plan.piece_rows)
         foldedRows = pieceRows < Int(plan.rows_per_line) ? 1 : Int(plan.rows_per_line)
         pieceValues = Int(plan.piece_values)
         hasNontemporalStores = plan.nontemporal != 0
-        let runs = ceilDiv(shape.channels, runChannels)
-        pieces =
-            runs &* ceilDiv(Int(grid.rows), pieceRows) &* ceilDiv(Int(grid.inner), pieceValues)
+        let runs = Int(cut.runs)
+        pieces = runs &* Int(cut.pieces)
 
         let isWhole = operation == .forwardInference || plan.whole_runs != 0
         steps = isWhole ? 1 : 3
@@ -130,9 +130,9 @@ extension BatchNormPlan {
         threads = min(Int(plan.threads), isTaskRun ? runs : pieces)
         workspaceBytes =
             switch operation {
-            case .forwardTraining: Int(bnk_forward_workspace(&grid, &plan))
+            case .forwardTraining: Int(bnk_forward_workspace(&cut))
             case .forwardInference: 0
-            case .backward, .backwardFrozen: Int(bnk_backward_workspace(&grid, &plan))
+            case .backward, .backwardFrozen: Int(bnk_backward_workspace(&cut))
             }
 
         limitBytesRead = product(tensorBytes, operation.inputs)
@@ -183,8 +183,6 @@ extension BatchNormOperation {
     /// What moves as many bytes and computes next to nothing.
     fileprivate var limitName: StaticString { inputs == 1 ? "a copy" : "a triad" }
 }
-
-private func ceilDiv(_ a: Int, _ b: Int) -> Int { a / b &+ (a % b == 0 ? 0 : 1) }
 
 /// The product, or the largest number there is: of tensors whose bytes just fit in 63 bits there may be several.
 private func product(_ a: Int, _ b: Int) -> Int {

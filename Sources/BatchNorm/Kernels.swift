@@ -33,47 +33,41 @@ package enum Kernels {
     static func forwardTraining(
         _ grid: bnk_grid, _ job: inout bnk_forward, extraTensors: Int = 0, workspace: inout Memory
     ) throws(BatchNormError) {
-        var grid = grid
-        var plan = Planner.plan(
-            .forwardTraining, grid: grid, extraTensors: extraTensors, machine: .current)
-        try workspace.reserve(Int(bnk_forward_workspace(&grid, &plan)))
+        var cut = cut(.forwardTraining, grid, extraTensors)
+        try workspace.reserve(Int(bnk_forward_workspace(&cut)))
         job.workspace = workspace.address
-        bnk_forward_training(&grid, &plan, &job)
+        bnk_forward_training(&cut, &job)
     }
 
     static func forwardInference(
         _ grid: bnk_grid, _ job: inout bnk_inference, _ extras: ForwardExtras,
         _ keep: UnsafePointer<UInt8>?
     ) {
-        var grid = grid
-        var plan = Planner.plan(
-            .forwardInference, grid: grid, extraTensors: extras.tensors, machine: .current)
+        var cut = cut(.forwardInference, grid, extras.tensors)
         var kernelExtras = extras.kernels(keep)
         withUnsafePointer(to: &kernelExtras) { pointer in
             if !extras.isPlain { job.extras = pointer }
-            bnk_forward_inference(&grid, &plan, &job)
+            bnk_forward_inference(&cut, &job)
         }
     }
 
     static func backward(
         _ grid: bnk_grid, _ job: inout bnk_backward, extraTensors: Int = 0, workspace: inout Memory
     ) throws(BatchNormError) {
-        var grid = grid
-        var plan = Planner.plan(.backward, grid: grid, extraTensors: extraTensors, machine: .current)
-        try workspace.reserve(Int(bnk_backward_workspace(&grid, &plan)))
+        var cut = cut(.backward, grid, extraTensors)
+        try workspace.reserve(Int(bnk_backward_workspace(&cut)))
         job.workspace = workspace.address
-        bnk_backward_run(&grid, &plan, &job)
+        bnk_backward_run(&cut, &job)
     }
 
     static func moments(
         _ grid: bnk_grid, _ input: View, _ keep: UnsafePointer<UInt8>?,
         _ moments: inout bnk_moment_arrays
     ) throws(BatchNormError) {
-        var grid = grid
-        var plan = halfPlan(.forwardTraining, grid)
+        var cut = partCut(.forwardTraining, grid)
         var workspace = Memory()
-        try workspace.reserve(Int(bnk_moments_workspace(&grid, &plan)))
-        bnk_moments_run(&grid, &plan, input.address, keep, &moments, workspace.address)
+        try workspace.reserve(Int(bnk_moments_workspace(&cut)))
+        bnk_moments_run(&cut, input.address, keep, &moments, workspace.address)
     }
 
     /// The forward from given moments, whose statistics are written also if the tensor is empty.
@@ -86,22 +80,20 @@ package enum Kernels {
             var grid = channelGrid(shape.channels, scalar)
             return bnk_normalize_nothing(&grid, &moments, &job)
         }
-        var grid = shape.grid(scalar)
-        var plan = halfPlan(.forwardTraining, grid, extraTensors)
-        try workspace.reserve(Int(bnk_normalize_workspace(&grid)))
+        var cut = partCut(.forwardTraining, shape.grid(scalar), extraTensors)
+        try workspace.reserve(Int(bnk_normalize_workspace(&cut)))
         job.workspace = workspace.address
-        bnk_normalize(&grid, &plan, &moments, &job)
+        bnk_normalize(&cut, &moments, &job)
     }
 
     static func backwardReduce(
         _ grid: bnk_grid, _ job: inout bnk_backward, _ sums: inout bnk_gradient_sums
     ) throws(BatchNormError) {
-        var grid = grid
-        var plan = halfPlan(.backward, grid)
+        var cut = partCut(.backward, grid)
         var workspace = Memory()
-        try workspace.reserve(Int(bnk_backward_reduce_workspace(&grid, &plan)))
+        try workspace.reserve(Int(bnk_backward_reduce_workspace(&cut)))
         job.workspace = workspace.address
-        bnk_backward_reduce(&grid, &plan, &job, &sums)
+        bnk_backward_reduce(&cut, &job, &sums)
     }
 
     /// Backward from given sums, whose parameters' gradients are written also if the tensor is empty.
@@ -114,21 +106,27 @@ package enum Kernels {
             var grid = channelGrid(shape.channels, scalar)
             return bnk_backward_apply_nothing(&grid, &sums, &job)
         }
-        var grid = shape.grid(scalar)
-        var plan = halfPlan(.backward, grid, extraTensors)
-        try workspace.reserve(Int(bnk_backward_apply_workspace(&grid)))
+        var cut = partCut(.backward, shape.grid(scalar), extraTensors)
+        try workspace.reserve(Int(bnk_backward_apply_workspace(&cut)))
         job.workspace = workspace.address
-        bnk_backward_apply(&grid, &plan, &sums, &job)
+        bnk_backward_apply(&cut, &sums, &job)
     }
 
-    /// The whole operation's pieces, so that its halves give the same bits; a part has nothing to take whole.
-    private static func halfPlan(
+    private static func cut(
+        _ operation: BatchNormOperation, _ grid: bnk_grid, _ extraTensors: Int
+    ) -> bnk_cut {
+        bnk_cut_grid(
+            grid,
+            Planner.plan(operation, grid: grid, extraTensors: extraTensors, machine: .current))
+    }
+
+    /// The whole operation's pieces, so that its two parts give the same bits; a part takes no run through both.
+    private static func partCut(
         _ operation: BatchNormOperation, _ grid: bnk_grid, _ extraTensors: Int = 0
-    ) -> bnk_plan {
-        var plan = Planner.plan(
-            operation, grid: grid, extraTensors: extraTensors, machine: .current)
-        plan.whole_runs = 0
-        return plan
+    ) -> bnk_cut {
+        var cut = cut(operation, grid, extraTensors)
+        cut.plan.whole_runs = 0
+        return cut
     }
 
     /// A grid that says only how many channels there are.

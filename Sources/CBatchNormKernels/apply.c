@@ -10,7 +10,7 @@ static void plain_rows(const bnk_operands *o, int64_t at, int64_t rows, int64_t 
                        const bnk_linear *f)
 {
     const int64_t stride = o->cut->stride, start = at * o->cut->element;
-    const int32_t stream = o->cut->plan->nontemporal;
+    const int32_t stream = o->cut->plan.nontemporal;
     if (o->dy && !o->frozen)
         o->leaves->row_grad_apply(o->x + start, o->dy + start, o->y + start, rows, stride, length,
                                   f, stream);
@@ -23,7 +23,7 @@ static void plain_columns(const bnk_operands *o, int64_t at, int64_t lines, int6
                           int64_t width, const bnk_linears *columns)
 {
     const int64_t start = at * o->cut->element;
-    const int32_t stream = o->cut->plan->nontemporal;
+    const int32_t stream = o->cut->plan.nontemporal;
     if (o->dy && !o->frozen)
         o->leaves->column_grad_apply(o->x + start, o->dy + start, o->y + start, lines, stride,
                                      width, columns, stream);
@@ -37,7 +37,7 @@ static void apply_rows(const bnk_operands *o, int64_t channel, int64_t row, int6
                        int64_t offset, int64_t length, const bnk_linear *f)
 {
     const int64_t stride = o->cut->stride, end = row + rows;
-    const int64_t first = channel * o->cut->grid->inner + offset;
+    const int64_t first = channel * o->cut->grid.inner + offset;
     if (!o->extras) {
         plain_rows(o, row * stride + first, rows, length, f);
         return;
@@ -60,15 +60,15 @@ static void apply_rows(const bnk_operands *o, int64_t channel, int64_t row, int6
 /* Only whole rows fold, not those of channels beside an extreme one. */
 static int64_t fold_of(const bnk_cut *cut, const bnk_piece *piece, int64_t rows_left)
 {
-    return piece->channels == cut->grid->channels ? bnk_fold_of(cut->plan, rows_left) : 1;
+    return piece->channels == cut->grid.channels ? bnk_fold_of(&cut->plan, rows_left) : 1;
 }
 
 static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
                           const bnk_linears *channels)
 {
     const bnk_cut *cut = o->cut;
-    const int32_t is_double = cut->grid->is_double;
-    const int64_t inner = cut->grid->inner;
+    const int32_t is_double = cut->grid.is_double;
+    const int64_t inner = cut->grid.inner;
     const int64_t fold = fold_of(cut, piece, piece->rows);
 
     double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
@@ -146,7 +146,7 @@ static void apply_extremes(const bnk_operands *o, const bnk_piece *piece, bnk_st
 static void apply_broken_columns(const bnk_operands *o, const bnk_piece *piece,
                                  const bnk_linears *channels, bnk_statistics statistics)
 {
-    const int32_t is_double = o->cut->grid->is_double;
+    const int32_t is_double = o->cut->grid.is_double;
     bnk_piece part = *piece;
     for (int64_t i = 0; i < piece->channels; i += part.channels) {
         const bnk_linears own = bnk_linears_from(channels, i, is_double);
@@ -162,9 +162,9 @@ static void apply_broken_columns(const bnk_operands *o, const bnk_piece *piece,
 void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels,
                      bnk_statistics statistics)
 {
-    const int32_t is_double = o->cut->grid->is_double;
+    const int32_t is_double = o->cut->grid.is_double;
     const bool extremes = has_extremes(channels->scale, is_double, piece->channels);
-    if (o->cut->plan->by_columns) {
+    if (o->cut->plan.by_columns) {
         if (extremes)
             apply_broken_columns(o, piece, channels, statistics);
         else
@@ -229,7 +229,7 @@ void bnk_apply_rest(bnk_application *a)
 void bnk_finish_stores(const bnk_cut *cut)
 {
 #if defined(__x86_64__)
-    if (cut->plan->nontemporal) __builtin_ia32_sfence();
+    if (cut->plan.nontemporal) __builtin_ia32_sfence();
 #else
     (void)cut;
 #endif
@@ -241,13 +241,13 @@ void bnk_finish_stores(const bnk_cut *cut)
  * expanded. */
 static int takes_whole_rows(const bnk_cut *cut)
 {
-    return cut->plan->by_columns && cut->grid->inner == 1 && cut->plan->rows_per_line == 1;
+    return cut->plan.by_columns && cut->grid.inner == 1 && cut->plan.rows_per_line == 1;
 }
 
 int64_t bnk_apply_tasks(const bnk_cut *cut)
 {
     const int64_t tasks = cut->runs * cut->pieces;
-    return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid->rows) : tasks;
+    return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid.rows) : tasks;
 }
 
 /* Rows longer than what can be taken at once with extras: each in strips. */
@@ -261,7 +261,7 @@ static void apply_long_rows(const bnk_operands *o, const bnk_piece *rows,
         for (strip.channel = 0; strip.channel < rows->channels; strip.channel += strip.channels) {
             strip.channels = bnk_min(BNK_MAX_COLUMNS, rows->channels - strip.channel);
             const bnk_linears own =
-                bnk_linears_from(linears, strip.channel, o->cut->grid->is_double);
+                bnk_linears_from(linears, strip.channel, o->cut->grid.is_double);
             bnk_apply_piece(o, &strip, &own, statistics);
         }
 }
@@ -277,16 +277,16 @@ void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
         bnk_piece piece = bnk_piece_at(cut, reversed % cut->runs, reversed / cut->runs);
         if (takes_whole_rows(cut)) {
             piece.channel = 0;
-            piece.channels = cut->grid->channels;
-            piece.row = cut->grid->rows * reversed / tasks;
-            piece.rows = cut->grid->rows * (reversed + 1) / tasks - piece.row;
+            piece.channels = cut->grid.channels;
+            piece.row = cut->grid.rows * reversed / tasks;
+            piece.rows = cut->grid.rows * (reversed + 1) / tasks - piece.row;
             piece.start = piece.row * cut->stride * cut->element;
         }
         if (o->extras && piece.channels > BNK_MAX_COLUMNS) {
             apply_long_rows(o, &piece, linears, statistics);
             continue;
         }
-        const bnk_linears own = bnk_linears_from(linears, piece.channel, cut->grid->is_double);
+        const bnk_linears own = bnk_linears_from(linears, piece.channel, cut->grid.is_double);
         bnk_apply_piece(o, &piece, &own, statistics);
     }
     bnk_finish_stores(cut);

@@ -20,7 +20,7 @@ typedef struct grad_sums {
 
 typedef struct backward {
     const bnk_backward *job;
-    bnk_cut cut;
+    const bnk_cut *cut;
     bnk_operands operands;
     const bnk_leaves *leaves;
     grad_sums *partial;  /* [piece][channel], if not fused */
@@ -32,19 +32,19 @@ typedef struct backward {
 
 static double mean_of(const backward *t, int64_t channel)
 {
-    return bnk_given_mean(t->job->mean, t->job->running_mean, t->cut.grid->is_double, channel);
+    return bnk_given_mean(t->job->mean, t->job->running_mean, t->cut->grid.is_double, channel);
 }
 
 /* float32 results have no use for it. */
 static double mean_rest_of(const backward *t, int64_t channel)
 {
-    return t->job->mean_rest && t->cut.grid->is_double ? t->job->mean_rest[channel] : 0;
+    return t->job->mean_rest && t->cut->grid.is_double ? t->job->mean_rest[channel] : 0;
 }
 
 static double invstd_of(const backward *t, int64_t channel)
 {
     return bnk_given_invstd(t->job->invstd, t->job->running_var, t->job->epsilon,
-                            t->cut.grid->is_double, channel);
+                            t->cut->grid.is_double, channel);
 }
 
 /* ---- sums ---- */
@@ -59,10 +59,10 @@ static int sums_are_plain(const backward *t)
 static void add_rows(const backward *t, const bnk_piece *piece, int64_t row, int64_t rows,
                      int64_t at, int64_t count, int64_t ahead, double mean, bnk_lane_sums *lanes)
 {
-    const int64_t stride = t->cut.stride, inner = t->cut.grid->inner;
+    const int64_t stride = t->cut->stride, inner = t->cut->grid.inner;
     const int64_t start = (piece->row + row) * stride + piece->channel * inner + piece->offset + at;
     if (sums_are_plain(t)) {
-        const int64_t bytes = start * t->cut.element;
+        const int64_t bytes = start * t->cut->element;
         t->leaves->row_grad_sums((const char *)t->job->input + bytes,
                                  (const char *)t->job->grad_output + bytes, rows, stride, count,
                                  ahead, mean, lanes);
@@ -77,14 +77,14 @@ static void add_rows(const backward *t, const bnk_piece *piece, int64_t row, int
 static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
                            bnk_application *other)
 {
-    const int32_t is_double = t->cut.grid->is_double;
+    const int32_t is_double = t->cut->grid.is_double;
     const double mean = mean_of(t, piece->channel);
     bnk_lane_sums lanes = { .first = { 0 } };
     if (!other && !is_double)
-        add_rows(t, piece, 0, piece->rows, 0, piece->length, 2 * t->cut.stride, mean, &lanes);
+        add_rows(t, piece, 0, piece->rows, 0, piece->length, 2 * t->cut->stride, mean, &lanes);
     for (int64_t row = 0, together; (other || is_double) && row < piece->rows; row += together) {
         together = piece->rows - row >= 2 ? 2 : 1; /* as the leaf takes them */
-        const int64_t ahead = bnk_next_rows(&t->cut, piece, row, together);
+        const int64_t ahead = bnk_next_rows(t->cut, piece, row, together);
         const int64_t step = other ? bnk_step_of(piece->length, together) : piece->length;
         for (int64_t i = 0, count; i < piece->length; i += count) {
             count = bnk_block_part(i, bnk_min(i + step, piece->length), is_double);
@@ -101,10 +101,10 @@ static void row_piece_sums(const backward *t, const bnk_piece *piece, grad_sums 
 static void add_block(const backward *t, const bnk_piece *piece, int64_t row, int64_t lines,
                       int64_t fold, const double *mean, double *sum, double *product)
 {
-    const bnk_cut *cut = &t->cut;
+    const bnk_cut *cut = t->cut;
     const int64_t stride = cut->stride * fold;
-    const int64_t columns = piece->channels * cut->grid->inner * fold;
-    const int64_t start = row * cut->stride + piece->channel * cut->grid->inner;
+    const int64_t columns = piece->channels * cut->grid.inner * fold;
+    const int64_t start = row * cut->stride + piece->channel * cut->grid.inner;
     if (sums_are_plain(t)) {
         const int64_t at = start * cut->element;
         t->leaves->column_grad_sums((const char *)t->job->input + at,
@@ -146,16 +146,16 @@ static void add_lines(const backward *t, const bnk_piece *piece, int64_t row, in
 /* The sums of each channel of a piece by columns, written to sums[0..channels). */
 static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums)
 {
-    const bnk_cut *cut = &t->cut;
-    const int64_t inner = cut->grid->inner, channels = piece->channels;
-    const int64_t fold = bnk_fold_of(cut->plan, piece->rows);
+    const bnk_cut *cut = t->cut;
+    const int64_t inner = cut->grid.inner, channels = piece->channels;
+    const int64_t fold = bnk_fold_of(&cut->plan, piece->rows);
     const int64_t lines = piece->rows / fold, rest = piece->rows % fold;
     double mean[BNK_MAX_COLUMNS], own[BNK_MAX_COLUMNS];
     bnk_column_sums columns;
 
     for (int64_t c = 0; c < channels; c++) own[c] = mean_of(t, piece->channel + c);
     bnk_expand_double(own, channels, inner, fold, mean);
-    bnk_begin_columns(&columns, channels * inner * fold, cut->grid->is_double);
+    bnk_begin_columns(&columns, channels * inner * fold, cut->grid.is_double);
     add_lines(t, piece, piece->row, lines, fold, mean, &columns);
     add_lines(t, piece, piece->row + lines * fold, rest, 1, mean, &columns);
     bnk_channel_totals(&columns, 0, channels, inner, fold, own);
@@ -167,7 +167,7 @@ static void column_piece_sums(const backward *t, const bnk_piece *piece, grad_su
 static void piece_sums(const backward *t, const bnk_piece *piece, grad_sums *sums,
                        bnk_application *other)
 {
-    if (t->cut.plan->by_columns)
+    if (t->cut->plan.by_columns)
         column_piece_sums(t, piece, sums);
     else
         row_piece_sums(t, piece, sums, other);
@@ -188,7 +188,7 @@ static grad_sums sums_at(const bnk_gradient_sums *sums, int64_t channel)
 static bnk_linear finish_channel(const backward *t, int64_t channel, grad_sums sums)
 {
     const bnk_backward *job = t->job;
-    const bnk_grid *grid = t->cut.grid;
+    const bnk_grid *grid = &t->cut->grid;
     const int32_t is_double = grid->is_double;
     const double mean = mean_of(t, channel), invstd = invstd_of(t, channel);
 
@@ -220,7 +220,7 @@ static bnk_extreme extreme_gradient(const void *operation, int64_t channel,
                                     bnk_statistics statistics)
 {
     const backward *t = operation;
-    const int32_t is_double = t->cut.grid->is_double;
+    const int32_t is_double = t->cut->grid.is_double;
     const bnk_scaled invstd = bnk_scaled_of(invstd_of(t, channel));
     const bnk_scaled gain =
         bnk_scaled_product(bnk_scaled_of(bnk_get(t->job->weight, is_double, channel, 1)), invstd);
@@ -258,8 +258,8 @@ static int applies(const bnk_backward *job)
 static void backward_runs(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
-    const bnk_cut *cut = &t->cut;
-    const int32_t is_double = cut->grid->is_double;
+    const bnk_cut *cut = t->cut;
+    const int32_t is_double = cut->grid.is_double;
     double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
     const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
     bnk_application application, *applying = NULL;
@@ -282,7 +282,7 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
             bnk_linears_set(&linears, is_double, c, finish_channel(t, whole.channel + c, total[c]));
         if (!applies(t->job)) continue;
         const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
-        if (cut->plan->nontemporal && !cut->plan->by_columns && !bnk_is_extreme(&f)) {
+        if (cut->plan.nontemporal && !cut->plan.by_columns && !bnk_is_extreme(&f)) {
             applying = &application;
             bnk_apply_begin(applying, &t->operands, &whole, &f);
         } else {
@@ -299,11 +299,11 @@ static void backward_runs(void *context, int64_t begin, int64_t end)
 static void reduce_pieces(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
-    const bnk_cut *cut = &t->cut;
+    const bnk_cut *cut = t->cut;
     for (int64_t task = begin; task < end; task++) {
         const int64_t index = task / cut->runs;
         const bnk_piece piece = bnk_piece_at(cut, task % cut->runs, index);
-        piece_sums(t, &piece, t->partial + index * cut->grid->channels + piece.channel, NULL);
+        piece_sums(t, &piece, t->partial + index * cut->grid.channels + piece.channel, NULL);
     }
 }
 
@@ -311,8 +311,8 @@ static void reduce_pieces(void *context, int64_t begin, int64_t end)
 static grad_sums add_pieces(const backward *t, int64_t channel)
 {
     grad_sums total = { 0, 0 };
-    for (int64_t p = 0; p < t->cut.pieces; p++) {
-        const grad_sums own = t->partial[p * t->cut.grid->channels + channel];
+    for (int64_t p = 0; p < t->cut->pieces; p++) {
+        const grad_sums own = t->partial[p * t->cut->grid.channels + channel];
         total.dy += own.dy;
         total.dy_times_c += own.dy_times_c;
     }
@@ -322,7 +322,7 @@ static grad_sums add_pieces(const backward *t, int64_t channel)
 static void add_channels(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
-    const int32_t is_double = t->cut.grid->is_double;
+    const int32_t is_double = t->cut->grid.is_double;
     for (int64_t c = begin; c < end; c++) {
         const grad_sums total = needs_sums(t->job) ? add_pieces(t, c) : (grad_sums){ 0, 0 };
         const bnk_linear f = finish_channel(t, c, total);
@@ -355,86 +355,84 @@ static void finish_channels(void *context, int64_t begin, int64_t end)
 {
     const backward *t = context;
     for (int64_t c = begin; c < end; c++)
-        bnk_linears_set(&t->linears, t->cut.grid->is_double, c,
+        bnk_linears_set(&t->linears, t->cut->grid.is_double, c,
                         finish_channel(t, c, sums_at(t->sums, c)));
 }
 
 /* ---- entries ---- */
 
-int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan)
+int64_t bnk_backward_workspace(const bnk_cut *cut)
 {
-    if (plan->whole_runs) return 0;
-    const bnk_cut cut = bnk_cut_grid(grid, plan);
-    return cut.pieces * grid->channels * (int64_t)sizeof(grad_sums) + bnk_linears_size(grid);
+    if (cut->plan.whole_runs) return 0;
+    return cut->pieces * cut->grid.channels * (int64_t)sizeof(grad_sums) +
+           bnk_linears_size(&cut->grid);
 }
 
-void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job)
+void bnk_backward_run(const bnk_cut *cut, const bnk_backward *job)
 {
-    backward t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
-    t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
+    backward t = { .job = job, .cut = cut };
+    t.operands = bnk_operands_of(cut, job->input, job->grad_output, job->grad_input, job->frozen,
                                  job->extras);
     t.operands.extreme = extreme_gradient;
     t.operands.operation = &t;
     t.leaves = t.operands.leaves;
     t.count = (double)job->count;
-    if (plan->whole_runs) {
-        bnk_parallel(plan->threads, (bnk_phase[]){ { backward_runs, t.cut.runs } }, 1, &t);
+    if (cut->plan.whole_runs) {
+        bnk_parallel(cut->plan.threads, (bnk_phase[]){ { backward_runs, cut->runs } }, 1, &t);
         return;
     }
     t.partial = job->workspace;
-    t.linears =
-        bnk_linears_in(t.partial + t.cut.pieces * grid->channels, grid->channels, grid->is_double);
+    t.linears = bnk_linears_in(t.partial + cut->pieces * cut->grid.channels, cut->grid.channels,
+                               cut->grid.is_double);
     const bnk_phase phases[] = {
-        { reduce_pieces, needs_sums(job) ? t.cut.runs * t.cut.pieces : 0 },
-        { add_channels, grid->channels },
-        { apply_pieces, applies(job) ? bnk_apply_tasks(&t.cut) : 0 },
+        { reduce_pieces, needs_sums(job) ? cut->runs * cut->pieces : 0 },
+        { add_channels, cut->grid.channels },
+        { apply_pieces, applies(job) ? bnk_apply_tasks(cut) : 0 },
     };
-    bnk_parallel(plan->threads, phases, 3, &t);
+    bnk_parallel(cut->plan.threads, phases, 3, &t);
 }
 
-int64_t bnk_backward_reduce_workspace(const bnk_grid *grid, const bnk_plan *plan)
+int64_t bnk_backward_reduce_workspace(const bnk_cut *cut)
 {
-    return bnk_cut_grid(grid, plan).pieces * grid->channels * (int64_t)sizeof(grad_sums);
+    return cut->pieces * cut->grid.channels * (int64_t)sizeof(grad_sums);
 }
 
-void bnk_backward_reduce(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job,
-                         bnk_gradient_sums *sums)
+void bnk_backward_reduce(const bnk_cut *cut, const bnk_backward *job, bnk_gradient_sums *sums)
 {
-    backward t = { .job = job, .cut = bnk_cut_grid(grid, plan), .sums = sums };
-    t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
+    backward t = { .job = job, .cut = cut, .sums = sums };
+    t.operands = bnk_operands_of(cut, job->input, job->grad_output, job->grad_input, job->frozen,
                                  job->extras);
     t.leaves = t.operands.leaves;
     t.partial = job->workspace;
-    const bnk_phase phases[] = { { reduce_pieces, t.cut.runs * t.cut.pieces },
-                                 { keep_channels, grid->channels } };
-    bnk_parallel(plan->threads, phases, 2, &t);
+    const bnk_phase phases[] = { { reduce_pieces, cut->runs * cut->pieces },
+                                 { keep_channels, cut->grid.channels } };
+    bnk_parallel(cut->plan.threads, phases, 2, &t);
 }
 
-int64_t bnk_backward_apply_workspace(const bnk_grid *grid)
+int64_t bnk_backward_apply_workspace(const bnk_cut *cut)
 {
-    return bnk_linears_size(grid);
+    return bnk_linears_size(&cut->grid);
 }
 
-void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_gradient_sums *sums,
-                        const bnk_backward *job)
+void bnk_backward_apply(const bnk_cut *cut, const bnk_gradient_sums *sums, const bnk_backward *job)
 {
     bnk_gradient_sums given = *sums;
-    backward t = { .job = job, .cut = bnk_cut_grid(grid, plan), .sums = &given };
-    t.operands = bnk_operands_of(&t.cut, job->input, job->grad_output, job->grad_input, job->frozen,
+    backward t = { .job = job, .cut = cut, .sums = &given };
+    t.operands = bnk_operands_of(cut, job->input, job->grad_output, job->grad_input, job->frozen,
                                  job->extras);
     t.operands.extreme = extreme_gradient;
     t.operands.operation = &t;
     t.leaves = t.operands.leaves;
     t.count = sums->count;
-    t.linears = bnk_linears_in(job->workspace, grid->channels, grid->is_double);
-    const bnk_phase phases[] = { { finish_channels, grid->channels },
-                                 { apply_pieces, applies(job) ? bnk_apply_tasks(&t.cut) : 0 } };
-    bnk_parallel(plan->threads, phases, 2, &t);
+    t.linears = bnk_linears_in(job->workspace, cut->grid.channels, cut->grid.is_double);
+    const bnk_phase phases[] = { { finish_channels, cut->grid.channels },
+                                 { apply_pieces, applies(job) ? bnk_apply_tasks(cut) : 0 } };
+    bnk_parallel(cut->plan.threads, phases, 2, &t);
 }
 
 void bnk_backward_apply_nothing(const bnk_grid *grid, const bnk_gradient_sums *sums,
                                 const bnk_backward *job)
 {
-    backward t = { .job = job, .cut = { .grid = grid }, .count = sums->count };
+    backward t = { .job = job, .cut = &(const bnk_cut){ .grid = *grid }, .count = sums->count };
     for (int64_t c = 0; c < grid->channels; c++) finish_channel(&t, c, sums_at(sums, c));
 }

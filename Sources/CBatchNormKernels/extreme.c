@@ -46,7 +46,7 @@ static double of_doubles(const bnk_extreme *e, terms has, double x, double dy)
 static double result_of(const bnk_operands *o, const bnk_extreme *e, numbers n, double x, double dy)
 {
     const terms has = { !o->frozen, o->dy != NULL };
-    return o->cut->grid->is_double ? of_doubles(e, has, x, dy) : of_floats(e, n, has, x, dy);
+    return o->cut->grid.is_double ? of_doubles(e, has, x, dy) : of_floats(e, n, has, x, dy);
 }
 
 static void put(const bnk_grid *grid, void *tensor, int64_t i, double value)
@@ -75,7 +75,7 @@ static double by_slope(const bnk_extras *e, double v, int32_t is_double)
 static void forward_one(const bnk_operands *o, const bnk_extreme *e, numbers n, int64_t i,
                         bool masked)
 {
-    const bnk_grid *grid = o->cut->grid;
+    const bnk_grid *grid = &o->cut->grid;
     const bnk_extras *extras = o->extras;
     const double x = bnk_element(grid, o->x, i);
     double v = result_of(o, e, n, x, 0);
@@ -96,7 +96,7 @@ static void forward_one(const bnk_operands *o, const bnk_extreme *e, numbers n, 
 static void gradient_one(const bnk_operands *o, const bnk_extreme *e, numbers n, int64_t i,
                          bool masked)
 {
-    const bnk_grid *grid = o->cut->grid;
+    const bnk_grid *grid = &o->cut->grid;
     const bnk_extras *extras = o->extras;
     const double dy = bnk_element(grid, o->dy, i);
     const double x = o->frozen ? 0 : bnk_element(grid, o->x, i);
@@ -119,7 +119,7 @@ void bnk_apply_extreme(const bnk_operands *o, const bnk_piece *piece, int64_t ch
                        const bnk_extreme *e)
 {
     const bnk_cut *cut = o->cut;
-    const int64_t inner = cut->grid->inner;
+    const int64_t inner = cut->grid.inner;
     const numbers n = { bounded(e->gain), bounded(e->offset), bounded(e->factor) };
     const uint8_t *positions = o->extras ? o->extras->positions : NULL;
     for (int64_t row = piece->row; row < piece->row + piece->rows; row++)

@@ -20,7 +20,7 @@ enum { TILE = 16384 };
 
 typedef struct training {
     bnk_forward *job;
-    bnk_cut cut;
+    const bnk_cut *cut;
     bnk_operands operands;
     const bnk_leaves *leaves;
     bnk_moments *partial; /* [piece][channel], if not fused */
@@ -66,17 +66,17 @@ static double pivot_of(const training *t, int64_t channel, bnk_kept kept, int64_
                        int64_t offset, int64_t length)
 {
     enum { LOOKED_AT = 16 };
-    const bnk_grid *grid = t->cut.grid;
+    const bnk_grid *grid = &t->cut->grid;
     const uint8_t *positions = t->operands.extras ? t->operands.extras->positions : NULL;
     int64_t row = kept.row, at = kept.offset;
     const double first =
-        bnk_element(grid, t->job->input, row * t->cut.stride + channel * grid->inner + at);
+        bnk_element(grid, t->job->input, row * t->cut->stride + channel * grid->inner + at);
     if (!grid->is_double) return first;
     double sum = 0; /* of distances, so that the mean of equal values is that value */
     int taken = 0;
     for (int i = 0; i < LOOKED_AT && row < end; i++) {
         if (!positions || positions[row * grid->inner + at]) {
-            const int64_t place = row * t->cut.stride + channel * grid->inner + at;
+            const int64_t place = row * t->cut->stride + channel * grid->inner + at;
             sum += bnk_element(grid, t->job->input, place) - first;
             taken++;
         }
@@ -98,8 +98,8 @@ typedef struct row_tile {
 static void add_rows(const training *t, const row_tile *tile, const double *pivot,
                      bnk_lane_sums *sums, bnk_application *other)
 {
-    const bnk_cut *cut = &t->cut;
-    const int32_t is_double = cut->grid->is_double;
+    const bnk_cut *cut = t->cut;
+    const int32_t is_double = cut->grid.is_double;
     const char *x = (const char *)t->job->input + tile->piece->start;
     /* Four rows at once or one, as the leaf takes them; all in one call where nothing else goes on. */
     for (int64_t row = 0, together; row < tile->rows; row += together) {
@@ -127,13 +127,13 @@ static void add_rows(const training *t, const row_tile *tile, const double *pivo
 static void add_masked_rows(const training *t, const row_tile *tile, const double *pivot,
                             bnk_lane_sums *sums, bnk_application *other)
 {
-    const bnk_cut *cut = &t->cut;
+    const bnk_cut *cut = t->cut;
     const bnk_piece *piece = tile->piece;
     const int64_t offset = piece->offset + tile->offset;
     for (int64_t row = piece->row + tile->row, end = row + tile->rows; row < end; row++) {
         const uint8_t *keep = bnk_keep_row(&t->operands, row, offset, tile->length);
         const int64_t prefix = keep ? bnk_kept_prefix(keep, tile->length) : tile->length;
-        const int64_t at = row * cut->stride + piece->channel * cut->grid->inner + offset;
+        const int64_t at = row * cut->stride + piece->channel * cut->grid.inner + offset;
         for (int64_t i = 0; i < tile->length; i += BNK_STRETCH) {
             const int64_t count = bnk_min(BNK_STRETCH, tile->length - i);
             const int64_t straight = bnk_min(count, prefix - i);
@@ -144,7 +144,7 @@ static void add_masked_rows(const training *t, const row_tile *tile, const doubl
                 t->leaves->row_sums(x, 1, 0, straight, *pivot, sums);
             else if (straight > 0)
                 t->leaves->row_squares(x, 1, 0, straight, cut->stride, sums);
-            if (cut->grid->is_double) bnk_end_block(sums);
+            if (cut->grid.is_double) bnk_end_block(sums);
             if (other) bnk_apply_some(other, count);
         }
     }
@@ -155,16 +155,16 @@ static void tile_sums(const training *t, const row_tile *tile, bool masked, cons
 {
     bnk_lane_sums lanes = { .first = { 0 } };
     (masked ? add_masked_rows : add_rows)(t, tile, pivot, &lanes, other);
-    bnk_lane_totals(&lanes, t->cut.grid->is_double, sum, squares);
+    bnk_lane_totals(&lanes, t->cut->grid.is_double, sum, squares);
 }
 
 /* Of the tile's values that take part, and how many these are. */
 static bnk_moments row_tile_moments(const training *t, const row_tile *tile, double *count,
                                     bnk_application *other)
 {
-    const bnk_cut *cut = &t->cut;
+    const bnk_cut *cut = t->cut;
     const bnk_piece *piece = tile->piece;
-    const int32_t is_double = cut->grid->is_double;
+    const int32_t is_double = cut->grid.is_double;
     const bnk_kept kept = bnk_kept_in(&t->operands, piece->row + tile->row, tile->rows,
                                       piece->offset + tile->offset, tile->length);
     const double n = *count = (double)kept.count;
@@ -173,7 +173,7 @@ static bnk_moments row_tile_moments(const training *t, const row_tile *tile, dou
     double sum, squares;
     if (!is_double) {
         tile_sums(t, tile, masked, NULL, &sum, &squares, other);
-        if (holds(cut->grid, n, sum, squares)) return bnk_moments_of_sums(n, 0, sum, squares);
+        if (holds(&cut->grid, n, sum, squares)) return bnk_moments_of_sums(n, 0, sum, squares);
         other = NULL; /* it has gone on as far as it should */
     }
     double pivot = pivot_of(t, piece->channel, kept, piece->row + tile->row + tile->rows,
@@ -203,7 +203,7 @@ static double row_piece_moments(const training *t, const bnk_piece *piece, bnk_m
 {
     double count = 0;
     *moments = (bnk_moments){ 0, 0, 0 };
-    const int32_t is_double = t->cut.grid->is_double;
+    const int32_t is_double = t->cut->grid.is_double;
     const int64_t width = tile_width(piece->length, is_double);
     const int64_t across = bnk_ceil_div(piece->length, width);
     for (int64_t at = 0; at < piece->length; at += width) {
@@ -231,15 +231,15 @@ typedef struct tile {
 
 static int64_t start_of(const training *t, const tile *tile)
 {
-    return tile->row * t->cut.stride + tile->channel * t->cut.grid->inner;
+    return tile->row * t->cut->stride + tile->channel * t->cut->grid.inner;
 }
 
 /* Adds a tile to its columns' sums around pivots, or around none. */
 static void add_lines(const training *t, const tile *tile, int64_t begin, int64_t end,
                       const double *pivot, double *sum, double *squares)
 {
-    const bnk_cut *cut = &t->cut;
-    const int64_t columns = tile->channels * cut->grid->inner * tile->fold;
+    const bnk_cut *cut = t->cut;
+    const int64_t columns = tile->channels * cut->grid.inner * tile->fold;
     const int64_t stride = cut->stride * tile->fold;
     const int ahead = bnk_from_memory(cut);
     const char *x =
@@ -254,8 +254,8 @@ static void add_lines(const training *t, const tile *tile, int64_t begin, int64_
 static void add_masked_lines(const training *t, const tile *tile, int64_t first, int64_t last,
                              const double *pivot, double *sum, double *squares)
 {
-    const int64_t stride = t->cut.stride * tile->fold;
-    const int64_t columns = tile->channels * t->cut.grid->inner * tile->fold;
+    const int64_t stride = t->cut->stride * tile->fold;
+    const int64_t columns = tile->channels * t->cut->grid.inner * tile->fold;
     uint8_t keeps[BNK_MAX_COLUMNS];
     const uint8_t *keep = NULL;
     for (int64_t line = first, begin = first; line < last; begin = ++line) {
@@ -273,11 +273,11 @@ static void add_masked_lines(const training *t, const tile *tile, int64_t first,
 static void channel_sums(const training *t, const tile *tile, bool masked, const double *pivot,
                          double *sum, double *squares)
 {
-    const int64_t inner = t->cut.grid->inner;
+    const int64_t inner = t->cut->grid.inner;
     const int64_t columns = tile->channels * inner * tile->fold;
     double column_pivot[BNK_MAX_COLUMNS];
     bnk_column_sums sums;
-    bnk_begin_columns(&sums, columns, t->cut.grid->is_double);
+    bnk_begin_columns(&sums, columns, t->cut->grid.is_double);
     if (pivot) {
         bnk_expand_double(pivot, tile->channels, inner, tile->fold, column_pivot);
         pivot = column_pivot;
@@ -295,7 +295,7 @@ static void channel_sums(const training *t, const tile *tile, bool masked, const
 /* Of the tile's values that take part; returns how many of each channel these are. */
 static double column_tile_moments(const training *t, const tile *tile, bnk_moments *moments)
 {
-    const bnk_grid *grid = t->cut.grid;
+    const bnk_grid *grid = &t->cut->grid;
     const bnk_kept kept =
         bnk_kept_in(&t->operands, tile->row, tile->lines * tile->fold, 0, grid->inner);
     const double n = (double)kept.count;
@@ -335,16 +335,16 @@ static double column_tile_moments(const training *t, const tile *tile, bnk_momen
 /* Moments of each channel of a piece by columns, written to moments[0..channels). */
 static double column_piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments)
 {
-    const bnk_cut *cut = &t->cut;
-    const int64_t inner = cut->grid->inner, end = piece->row + piece->rows;
+    const bnk_cut *cut = t->cut;
+    const int64_t inner = cut->grid.inner, end = piece->row + piece->rows;
     bnk_moments own[BNK_MAX_COLUMNS];
     double count = 0;
     int64_t row = piece->row;
     while (row < end) {
         /* The last rows, too few for another fold, are taken one by one. */
-        const int64_t fold = bnk_fold_of(cut->plan, end - row);
+        const int64_t fold = bnk_fold_of(&cut->plan, end - row);
         int64_t fit = bnk_max(16, TILE / (inner * fold));
-        if (cut->grid->is_double)
+        if (cut->grid.is_double)
             fit = bnk_max(fit, tile_share(piece->rows / fold, BNK_BLOCK_LINES));
         const tile tile = { piece->channel, piece->channels, row, bnk_min((end - row) / fold, fit),
                             fold };
@@ -360,7 +360,7 @@ static double column_piece_moments(const training *t, const bnk_piece *piece, bn
 static double piece_moments(const training *t, const bnk_piece *piece, bnk_moments *moments,
                             bnk_application *other)
 {
-    return t->cut.plan->by_columns ? column_piece_moments(t, piece, moments)
+    return t->cut->plan.by_columns ? column_piece_moments(t, piece, moments)
                                    : row_piece_moments(t, piece, moments, other);
 }
 
@@ -477,7 +477,7 @@ static bnk_extreme extreme_training(const void *operation, int64_t channel,
         t->moments ? moments_at(t->moments, channel)
                    : ((const bnk_moments *)statistics.values)[channel - statistics.first];
     const double invstd = bnk_invstd(bnk_variance_of(moments, t->count), job->epsilon);
-    return extreme_normalization(job->weight, job->bias, t->cut.grid->is_double, channel,
+    return extreme_normalization(job->weight, job->bias, t->cut->grid.is_double, channel,
                                  moments.mean, moments.mean_rest, invstd);
 }
 
@@ -488,8 +488,8 @@ static bnk_extreme extreme_training(const void *operation, int64_t channel,
 static void train_runs(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
-    const bnk_cut *cut = &t->cut;
-    const int32_t is_double = cut->grid->is_double;
+    const bnk_cut *cut = t->cut;
+    const int32_t is_double = cut->grid.is_double;
     double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
     const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
     bnk_application application, *applying = NULL;
@@ -508,9 +508,9 @@ static void train_runs(void *context, int64_t begin, int64_t end)
         for (int64_t c = 0; c < whole.channels; c++)
             bnk_linears_set(
                 &linears, is_double, c,
-                finish_channel(t->job, cut->grid, t->count, whole.channel + c, merged[c]));
+                finish_channel(t->job, &cut->grid, t->count, whole.channel + c, merged[c]));
         const bnk_linear f = bnk_linears_get(&linears, is_double, 0);
-        if (cut->plan->nontemporal && !cut->plan->by_columns && !bnk_is_extreme(&f)) {
+        if (cut->plan.nontemporal && !cut->plan.by_columns && !bnk_is_extreme(&f)) {
             applying = &application;
             bnk_apply_begin(applying, &t->operands, &whole, &f);
         } else {
@@ -527,11 +527,11 @@ static void train_runs(void *context, int64_t begin, int64_t end)
 static void reduce_pieces(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
-    const bnk_cut *cut = &t->cut;
+    const bnk_cut *cut = t->cut;
     for (int64_t task = begin; task < end; task++) {
         const int64_t index = task / cut->runs;
         const bnk_piece piece = bnk_piece_at(cut, task % cut->runs, index);
-        bnk_moments *partial = t->partial + index * cut->grid->channels + piece.channel;
+        bnk_moments *partial = t->partial + index * cut->grid.channels + piece.channel;
         const double count = piece_moments(t, &piece, partial, NULL);
         if (piece.channel == 0) t->counts[index] = count; /* that of every run */
     }
@@ -543,11 +543,11 @@ enum { MERGED = 64 };
 /* Merges what reduce_pieces has written of channels from `first` on. */
 static void merge_pieces(const training *t, int64_t first, int64_t channels, bnk_moments *merged)
 {
-    const bnk_cut *cut = &t->cut;
+    const bnk_cut *cut = t->cut;
     double count = 0;
     for (int64_t p = 0; p < cut->pieces; p++) {
         const double n = t->counts[p];
-        bnk_moments_add(merged, count, t->partial + p * cut->grid->channels + first, n, channels);
+        bnk_moments_add(merged, count, t->partial + p * cut->grid.channels + first, n, channels);
         count += n;
     }
 }
@@ -555,15 +555,15 @@ static void merge_pieces(const training *t, int64_t first, int64_t channels, bnk
 static void merge_channels(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
-    const bnk_cut *cut = &t->cut;
+    const bnk_cut *cut = t->cut;
     for (int64_t task = begin; task < end; task++) {
         const int64_t first = task * MERGED;
-        const int64_t channels = bnk_min(MERGED, cut->grid->channels - first);
+        const int64_t channels = bnk_min(MERGED, cut->grid.channels - first);
         bnk_moments merged[MERGED];
         merge_pieces(t, first, channels, merged);
         for (int64_t c = 0; c < channels; c++) {
-            const bnk_linear f = finish_channel(t->job, cut->grid, t->count, first + c, merged[c]);
-            bnk_linears_set(&t->linears, cut->grid->is_double, first + c, f);
+            const bnk_linear f = finish_channel(t->job, &cut->grid, t->count, first + c, merged[c]);
+            bnk_linears_set(&t->linears, cut->grid.is_double, first + c, f);
             if (bnk_is_extreme(&f))
                 t->partial[first + c] = merged[c]; /* nobody reads it any more */
         }
@@ -591,7 +591,7 @@ static void keep_channels(void *context, int64_t begin, int64_t end)
     const training *t = context;
     for (int64_t task = begin; task < end; task++) {
         const int64_t first = task * MERGED;
-        const int64_t channels = bnk_min(MERGED, t->cut.grid->channels - first);
+        const int64_t channels = bnk_min(MERGED, t->cut->grid.channels - first);
         bnk_moments merged[MERGED];
         merge_pieces(t, first, channels, merged);
         for (int64_t c = 0; c < channels; c++) keep_moments(t->moments, first + c, merged[c]);
@@ -602,7 +602,7 @@ static void keep_channels(void *context, int64_t begin, int64_t end)
 static void finish_channels(void *context, int64_t begin, int64_t end)
 {
     const training *t = context;
-    const bnk_grid *grid = t->cut.grid;
+    const bnk_grid *grid = &t->cut->grid;
     for (int64_t c = begin; c < end; c++)
         bnk_linears_set(&t->linears, grid->is_double, c,
                         finish_channel(t->job, grid, t->count, c, moments_at(t->moments, c)));
@@ -610,76 +610,74 @@ static void finish_channels(void *context, int64_t begin, int64_t end)
 
 /* ---- entries ---- */
 
-int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan)
+int64_t bnk_forward_workspace(const bnk_cut *cut)
 {
-    if (plan->whole_runs) return 0;
-    const bnk_cut cut = bnk_cut_grid(grid, plan);
-    return cut.pieces * grid->channels * (int64_t)sizeof(bnk_moments) +
-           cut.pieces * (int64_t)sizeof(double) + bnk_linears_size(grid);
+    if (cut->plan.whole_runs) return 0;
+    return cut->pieces * cut->grid.channels * (int64_t)sizeof(bnk_moments) +
+           cut->pieces * (int64_t)sizeof(double) + bnk_linears_size(&cut->grid);
 }
 
-void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forward *job)
+void bnk_forward_training(const bnk_cut *cut, bnk_forward *job)
 {
-    training t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
-    t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
+    training t = { .job = job, .cut = cut };
+    t.operands = bnk_operands_of(cut, job->input, NULL, job->output, 0, job->extras);
     t.operands.extreme = extreme_training;
     t.operands.operation = &t;
     t.leaves = t.operands.leaves;
     t.count = (double)job->count;
     job->nonfinite_channels = job->nonfinite_running_channels = 0;
-    if (plan->whole_runs) {
-        bnk_parallel(plan->threads, (bnk_phase[]){ { train_runs, t.cut.runs } }, 1, &t);
+    if (cut->plan.whole_runs) {
+        bnk_parallel(cut->plan.threads, (bnk_phase[]){ { train_runs, cut->runs } }, 1, &t);
         return;
     }
     t.partial = job->workspace;
-    t.counts = (double *)(t.partial + t.cut.pieces * grid->channels);
-    t.linears = bnk_linears_in(t.counts + t.cut.pieces, grid->channels, grid->is_double);
-    const bnk_phase phases[] = { { reduce_pieces, t.cut.runs * t.cut.pieces },
-                                 { merge_channels, bnk_ceil_div(grid->channels, MERGED) },
-                                 { apply_pieces, bnk_apply_tasks(&t.cut) } };
-    bnk_parallel(plan->threads, phases, 3, &t);
+    t.counts = (double *)(t.partial + cut->pieces * cut->grid.channels);
+    t.linears = bnk_linears_in(t.counts + cut->pieces, cut->grid.channels, cut->grid.is_double);
+    const bnk_phase phases[] = { { reduce_pieces, cut->runs * cut->pieces },
+                                 { merge_channels, bnk_ceil_div(cut->grid.channels, MERGED) },
+                                 { apply_pieces, bnk_apply_tasks(cut) } };
+    bnk_parallel(cut->plan.threads, phases, 3, &t);
 }
 
-int64_t bnk_moments_workspace(const bnk_grid *grid, const bnk_plan *plan)
+int64_t bnk_moments_workspace(const bnk_cut *cut)
 {
-    return bnk_cut_grid(grid, plan).pieces *
-           (grid->channels * (int64_t)sizeof(bnk_moments) + (int64_t)sizeof(double));
+    return cut->pieces *
+           (cut->grid.channels * (int64_t)sizeof(bnk_moments) + (int64_t)sizeof(double));
 }
 
-void bnk_moments_run(const bnk_grid *grid, const bnk_plan *plan, const void *input,
-                     const uint8_t *positions, bnk_moment_arrays *moments, void *workspace)
+void bnk_moments_run(const bnk_cut *cut, const void *input, const uint8_t *positions,
+                     bnk_moment_arrays *moments, void *workspace)
 {
     const bnk_extras masked = { .negative_slope = 1, .positions = positions };
     bnk_forward job = { .input = input };
-    training t = { .job = &job, .cut = bnk_cut_grid(grid, plan), .moments = moments };
-    t.operands = bnk_operands_of(&t.cut, input, NULL, NULL, 0, &masked);
+    training t = { .job = &job, .cut = cut, .moments = moments };
+    t.operands = bnk_operands_of(cut, input, NULL, NULL, 0, &masked);
     t.leaves = t.operands.leaves;
     t.partial = workspace;
-    t.counts = (double *)(t.partial + t.cut.pieces * grid->channels);
-    const bnk_phase phases[] = { { reduce_pieces, t.cut.runs * t.cut.pieces },
-                                 { keep_channels, bnk_ceil_div(grid->channels, MERGED) } };
-    bnk_parallel(plan->threads, phases, 2, &t);
+    t.counts = (double *)(t.partial + cut->pieces * cut->grid.channels);
+    const bnk_phase phases[] = { { reduce_pieces, cut->runs * cut->pieces },
+                                 { keep_channels, bnk_ceil_div(cut->grid.channels, MERGED) } };
+    bnk_parallel(cut->plan.threads, phases, 2, &t);
 }
 
-int64_t bnk_normalize_workspace(const bnk_grid *grid)
+int64_t bnk_normalize_workspace(const bnk_cut *cut)
 {
-    return bnk_linears_size(grid);
+    return bnk_linears_size(&cut->grid);
 }
 
-void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_arrays *moments,
-                   bnk_forward *job)
+void bnk_normalize(const bnk_cut *cut, const bnk_moment_arrays *moments, bnk_forward *job)
 {
     bnk_moment_arrays given = *moments;
-    training t = { .job = job, .cut = bnk_cut_grid(grid, plan), .moments = &given };
-    t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
+    training t = { .job = job, .cut = cut, .moments = &given };
+    t.operands = bnk_operands_of(cut, job->input, NULL, job->output, 0, job->extras);
     t.operands.extreme = extreme_training;
     t.operands.operation = &t;
     t.count = moments->count;
-    t.linears = bnk_linears_in(job->workspace, grid->channels, grid->is_double);
+    t.linears = bnk_linears_in(job->workspace, cut->grid.channels, cut->grid.is_double);
     job->nonfinite_channels = job->nonfinite_running_channels = 0;
-    const bnk_phase phases[] = { { finish_channels, grid->channels },
-                                 { apply_pieces, bnk_apply_tasks(&t.cut) } };
-    bnk_parallel(plan->threads, phases, 2, &t);
+    const bnk_phase phases[] = { { finish_channels, cut->grid.channels },
+                                 { apply_pieces, bnk_apply_tasks(cut) } };
+    bnk_parallel(cut->plan.threads, phases, 2, &t);
 }
 
 void bnk_normalize_nothing(const bnk_grid *grid, const bnk_moment_arrays *moments, bnk_forward *job)
@@ -709,13 +707,13 @@ void bnk_moments_statistics(const bnk_moment_arrays *moments, int64_t channels, 
 
 typedef struct inference {
     const bnk_inference *job;
-    bnk_cut cut;
+    const bnk_cut *cut;
     bnk_operands operands;
 } inference;
 
 static double mean_of(const inference *t, int64_t channel)
 {
-    return bnk_given_mean(t->job->mean, t->job->running_mean, t->cut.grid->is_double, channel);
+    return bnk_given_mean(t->job->mean, t->job->running_mean, t->cut->grid.is_double, channel);
 }
 
 static double mean_rest_of(const inference *t, int64_t channel)
@@ -726,7 +724,7 @@ static double mean_rest_of(const inference *t, int64_t channel)
 static double invstd_of(const inference *t, int64_t channel)
 {
     return bnk_given_invstd(t->job->invstd, t->job->running_var, t->job->epsilon,
-                            t->cut.grid->is_double, channel);
+                            t->cut->grid.is_double, channel);
 }
 
 static bnk_extreme extreme_inference(const void *operation, int64_t channel,
@@ -734,7 +732,7 @@ static bnk_extreme extreme_inference(const void *operation, int64_t channel,
 {
     (void)statistics; /* they are the job's */
     const inference *t = operation;
-    return extreme_normalization(t->job->weight, t->job->bias, t->cut.grid->is_double, channel,
+    return extreme_normalization(t->job->weight, t->job->bias, t->cut->grid.is_double, channel,
                                  mean_of(t, channel), mean_rest_of(t, channel),
                                  invstd_of(t, channel));
 }
@@ -743,8 +741,8 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
 {
     const inference *t = context;
     const bnk_inference *job = t->job;
-    const bnk_cut *cut = &t->cut;
-    const int32_t is_double = cut->grid->is_double;
+    const bnk_cut *cut = t->cut;
+    const int32_t is_double = cut->grid.is_double;
     double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
     const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
     for (int64_t task = begin; task < end; task++) {
@@ -762,13 +760,13 @@ static void infer_pieces(void *context, int64_t begin, int64_t end)
     bnk_finish_stores(cut);
 }
 
-void bnk_forward_inference(const bnk_grid *grid, const bnk_plan *plan, const bnk_inference *job)
+void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job)
 {
-    inference t = { .job = job, .cut = bnk_cut_grid(grid, plan) };
-    t.operands = bnk_operands_of(&t.cut, job->input, NULL, job->output, 0, job->extras);
+    inference t = { .job = job, .cut = cut };
+    t.operands = bnk_operands_of(cut, job->input, NULL, job->output, 0, job->extras);
     t.operands.extreme = extreme_inference;
     t.operands.operation = &t;
-    bnk_parallel(plan->threads, (bnk_phase[]){ { infer_pieces, t.cut.runs * t.cut.pieces } }, 1,
+    bnk_parallel(cut->plan.threads, (bnk_phase[]){ { infer_pieces, cut->runs * cut->pieces } }, 1,
                  &t);
 }
 

@@ -7,10 +7,10 @@ bnk_operands bnk_operands_of(const bnk_cut *cut, const void *x, const void *dy, 
                              int32_t frozen, const bnk_extras *extras)
 {
     /* Stretches write the bits of their values; the last byte may have more. */
-    if (!dy && extras && extras->bits) extras->bits[(cut->grid->rows * cut->stride - 1) / 8] = 0;
+    if (!dy && extras && extras->bits) extras->bits[(cut->grid.rows * cut->stride - 1) / 8] = 0;
     const bnk_operands operands = {
         .cut = cut,
-        .leaves = bnk_leaves_for(cut->plan->isa, cut->grid),
+        .leaves = bnk_leaves_for(cut->plan.isa, &cut->grid),
         .x = x,
         .dy = dy,
         .y = y,
@@ -56,7 +56,7 @@ int64_t bnk_count_kept(const uint8_t *positions, int64_t count)
 const uint8_t *bnk_keep_row(const bnk_operands *o, int64_t row, int64_t offset, int64_t length)
 {
     if (!o->extras || !o->extras->positions) return NULL;
-    const uint8_t *keep = o->extras->positions + row * o->cut->grid->inner + offset;
+    const uint8_t *keep = o->extras->positions + row * o->cut->grid.inner + offset;
     return bnk_count_kept(keep, length) == length ? NULL : keep;
 }
 
@@ -69,7 +69,7 @@ int64_t bnk_kept_prefix(const uint8_t *keep, int64_t length)
 const uint8_t *bnk_keep_line(const bnk_operands *o, int64_t row, int64_t fold, int64_t channels,
                              uint8_t *columns)
 {
-    const int64_t inner = o->cut->grid->inner;
+    const int64_t inner = o->cut->grid.inner;
     if (!bnk_keep_row(o, row, 0, fold * inner)) return NULL;
     const uint8_t *positions = o->extras->positions + row * inner;
     uint8_t *to = columns;
@@ -84,7 +84,7 @@ const uint8_t *bnk_keep_line(const bnk_operands *o, int64_t row, int64_t fold, i
 bnk_kept bnk_kept_in(const bnk_operands *o, int64_t row, int64_t rows, int64_t offset,
                      int64_t length)
 {
-    const int64_t inner = o->cut->grid->inner;
+    const int64_t inner = o->cut->grid.inner;
     bnk_kept kept = { rows * length, row, offset };
     if (!o->extras || !o->extras->positions) return kept;
     kept.count = 0;
@@ -116,7 +116,7 @@ static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count, 
         .way = !o->dy      ? BNK_WAY_FORWARD
                : o->frozen ? BNK_WAY_FROZEN
                            : BNK_WAY_GRADIENT,
-        .stream = o->cut->plan->nontemporal,
+        .stream = o->cut->plan.nontemporal,
         .at = at,
         .count = count,
         .x = element(o, o->x, at),
@@ -169,7 +169,7 @@ void bnk_gated_row_sums(const bnk_operands *o, int64_t at, int64_t rows, int64_t
                         bnk_lane_sums *sums)
 {
     const bnk_stretch s = stretch_at(o, at, count, keep);
-    o->leaves->row_gated_sums(&s, rows, stride, o->cut->grid->inner, ahead, mean, sums);
+    o->leaves->row_gated_sums(&s, rows, stride, o->cut->grid.inner, ahead, mean, sums);
 }
 
 void bnk_gated_column_sums(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride,
@@ -190,7 +190,7 @@ typedef struct buffer {
 /* The leaves that work on such. */
 static const bnk_leaves *computing_leaves(const bnk_operands *o)
 {
-    return bnk_computing_leaves_for(o->cut->plan->isa, o->cut->grid);
+    return bnk_computing_leaves_for(o->cut->plan.isa, &o->cut->grid);
 }
 
 void bnk_masked_row_sums(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *keep,
@@ -199,7 +199,7 @@ void bnk_masked_row_sums(const bnk_operands *o, int64_t at, int64_t count, const
     buffer x;
     double filler;
     /* What adds nothing: the pivot itself, or 0. */
-    bnk_set(&filler, o->cut->grid->is_double, 0, pivot ? *pivot : 0);
+    bnk_set(&filler, o->cut->grid.is_double, 0, pivot ? *pivot : 0);
     o->leaves->fill_masked(element(o, o->x, at), keep, &filler, 0, x.values, count);
     if (pivot)
         computing_leaves(o)->row_sums(x.values, 1, 0, count, *pivot, sums);
@@ -212,7 +212,7 @@ void bnk_masked_line_sums(const bnk_operands *o, int64_t at, int64_t count, cons
 {
     buffer x, fillers;
     for (int64_t j = 0; j < count; j++)
-        bnk_set(fillers.values, o->cut->grid->is_double, j, pivot ? pivot[j] : 0);
+        bnk_set(fillers.values, o->cut->grid.is_double, j, pivot ? pivot[j] : 0);
     o->leaves->fill_masked(element(o, o->x, at), keep, fillers.values, 1, x.values, count);
     if (pivot)
         computing_leaves(o)->column_sums(x.values, 1, 0, count, 0, pivot, sum, squares);

@@ -6,17 +6,6 @@
 
 #include "bnk.h"
 
-typedef struct bnk_cut {
-    const bnk_grid *grid;
-    const bnk_plan *plan;
-    int64_t element;  /* bytes */
-    int64_t stride;   /* elements from row to row */
-    int64_t runs;     /* runs of channels */
-    int64_t groups;   /* groups of rows */
-    int64_t segments; /* segments of the inner values */
-    int64_t pieces;   /* of one run: groups * segments */
-} bnk_cut;
-
 typedef struct bnk_piece {
     int64_t channel, channels;
     int64_t row, rows;
@@ -39,33 +28,19 @@ static inline int64_t bnk_ceil_div(int64_t a, int64_t b)
     return a / b + (a % b != 0);
 }
 
-static inline bnk_cut bnk_cut_grid(const bnk_grid *grid, const bnk_plan *plan)
-{
-    bnk_cut cut;
-    cut.grid = grid;
-    cut.plan = plan;
-    cut.element = grid->half != BNK_HALF_NONE ? 2 : grid->is_double ? 8 : 4;
-    cut.stride = grid->channels * grid->inner;
-    cut.runs = bnk_ceil_div(grid->channels, plan->run_channels);
-    cut.groups = bnk_ceil_div(grid->rows, plan->piece_rows);
-    cut.segments = bnk_ceil_div(grid->inner, plan->piece_values);
-    cut.pieces = cut.groups * cut.segments;
-    return cut;
-}
-
 /* Piece `index` of run `run`. */
 static inline bnk_piece bnk_piece_at(const bnk_cut *cut, int64_t run, int64_t index)
 {
-    const bnk_plan *plan = cut->plan;
+    const bnk_plan *plan = &cut->plan;
     bnk_piece piece;
     piece.channel = run * plan->run_channels;
-    piece.channels = bnk_min(plan->run_channels, cut->grid->channels - piece.channel);
-    piece.row = index / cut->segments * plan->piece_rows;
-    piece.rows = bnk_min(plan->piece_rows, cut->grid->rows - piece.row);
-    piece.offset = index % cut->segments * plan->piece_values;
-    piece.length = bnk_min(plan->piece_values, cut->grid->inner - piece.offset);
+    piece.channels = bnk_min(plan->run_channels, cut->grid.channels - piece.channel);
+    piece.row = index / cut->value_pieces * plan->piece_rows;
+    piece.rows = bnk_min(plan->piece_rows, cut->grid.rows - piece.row);
+    piece.offset = index % cut->value_pieces * plan->piece_values;
+    piece.length = bnk_min(plan->piece_values, cut->grid.inner - piece.offset);
     piece.start =
-        (piece.row * cut->stride + piece.channel * cut->grid->inner + piece.offset) * cut->element;
+        (piece.row * cut->stride + piece.channel * cut->grid.inner + piece.offset) * cut->element;
     return piece;
 }
 
@@ -73,15 +48,15 @@ static inline bnk_piece bnk_piece_at(const bnk_cut *cut, int64_t run, int64_t in
 static inline bnk_piece bnk_whole_run(const bnk_cut *cut, int64_t run)
 {
     bnk_piece piece = bnk_piece_at(cut, run, 0);
-    piece.rows = cut->grid->rows;
-    piece.length = cut->grid->inner;
+    piece.rows = cut->grid.rows;
+    piece.length = cut->grid.inner;
     return piece;
 }
 
 /* Whether the lines that are summed by columns come from beyond L2. */
 static inline int bnk_from_memory(const bnk_cut *cut)
 {
-    return !cut->plan->whole_runs || cut->plan->nontemporal;
+    return !cut->plan.whole_runs || cut->plan.nontemporal;
 }
 
 /*
@@ -93,7 +68,7 @@ static inline int64_t bnk_next_rows(const bnk_cut *cut, const bnk_piece *piece, 
                                     int64_t together)
 {
     return row + together < piece->rows ? together * cut->stride
-                                        : cut->grid->inner - row * cut->stride;
+                                        : cut->grid.inner - row * cut->stride;
 }
 
 #endif

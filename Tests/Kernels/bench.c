@@ -104,6 +104,7 @@ static int64_t values_that_count(const bench *b)
 
 static void forward_from(bench *b, const bnk_plan *plan, const void *input)
 {
+    const bnk_cut cut = bnk_cut_grid(b->grid, *plan);
     bnk_forward job = {
         .input = input,
         .output = b->output.data,
@@ -119,9 +120,9 @@ static void forward_from(bench *b, const bnk_plan *plan, const void *input)
         .saved_mean = b->saved_mean.data,
         .saved_invstd = b->saved_invstd.data,
         .nonfinite_channels = -1,
-        .workspace = workspace_of(bnk_forward_workspace(&b->grid, plan)),
+        .workspace = workspace_of(bnk_forward_workspace(&cut)),
     };
-    bnk_forward_training(&b->grid, plan, &job);
+    bnk_forward_training(&cut, &job);
     b->nonfinite_channels = job.nonfinite_channels;
     free_workspace(job.workspace);
 }
@@ -139,6 +140,7 @@ void bench_forward_in_place(bench *b, const bnk_plan *plan)
 
 void bench_inference(bench *b, const bnk_plan *plan)
 {
+    const bnk_cut cut = bnk_cut_grid(b->grid, *plan);
     const bnk_inference job = {
         .input = b->input.data,
         .output = b->output.data,
@@ -149,12 +151,13 @@ void bench_inference(bench *b, const bnk_plan *plan)
         .running_var = b->running_var.data,
         .extras = b->extras,
     };
-    bnk_forward_inference(&b->grid, plan, &job);
+    bnk_forward_inference(&cut, &job);
 }
 
 void bench_backward(bench *b, const bnk_plan *plan, bool frozen, bool from_running, int gradients,
                     where_to to)
 {
+    const bnk_cut cut = bnk_cut_grid(b->grid, *plan);
     const void *input = b->input.data, *grad_output = b->grad_output.data;
     if (to == OVER_INPUT) {
         elements_copy(b->grad_input, b->input);
@@ -178,9 +181,9 @@ void bench_backward(bench *b, const bnk_plan *plan, bool frozen, bool from_runni
         .frozen = frozen,
         .count = values_that_count(b),
         .extras = b->extras,
-        .workspace = workspace_of(bnk_backward_workspace(&b->grid, plan)),
+        .workspace = workspace_of(bnk_backward_workspace(&cut)),
     };
-    bnk_backward_run(&b->grid, plan, &job);
+    bnk_backward_run(&cut, &job);
     free_workspace(job.workspace);
 }
 

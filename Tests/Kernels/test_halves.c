@@ -65,7 +65,8 @@ static void every_pattern_widens(void **state)
                                            .piece_values = 1,
                                            .threads = 1,
                                            .isa = isa };
-                    const int64_t bytes = bnk_backward_workspace(&grid, &plan);
+                    const bnk_cut cut = bnk_cut_grid(grid, plan);
+                    const int64_t bytes = bnk_backward_workspace(&cut);
                     void *workspace = bnk_allocate(bytes);
                     memset(widened, 0x5B, ALL * sizeof *widened);
                     const bnk_backward job = { .input = patterns,
@@ -76,7 +77,7 @@ static void every_pattern_widens(void **state)
                                                .frozen = 1,
                                                .count = 1,
                                                .workspace = workspace };
-                    bnk_backward_run(&grid, &plan, &job);
+                    bnk_backward_run(&cut, &job);
                     bnk_free(workspace);
                     const half_type type = type_of(half);
                     for (int i = 0; i < channels; i++) {
@@ -93,7 +94,7 @@ static void narrow_all(half_type type, int32_t isa, const float *values, uint16_
                        int64_t count)
 {
     const bnk_grid grid = { 1, count, 1, 0, type.half };
-    const bnk_plan plan = by_columns(count, isa);
+    const bnk_cut cut = bnk_cut_grid(grid, by_columns(count, isa));
     static float zeros[BNK_MAX_COLUMNS], ones[BNK_MAX_COLUMNS];
     static uint16_t input[BNK_MAX_COLUMNS];
     for (int64_t i = 0; i < count; i++) ones[i] = 1;
@@ -103,7 +104,7 @@ static void narrow_all(half_type type, int32_t isa, const float *values, uint16_
                                 .bias = values,
                                 .running_mean = zeros,
                                 .running_var = ones };
-    bnk_forward_inference(&grid, &plan, &job);
+    bnk_forward_inference(&cut, &job);
 }
 
 static void check_narrowed(half_type type, int32_t isa, const float *values, int64_t count)

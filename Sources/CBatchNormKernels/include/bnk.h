@@ -51,6 +51,18 @@ typedef struct bnk_plan {
 } bnk_plan;
 
 enum { BNK_MAX_COLUMNS = 1024 };
+
+/* A grid cut by a plan that fits it: what every operation works on. */
+typedef struct bnk_cut {
+    bnk_grid grid;
+    bnk_plan plan;
+    int64_t element;      /* bytes of one value of a tensor */
+    int64_t stride;       /* values from row to row */
+    int64_t runs;         /* runs of channels */
+    int64_t value_pieces; /* of a run, side by side: the inner values' */
+    int64_t pieces;       /* of a run */
+} bnk_cut;
+bnk_cut bnk_cut_grid(bnk_grid grid, bnk_plan plan);
 enum { BNK_ISA_GENERIC = 0, BNK_ISA_AVX2 = 1, BNK_ISA_AVX512 = 2, BNK_ISA_COUNT = 3 };
 
 /*
@@ -152,30 +164,27 @@ typedef struct bnk_gradient_sums {
 } bnk_gradient_sums;
 
 /* Operations. rows and inner are at least 1. */
-int64_t bnk_forward_workspace(const bnk_grid *grid, const bnk_plan *plan);
-void bnk_forward_training(const bnk_grid *grid, const bnk_plan *plan, bnk_forward *job);
-void bnk_forward_inference(const bnk_grid *grid, const bnk_plan *plan, const bnk_inference *job);
-int64_t bnk_backward_workspace(const bnk_grid *grid, const bnk_plan *plan);
-void bnk_backward_run(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job);
+int64_t bnk_forward_workspace(const bnk_cut *cut);
+void bnk_forward_training(const bnk_cut *cut, bnk_forward *job);
+void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job);
+int64_t bnk_backward_workspace(const bnk_cut *cut);
+void bnk_backward_run(const bnk_cut *cut, const bnk_backward *job);
 
 /*
  * The halves of the forward and of backward, with the whole one's pieces: so the bits are the same. The
  * plan is never fused, for there is nothing to fuse. The ..._workspace() of a half is its own.
  */
-int64_t bnk_moments_workspace(const bnk_grid *grid, const bnk_plan *plan);
+int64_t bnk_moments_workspace(const bnk_cut *cut);
 /* Writes all of `moments` but the count. positions: as bnk_extras'. */
-void bnk_moments_run(const bnk_grid *grid, const bnk_plan *plan, const void *input,
-                     const uint8_t *positions, bnk_moment_arrays *moments, void *workspace);
-int64_t bnk_normalize_workspace(const bnk_grid *grid);
-void bnk_normalize(const bnk_grid *grid, const bnk_plan *plan, const bnk_moment_arrays *moments,
-                   bnk_forward *job);
-int64_t bnk_backward_reduce_workspace(const bnk_grid *grid, const bnk_plan *plan);
+void bnk_moments_run(const bnk_cut *cut, const void *input, const uint8_t *positions,
+                     bnk_moment_arrays *moments, void *workspace);
+int64_t bnk_normalize_workspace(const bnk_cut *cut);
+void bnk_normalize(const bnk_cut *cut, const bnk_moment_arrays *moments, bnk_forward *job);
+int64_t bnk_backward_reduce_workspace(const bnk_cut *cut);
 /* Writes all of `sums` but the count; of the job it reads all but weight, invstd, variance and destinations. */
-void bnk_backward_reduce(const bnk_grid *grid, const bnk_plan *plan, const bnk_backward *job,
-                         bnk_gradient_sums *sums);
-int64_t bnk_backward_apply_workspace(const bnk_grid *grid);
-void bnk_backward_apply(const bnk_grid *grid, const bnk_plan *plan, const bnk_gradient_sums *sums,
-                        const bnk_backward *job);
+void bnk_backward_reduce(const bnk_cut *cut, const bnk_backward *job, bnk_gradient_sums *sums);
+int64_t bnk_backward_apply_workspace(const bnk_cut *cut);
+void bnk_backward_apply(const bnk_cut *cut, const bnk_gradient_sums *sums, const bnk_backward *job);
 
 /* The same for a tensor without values: what is kept per channel is written, from other tensors' values. */
 void bnk_normalize_nothing(const bnk_grid *grid, const bnk_moment_arrays *moments,
