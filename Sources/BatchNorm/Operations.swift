@@ -202,9 +202,9 @@ package struct ForwardTraining {
         job.output = output.address
         job.weight = weight.address
         job.bias = bias.address
-        job.epsilon = options.epsilon
-        job.running_mean = UnsafeRawPointer(runningMean.address)
-        job.running_var = UnsafeRawPointer(runningVar.address)
+        job.statistics.epsilon = options.epsilon
+        job.statistics.running_mean = UnsafeRawPointer(runningMean.address)
+        job.statistics.running_var = UnsafeRawPointer(runningVar.address)
         Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
         return Outcome(statistics: .running, valuesPerChannel: 1)
     }
@@ -271,12 +271,12 @@ package struct ForwardInference {
         job.output = output.address
         job.weight = weight.address
         job.bias = bias.address
-        job.epsilon = epsilon
-        job.mean = saved?.mean.address?.assumingMemoryBound(to: Double.self)
-        job.mean_rest = savedMeanRest.address?.assumingMemoryBound(to: Double.self)
-        job.invstd = saved?.invstd.address?.assumingMemoryBound(to: Double.self)
-        job.running_mean = runningMean.address
-        job.running_var = runningVar.address
+        job.statistics.epsilon = epsilon
+        job.statistics.mean = saved?.mean.address?.assumingMemoryBound(to: Double.self)
+        job.statistics.mean_rest = savedMeanRest.address?.assumingMemoryBound(to: Double.self)
+        job.statistics.invstd = saved?.invstd.address?.assumingMemoryBound(to: Double.self)
+        job.statistics.running_mean = runningMean.address
+        job.statistics.running_var = runningVar.address
         Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
     }
 
@@ -394,13 +394,13 @@ package struct Backward {
         job.weight = weight.address
         switch source {
         case .saved(let mean, let invstd):
-            job.mean = mean.address?.assumingMemoryBound(to: Double.self)
-            job.mean_rest = savedMeanRest.address?.assumingMemoryBound(to: Double.self)
-            job.invstd = invstd.address?.assumingMemoryBound(to: Double.self)
+            job.statistics.mean = mean.address?.assumingMemoryBound(to: Double.self)
+            job.statistics.mean_rest = savedMeanRest.address?.assumingMemoryBound(to: Double.self)
+            job.statistics.invstd = invstd.address?.assumingMemoryBound(to: Double.self)
         case .running(let mean, let variance, let epsilon):
-            job.running_mean = mean.address
-            job.running_var = variance.address
-            job.epsilon = epsilon
+            job.statistics.running_mean = mean.address
+            job.statistics.running_var = variance.address
+            job.statistics.epsilon = epsilon
         case .nothing: break
         }
         job.frozen = statistics == .running ? 1 : 0

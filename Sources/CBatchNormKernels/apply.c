@@ -9,109 +9,114 @@
 static void plain_rows(const bnk_operands *o, int64_t at, int64_t rows, int64_t length,
                        const bnk_linear *f)
 {
-    const int64_t stride = o->cut->stride, start = at * o->cut->element;
-    const int32_t stream = o->cut->plan.nontemporal;
+    const void *x = bnk_value(o, o->x, at), *dy = bnk_value(o, o->dy, at);
+    void *y = bnk_value(o, o->y, at);
+    const int64_t stride = o->cut->stride;
+    const int32_t nontemporal = o->cut->plan.nontemporal;
     if (o->dy && !o->frozen)
-        o->leaves->row_grad_apply(o->x + start, o->dy + start, o->y + start, rows, stride, length,
-                                  f, stream);
+        o->leaves->row_grad_apply(x, dy, y, rows, stride, length, f, nontemporal);
     else
-        o->leaves->row_apply((o->frozen ? o->dy : o->x) + start, o->y + start, rows, stride, length,
-                             f, stream);
+        o->leaves->row_apply(o->frozen ? dy : x, y, rows, stride, length, f, nontemporal);
 }
 
 static void plain_columns(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride,
                           int64_t width, const bnk_linears *columns)
 {
-    const int64_t start = at * o->cut->element;
-    const int32_t stream = o->cut->plan.nontemporal;
+    const void *x = bnk_value(o, o->x, at), *dy = bnk_value(o, o->dy, at);
+    void *y = bnk_value(o, o->y, at);
+    const int32_t nontemporal = o->cut->plan.nontemporal;
     if (o->dy && !o->frozen)
-        o->leaves->column_grad_apply(o->x + start, o->dy + start, o->y + start, lines, stride,
-                                     width, columns, stream);
+        o->leaves->column_grad_apply(x, dy, y, lines, stride, width, columns, nontemporal);
     else
-        o->leaves->column_apply((o->frozen ? o->dy : o->x) + start, o->y + start, lines, stride,
-                                width, columns, stream);
+        o->leaves->column_apply(o->frozen ? dy : x, y, lines, stride, width, columns, nontemporal);
 }
 
-/* Inner values [offset, offset + length) of some rows of one channel. */
-static void apply_rows(const bnk_operands *o, int64_t channel, int64_t row, int64_t rows,
-                       int64_t offset, int64_t length, const bnk_linear *f)
+void bnk_apply_rows(const bnk_operands *o, const bnk_piece *piece, const bnk_linear *f)
 {
-    const int64_t stride = o->cut->stride, end = row + rows;
-    const int64_t first = channel * o->cut->grid.inner + offset;
+    const int64_t stride = o->cut->stride, first = bnk_first_element(o->cut, piece);
     if (!o->extras) {
-        plain_rows(o, row * stride + first, rows, length, f);
+        plain_rows(o, first, piece->rows, piece->length, f);
         return;
     }
     const int plain = bnk_applies_plainly(o) && o->y;
-    for (int64_t begin = row; row < end; begin = ++row) {
+    for (int64_t row = 0, begin = 0; row < piece->rows; begin = ++row) {
         /* Whole rows up to the next one that has something special. */
         const uint8_t *keep = NULL;
-        while (row < end && !(keep = bnk_keep_row(o, row, offset, length)) && plain) row++;
-        if (row > begin) plain_rows(o, begin * stride + first, row - begin, length, f);
-        if (row == end) break;
-        const int64_t prefix = plain && keep ? bnk_kept_prefix(keep, length) : 0;
+        while (row < piece->rows &&
+               !(keep = bnk_keep_row(o, piece->row + row, piece->offset, piece->length)) && plain)
+            row++;
+        if (row > begin) plain_rows(o, first + begin * stride, row - begin, piece->length, f);
+        if (row == piece->rows) break;
+        const int64_t prefix = plain && keep ? bnk_kept_prefix(keep, piece->length) : 0;
         const int64_t straight = prefix > 0 ? prefix : 0;
-        if (straight > 0) plain_rows(o, row * stride + first, 1, straight, f);
-        bnk_fused_row(o, row * stride + first + straight, length - straight,
-                      keep ? keep + straight : NULL, f);
+        const int64_t at = first + row * stride;
+        if (straight > 0) plain_rows(o, at, 1, straight, f);
+        bnk_fused_row(o, at + straight, piece->length - straight, keep ? keep + straight : NULL, f);
     }
 }
 
-/* Only whole rows fold, not those of channels beside an extreme one. */
-static int64_t fold_of(const bnk_cut *cut, const bnk_piece *piece, int64_t rows_left)
+/* Only whole rows lie behind one another, not those of channels beside an extreme one. */
+static int64_t rows_per_line(const bnk_cut *cut, const bnk_piece *piece, int64_t rows_left)
 {
-    return piece->channels == cut->grid.channels ? bnk_fold_of(&cut->plan, rows_left) : 1;
+    return piece->channels == cut->grid.channels ? bnk_rows_per_line(&cut->plan, rows_left) : 1;
+}
+
+/* The coefficients of a line's columns, in `memory` where they are not the channels' themselves. */
+static bnk_linears columns_of(const bnk_operands *o, const bnk_piece *piece,
+                              const bnk_linears *channels, double *memory)
+{
+    const int32_t is_double = o->cut->grid.is_double;
+    const int64_t inner = o->cut->grid.inner, count = piece->channels;
+    const int64_t rows = rows_per_line(o->cut, piece, piece->rows);
+    if (inner == 1 && rows == 1) return *channels;
+    const bnk_linears columns = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
+    bnk_expand(channels->scale, is_double, count, inner, rows, columns.scale);
+    bnk_expand(channels->center, is_double, count, inner, rows, columns.center);
+    bnk_expand(channels->slope, is_double, count, inner, rows, columns.slope);
+    bnk_expand(channels->offset, is_double, count, inner, rows, columns.offset);
+    if (o->dy) {
+        bnk_expand(channels->factor, is_double, count, inner, rows, columns.factor);
+        bnk_expand(channels->slope_rest, is_double, count, inner, rows, columns.slope_rest);
+    }
+    return columns;
+}
+
+/* Lines of an operation that has extras, some of whose positions may be masked; from row `row` of a piece on. */
+static void apply_lines(const bnk_operands *o, const bnk_piece *piece, int64_t row, int64_t lines,
+                        int64_t rows, const bnk_linears *columns)
+{
+    const int plain = bnk_applies_plainly(o);
+    const int64_t first = bnk_element_at(o->cut, row, piece->channel, 0);
+    const int64_t width = piece->channels * o->cut->grid.inner * rows;
+    const int64_t stride = o->cut->stride * rows;
+    for (int64_t line = 0, begin = 0; line < lines; begin = ++line) {
+        uint8_t keeps[BNK_MAX_COLUMNS];
+        const uint8_t *keep = NULL;
+        while (line < lines &&
+               !(keep = bnk_keep_line(o, row + line * rows, rows, piece->channels, keeps)) && plain)
+            line++;
+        if (line > begin)
+            plain_columns(o, first + begin * stride, line - begin, stride, width, columns);
+        if (line < lines) bnk_fused_line(o, first + line * stride, width, keep, columns);
+    }
 }
 
 static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
                           const bnk_linears *channels)
 {
     const bnk_cut *cut = o->cut;
-    const int32_t is_double = cut->grid.is_double;
-    const int64_t inner = cut->grid.inner;
-    const int64_t fold = fold_of(cut, piece, piece->rows);
-
     double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
-    bnk_linears columns = *channels;
-    if (inner > 1 || fold > 1) {
-        const int64_t c = piece->channels;
-        columns = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
-        bnk_expand(channels->scale, is_double, c, inner, fold, columns.scale);
-        bnk_expand(channels->center, is_double, c, inner, fold, columns.center);
-        bnk_expand(channels->slope, is_double, c, inner, fold, columns.slope);
-        bnk_expand(channels->offset, is_double, c, inner, fold, columns.offset);
-        if (o->dy) {
-            bnk_expand(channels->factor, is_double, c, inner, fold, columns.factor);
-            bnk_expand(channels->slope_rest, is_double, c, inner, fold, columns.slope_rest);
-        }
-    }
-
-    const int plain = bnk_applies_plainly(o);
-    const int64_t first = piece->channel * inner, end = piece->row + piece->rows;
-    int64_t row = piece->row;
-    while (row < end) {
-        const int64_t folded = fold_of(cut, piece, end - row); /* the last rows may be too few */
-        const int64_t lines = (end - row) / folded;
-        const int64_t width = piece->channels * inner * folded, stride = cut->stride * folded;
-        int64_t line = 0;
-        if (!o->extras) {
-            plain_columns(o, row * cut->stride + first, lines, stride, width, &columns);
-            line = lines;
-        }
-        for (int64_t begin = line; line < lines; begin = ++line) {
-            uint8_t keeps[BNK_MAX_COLUMNS];
-            const uint8_t *keep = NULL;
-            while (
-                line < lines &&
-                !(keep = bnk_keep_line(o, row + line * folded, folded, piece->channels, keeps)) &&
-                plain)
-                line++;
-            const int64_t at = row * cut->stride + first;
-            if (line > begin)
-                plain_columns(o, at + begin * stride, line - begin, stride, width, &columns);
-            if (line < lines) bnk_fused_line(o, at + line * stride, width, keep, &columns);
-        }
-        row += lines * folded;
+    const bnk_linears columns = columns_of(o, piece, channels, memory);
+    const int64_t end = piece->row + piece->rows;
+    for (int64_t row = piece->row; row < end;) {
+        const int64_t rows = rows_per_line(cut, piece, end - row); /* the last may be too few */
+        const int64_t lines = (end - row) / rows;
+        if (o->extras)
+            apply_lines(o, piece, row, lines, rows, &columns);
+        else
+            plain_columns(o, bnk_element_at(cut, row, piece->channel, 0), lines, cut->stride * rows,
+                          piece->channels * cut->grid.inner * rows, &columns);
+        row += lines * rows;
     }
 }
 
@@ -134,17 +139,17 @@ static bool has_extremes(const void *scales, int32_t is_double, int64_t count)
     return any;
 }
 
-static void apply_extremes(const bnk_operands *o, const bnk_piece *piece, bnk_statistics statistics)
+static void apply_extremes(const bnk_operands *o, const bnk_piece *piece, bnk_results results)
 {
     for (int64_t c = piece->channel; c < piece->channel + piece->channels; c++) {
-        const bnk_extreme e = o->extreme(o->operation, c, statistics);
+        const bnk_extreme e = o->extreme(o->operation, c, results);
         bnk_apply_extreme(o, piece, c, &e);
     }
 }
 
 /* By columns: an extreme channel breaks the line. */
 static void apply_broken_columns(const bnk_operands *o, const bnk_piece *piece,
-                                 const bnk_linears *channels, bnk_statistics statistics)
+                                 const bnk_linears *channels, bnk_results results)
 {
     const int32_t is_double = o->cut->grid.is_double;
     bnk_piece part = *piece;
@@ -153,78 +158,29 @@ static void apply_broken_columns(const bnk_operands *o, const bnk_piece *piece,
         part.channel = piece->channel + i;
         part.channels = alike(own.scale, is_double, piece->channels - i);
         if (bnk_get(own.scale, is_double, 0, 0) == 0)
-            apply_extremes(o, &part, statistics);
+            apply_extremes(o, &part, results);
         else
             apply_columns(o, &part, &own);
     }
 }
 
 void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels,
-                     bnk_statistics statistics)
+                     bnk_results results)
 {
     const int32_t is_double = o->cut->grid.is_double;
     const bool extremes = has_extremes(channels->scale, is_double, piece->channels);
     if (o->cut->plan.by_columns) {
         if (extremes)
-            apply_broken_columns(o, piece, channels, statistics);
+            apply_broken_columns(o, piece, channels, results);
         else
             apply_columns(o, piece, channels);
     } else if (extremes) {
-        apply_extremes(o, piece, statistics);
+        apply_extremes(o, piece, results);
     } else {
         const bnk_linear f = bnk_linears_get(channels, is_double, 0);
-        apply_rows(o, piece->channel, piece->row, piece->rows, piece->offset, piece->length, &f);
+        bnk_apply_rows(o, piece, &f);
     }
 }
-
-/* ---- in steps ---- */
-
-void bnk_apply_begin(bnk_application *a, const bnk_operands *o, const bnk_piece *piece,
-                     const bnk_linear *f)
-{
-    a->operands = o;
-    a->piece = *piece;
-    a->f = *f;
-    a->row = a->offset = a->owed = 0;
-}
-
-/* A step ends where a cache line of y does, so that each is written whole. */
-static int64_t whole_lines(const bnk_application *a, int64_t length)
-{
-    const bnk_cut *cut = a->operands->cut;
-    const char *end = bnk_written(a->operands) + a->piece.start +
-                      (a->row * cut->stride + a->offset + length) * cut->element;
-    return length - (int64_t)((uintptr_t)end % 64) / cut->element;
-}
-
-void bnk_apply_some(bnk_application *a, int64_t elements)
-{
-    const bnk_piece *piece = &a->piece;
-    a->owed += elements;
-    while (a->row < piece->rows) {
-        int64_t rows = 1, length = piece->length - a->offset;
-        if (a->offset == 0 && a->owed >= length)
-            rows = bnk_min(a->owed / length, piece->rows - a->row);
-        else if (length > a->owed)
-            length = whole_lines(a, a->owed);
-        if (length <= 0) return;
-        apply_rows(a->operands, piece->channel, piece->row + a->row, rows,
-                   piece->offset + a->offset, length, &a->f);
-        a->owed -= rows * length;
-        a->offset += length;
-        if (a->offset == piece->length) {
-            a->offset = 0;
-            a->row += rows;
-        }
-    }
-}
-
-void bnk_apply_rest(bnk_application *a)
-{
-    bnk_apply_some(a, a->piece.rows * a->piece.length);
-}
-
-/* ---- the end of a task ---- */
 
 void bnk_finish_stores(const bnk_cut *cut)
 {
@@ -233,61 +189,4 @@ void bnk_finish_stores(const bnk_cut *cut)
 #else
     (void)cut;
 #endif
-}
-
-/* ---- a whole grid ---- */
-
-/* Whole rows, one behind the other in memory, rather than strips of them, where nothing has to be
- * expanded. */
-static int takes_whole_rows(const bnk_cut *cut)
-{
-    return cut->plan.by_columns && cut->grid.inner == 1 && cut->plan.rows_per_line == 1;
-}
-
-int64_t bnk_apply_tasks(const bnk_cut *cut)
-{
-    const int64_t tasks = cut->runs * cut->pieces;
-    return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid.rows) : tasks;
-}
-
-/* Rows longer than what can be taken at once with extras: each in strips. */
-static void apply_long_rows(const bnk_operands *o, const bnk_piece *rows,
-                            const bnk_linears *linears, bnk_statistics statistics)
-{
-    const int64_t end = rows->row + rows->rows;
-    bnk_piece strip = *rows;
-    strip.rows = 1;
-    for (; strip.row < end; strip.row++)
-        for (strip.channel = 0; strip.channel < rows->channels; strip.channel += strip.channels) {
-            strip.channels = bnk_min(BNK_MAX_COLUMNS, rows->channels - strip.channel);
-            const bnk_linears own =
-                bnk_linears_from(linears, strip.channel, o->cut->grid.is_double);
-            bnk_apply_piece(o, &strip, &own, statistics);
-        }
-}
-
-void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
-                         const bnk_linears *linears, bnk_statistics statistics)
-{
-    const bnk_cut *cut = o->cut;
-    const int64_t tasks = bnk_apply_tasks(cut);
-    for (int64_t task = begin; task < end; task++) {
-        /* Last read, first applied: what the reduction saw last is still in cache. */
-        const int64_t reversed = tasks - 1 - task;
-        bnk_piece piece = bnk_piece_at(cut, reversed % cut->runs, reversed / cut->runs);
-        if (takes_whole_rows(cut)) {
-            piece.channel = 0;
-            piece.channels = cut->grid.channels;
-            piece.row = cut->grid.rows * reversed / tasks;
-            piece.rows = cut->grid.rows * (reversed + 1) / tasks - piece.row;
-            piece.start = piece.row * cut->stride * cut->element;
-        }
-        if (o->extras && piece.channels > BNK_MAX_COLUMNS) {
-            apply_long_rows(o, &piece, linears, statistics);
-            continue;
-        }
-        const bnk_linears own = bnk_linears_from(linears, piece.channel, cut->grid.is_double);
-        bnk_apply_piece(o, &piece, &own, statistics);
-    }
-    bnk_finish_stores(cut);
 }

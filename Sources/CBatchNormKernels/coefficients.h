@@ -49,20 +49,6 @@ static inline double bnk_invstd(double variance, double epsilon)
     return v == 0 ? 0 : 1 / sqrt(v);
 }
 
-/* A channel's statistics as a job gives them: float64 arrays, or NULL and running statistics. */
-static inline double bnk_given_mean(const double *mean, const void *running_mean, int32_t is_double,
-                                    int64_t channel)
-{
-    return mean ? mean[channel] : bnk_get(running_mean, is_double, channel, 0);
-}
-
-static inline double bnk_given_invstd(const double *invstd, const void *running_var, double epsilon,
-                                      int32_t is_double, int64_t channel)
-{
-    return invstd ? invstd[channel]
-                  : bnk_invstd(bnk_get(running_var, is_double, channel, 0), epsilon);
-}
-
 /* The largest power of two that is not above a positive invstd, by cutting off the fraction's bits; 1 where there
  * is none. */
 static inline double bnk_scale(double invstd)

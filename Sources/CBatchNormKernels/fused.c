@@ -3,23 +3,6 @@
 
 #include <string.h>
 
-bnk_operands bnk_operands_of(const bnk_cut *cut, const void *x, const void *dy, void *y,
-                             int32_t frozen, const bnk_extras *extras)
-{
-    /* Stretches write the bits of their values; the last byte may have more. */
-    if (!dy && extras && extras->bits) extras->bits[(cut->grid.rows * cut->stride - 1) / 8] = 0;
-    const bnk_operands operands = {
-        .cut = cut,
-        .leaves = bnk_leaves_for(cut->plan.isa, &cut->grid),
-        .x = x,
-        .dy = dy,
-        .y = y,
-        .frozen = frozen,
-        .extras = extras,
-    };
-    return operands;
-}
-
 int bnk_applies_plainly(const bnk_operands *o)
 {
     const bnk_extras *e = o->extras;
@@ -104,11 +87,6 @@ bnk_kept bnk_kept_in(const bnk_operands *o, int64_t row, int64_t rows, int64_t o
 
 /* ---- stretches ---- */
 
-static const void *element(const bnk_operands *o, const void *tensor, int64_t at)
-{
-    return tensor ? (const char *)tensor + at * o->cut->element : NULL;
-}
-
 static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *keep)
 {
     const bnk_extras *e = o->extras;
@@ -119,21 +97,21 @@ static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count, 
         .stream = o->cut->plan.nontemporal,
         .at = at,
         .count = count,
-        .x = element(o, o->x, at),
-        .dy = element(o, o->dy, at),
-        .y = (void *)element(o, o->y, at),
+        .x = bnk_value(o, o->x, at),
+        .dy = bnk_value(o, o->dy, at),
+        .y = bnk_value(o, o->y, at),
         .negative_slope = e->negative_slope,
         .pass_masked = e->pass_masked,
         .keep = keep,
     };
     if (!o->dy) {
-        s.residual = element(o, e->residual, at);
+        s.residual = bnk_value(o, e->residual, at);
         s.bits = e->bits;
     } else {
-        s.grad_residual = (void *)element(o, e->grad_residual, at);
+        s.grad_residual = bnk_value(o, e->grad_residual, at);
         if (e->negative_slope != 1) {
             s.passed = e->passed_bits;
-            s.output = s.passed ? NULL : element(o, e->passed_output, at);
+            s.output = s.passed ? NULL : bnk_value(o, e->passed_output, at);
         }
     }
     return s;
@@ -143,7 +121,7 @@ static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count, 
 static int64_t share(const bnk_operands *o, int64_t at, int64_t left)
 {
     if (left <= BNK_STRETCH) return left;
-    const char *end = element(o, bnk_written(o), at + BNK_STRETCH);
+    const char *end = bnk_value(o, bnk_written(o), at + BNK_STRETCH);
     return BNK_STRETCH - (int64_t)((uintptr_t)end % 64) / o->cut->element;
 }
 
@@ -200,7 +178,7 @@ void bnk_masked_row_sums(const bnk_operands *o, int64_t at, int64_t count, const
     double filler;
     /* What adds nothing: the pivot itself, or 0. */
     bnk_set(&filler, o->cut->grid.is_double, 0, pivot ? *pivot : 0);
-    o->leaves->fill_masked(element(o, o->x, at), keep, &filler, 0, x.values, count);
+    o->leaves->fill_masked(bnk_value(o, o->x, at), keep, &filler, 0, x.values, count);
     if (pivot)
         computing_leaves(o)->row_sums(x.values, 1, 0, count, *pivot, sums);
     else
@@ -213,7 +191,7 @@ void bnk_masked_line_sums(const bnk_operands *o, int64_t at, int64_t count, cons
     buffer x, fillers;
     for (int64_t j = 0; j < count; j++)
         bnk_set(fillers.values, o->cut->grid.is_double, j, pivot ? pivot[j] : 0);
-    o->leaves->fill_masked(element(o, o->x, at), keep, fillers.values, 1, x.values, count);
+    o->leaves->fill_masked(bnk_value(o, o->x, at), keep, fillers.values, 1, x.values, count);
     if (pivot)
         computing_leaves(o)->column_sums(x.values, 1, 0, count, 0, pivot, sum, squares);
     else

@@ -5,33 +5,7 @@
 #ifndef BNK_FUSED_H
 #define BNK_FUSED_H
 
-#include "extreme.h"
-#include "leaves.h"
-#include "pieces.h"
-
-/* Statistics of the channels from `first` on, as the operation keeps them. */
-typedef struct bnk_statistics {
-    const void *values;
-    int64_t first;
-} bnk_statistics;
-
-/* The tensors of an operation, whole, and what works on them. */
-typedef struct bnk_operands {
-    const bnk_cut *cut;
-    const bnk_leaves *leaves; /* of the tensors' type */
-    const char *x;
-    const char *dy; /* NULL: a forward */
-    char *y; /* dx in a backward; may be x or dy; NULL: only the residual's gradient is wanted */
-    int32_t frozen; /* dx depends on dy alone, and comes of the forward's formula with dy for x */
-    const bnk_extras *extras; /* NULL: plain */
-
-    /* The coefficients of an extreme channel, from the statistics of some channels. */
-    bnk_extreme (*extreme)(const void *operation, int64_t channel, bnk_statistics statistics);
-    const void *operation;
-} bnk_operands;
-
-bnk_operands bnk_operands_of(const bnk_cut *cut, const void *x, const void *dy, void *y,
-                             int32_t frozen, const bnk_extras *extras);
+#include "operands.h"
 
 /* Where stretches should end with a cache line. */
 static inline const char *bnk_written(const bnk_operands *o)

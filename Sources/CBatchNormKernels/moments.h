@@ -3,10 +3,10 @@
  * them.
  *
  * A tile's sums are taken around a pivot p that is one of its own values or their mean, or around 0 where that is
- * good enough (see holds in forward.c). For a value of the tile, (mean - p)^2 <= n * variance, so that the subtraction
+ * good enough (see bnk_needs_no_pivot in tile.h). For a value of the tile, (mean - p)^2 <= n * variance, so that the subtraction
  * in sum((x-p)^2) - sum(x-p)^2/n loses at most log2(n) of float64's 53 bits, whatever the data,
  * beside what adding up has lost: with tiles of up to 2^16 values, far more is left than float32 results
- * need. float64 results need more, and get a pivot within a deviation of the mean (see is_near in forward.c).
+ * need. float64 results need more, and get a pivot within a deviation of the mean (see bnk_is_near in tile.h).
  *
  * The mean is kept as an unevaluated pair: near 1e4 with deviation 1e-2, a float64 mean alone would
  * cost float64 tensors six digits.
@@ -16,6 +16,8 @@
 
 #include <math.h>
 #include <stdint.h>
+
+#include "bnk.h"
 
 typedef struct bnk_moments {
     double mean;
@@ -83,6 +85,19 @@ static inline void bnk_moments_add(bnk_moments *all, double all_count, const bnk
     const bnk_shares shares = bnk_shares_of(all_count, own_count);
     for (int64_t c = 0; c < channels; c++)
         all[c] = all_count == 0 ? own[c] : bnk_moments_merge(all[c], own[c], shares);
+}
+
+/* In a caller's arrays. */
+static inline bnk_moments bnk_moments_at(const bnk_moment_arrays *arrays, int64_t i)
+{
+    return (bnk_moments){ arrays->mean[i], arrays->mean_rest[i], arrays->m2[i] };
+}
+
+static inline void bnk_moments_put(const bnk_moment_arrays *arrays, int64_t i, bnk_moments moments)
+{
+    arrays->mean[i] = moments.mean;
+    arrays->mean_rest[i] = moments.mean_rest;
+    arrays->m2[i] = moments.m2;
 }
 
 #endif

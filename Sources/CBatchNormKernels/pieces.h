@@ -1,4 +1,4 @@
-/* How a plan cuts a grid into pieces. */
+/* The pieces that a plan cuts a grid into, and where their values lie. */
 #ifndef BNK_PIECES_H
 #define BNK_PIECES_H
 
@@ -6,11 +6,11 @@
 
 #include "bnk.h"
 
+/* Some channels x some rows x some inner values of a grid. */
 typedef struct bnk_piece {
     int64_t channel, channels;
     int64_t row, rows;
     int64_t offset, length; /* of the inner values */
-    int64_t start;          /* byte offset of the first value */
 } bnk_piece;
 
 static inline int64_t bnk_min(int64_t a, int64_t b)
@@ -39,8 +39,6 @@ static inline bnk_piece bnk_piece_at(const bnk_cut *cut, int64_t run, int64_t in
     piece.rows = bnk_min(plan->piece_rows, cut->grid.rows - piece.row);
     piece.offset = index % cut->value_pieces * plan->piece_values;
     piece.length = bnk_min(plan->piece_values, cut->grid.inner - piece.offset);
-    piece.start =
-        (piece.row * cut->stride + piece.channel * cut->grid.inner + piece.offset) * cut->element;
     return piece;
 }
 
@@ -53,6 +51,18 @@ static inline bnk_piece bnk_whole_run(const bnk_cut *cut, int64_t run)
     return piece;
 }
 
+/* Which element of a tensor is inner value `offset` of a row of a channel. */
+static inline int64_t bnk_element_at(const bnk_cut *cut, int64_t row, int64_t channel,
+                                     int64_t offset)
+{
+    return row * cut->stride + channel * cut->grid.inner + offset;
+}
+
+static inline int64_t bnk_first_element(const bnk_cut *cut, const bnk_piece *piece)
+{
+    return bnk_element_at(cut, piece->row, piece->channel, piece->offset);
+}
+
 /* Whether the lines that are summed by columns come from beyond L2. */
 static inline int bnk_from_memory(const bnk_cut *cut)
 {
@@ -60,15 +70,16 @@ static inline int bnk_from_memory(const bnk_cut *cut)
 }
 
 /*
- * By rows, `together` rows of a piece are summed at once, from row `row` on. How many elements further on are those that
+ * By rows, `together` rows of a piece are summed at once, from `row` on. How many elements further on are those that
  * are next, of this channel or the one after it? They are prefetched, for rows are too short for the
  * hardware to see them come.
  */
 static inline int64_t bnk_next_rows(const bnk_cut *cut, const bnk_piece *piece, int64_t row,
                                     int64_t together)
 {
-    return row + together < piece->rows ? together * cut->stride
-                                        : cut->grid.inner - row * cut->stride;
+    return row + together < piece->row + piece->rows
+               ? together * cut->stride
+               : cut->grid.inner - (row - piece->row) * cut->stride;
 }
 
 #endif

@@ -72,8 +72,7 @@ static void every_pattern_widens(void **state)
                     const bnk_backward job = { .input = patterns,
                                                .grad_output = patterns,
                                                .grad_bias = widened,
-                                               .mean = ones,
-                                               .invstd = ones,
+                                               .statistics = { .mean = ones, .invstd = ones },
                                                .frozen = 1,
                                                .count = 1,
                                                .workspace = workspace };
@@ -102,8 +101,7 @@ static void narrow_all(half_type type, int32_t isa, const float *values, uint16_
                                 .output = narrowed,
                                 .weight = zeros,
                                 .bias = values,
-                                .running_mean = zeros,
-                                .running_var = ones };
+                                .statistics = { .running_mean = zeros, .running_var = ones } };
     bnk_forward_inference(&cut, &job);
 }
 

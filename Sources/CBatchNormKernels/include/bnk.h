@@ -117,18 +117,23 @@ typedef struct bnk_forward {
     void *workspace; /* bnk_forward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_forward;
 
+/* Statistics that are given: mean and invstd in float64, or NULL and running statistics. */
+typedef struct bnk_statistics {
+    const double *mean;
+    const double *mean_rest; /* may be NULL: what mean lacks, see moments.h */
+    const double *invstd;
+    const void *running_mean;
+    const void *running_var;
+    double epsilon; /* for running_var */
+} bnk_statistics;
+
 typedef struct bnk_inference {
     const void *input;
     void *output; /* may be input */
     const void *weight;
     const void *bias;
-    const double *mean;      /* mean and invstd, or NULL and: */
-    const double *mean_rest; /* may be NULL; with it, a training forward's own coefficients */
-    const double *invstd;
-    double epsilon; /* for running_var */
-    const void *running_mean;
-    const void *running_var;
-    const bnk_extras *extras; /* or NULL */
+    bnk_statistics statistics; /* with mean_rest, a training forward's own coefficients */
+    const bnk_extras *extras;  /* or NULL */
 } bnk_inference;
 
 typedef struct bnk_backward {
@@ -138,15 +143,10 @@ typedef struct bnk_backward {
     void *grad_weight; /* may be NULL */
     void *grad_bias;   /* may be NULL */
     const void *weight;
-    const double *mean;      /* mean and invstd, or NULL and: */
-    const double *mean_rest; /* may be NULL; looked at where computing in double */
-    const double *invstd;
-    const void *running_mean;
-    const void *running_var;
-    double epsilon;           /* for running_var */
-    int32_t frozen;           /* 1: the statistics are constants */
-    int64_t count;            /* values per channel that take part, at least 1 */
-    const bnk_extras *extras; /* or NULL */
+    bnk_statistics statistics; /* mean_rest is looked at where computing in double */
+    int32_t frozen;            /* 1: the statistics are constants */
+    int64_t count;             /* values per channel that take part, at least 1 */
+    const bnk_extras *extras;  /* or NULL */
     void *workspace; /* bnk_backward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_backward;
 
@@ -171,22 +171,23 @@ int64_t bnk_backward_workspace(const bnk_cut *cut);
 void bnk_backward_run(const bnk_cut *cut, const bnk_backward *job);
 
 /*
- * The halves of the forward and of backward, with the whole one's pieces: so the bits are the same. The
- * plan is never fused, for there is nothing to fuse. The ..._workspace() of a half is its own.
+ * The two parts of the forward and of backward, reduce and apply, with the pieces of the whole: so the bits are the
+ * same. The plan is never of whole runs. The ..._workspace() of a part is its own.
  */
 int64_t bnk_moments_workspace(const bnk_cut *cut);
 /* Writes all of `moments` but the count. positions: as bnk_extras'. */
 void bnk_moments_run(const bnk_cut *cut, const void *input, const uint8_t *positions,
-                     bnk_moment_arrays *moments, void *workspace);
+                     const bnk_moment_arrays *moments, void *workspace);
 int64_t bnk_normalize_workspace(const bnk_cut *cut);
 void bnk_normalize(const bnk_cut *cut, const bnk_moment_arrays *moments, bnk_forward *job);
 int64_t bnk_backward_reduce_workspace(const bnk_cut *cut);
 /* Writes all of `sums` but the count; of the job it reads all but weight, invstd, variance and destinations. */
-void bnk_backward_reduce(const bnk_cut *cut, const bnk_backward *job, bnk_gradient_sums *sums);
+void bnk_backward_reduce(const bnk_cut *cut, const bnk_backward *job,
+                         const bnk_gradient_sums *sums);
 int64_t bnk_backward_apply_workspace(const bnk_cut *cut);
 void bnk_backward_apply(const bnk_cut *cut, const bnk_gradient_sums *sums, const bnk_backward *job);
 
-/* The same for a tensor without values: what is kept per channel is written, from other tensors' values. */
+/* The apply parts of a tensor without values: what channels have is written, from other tensors' values. */
 void bnk_normalize_nothing(const bnk_grid *grid, const bnk_moment_arrays *moments,
                            bnk_forward *job);
 void bnk_backward_apply_nothing(const bnk_grid *grid, const bnk_gradient_sums *sums,
