@@ -81,10 +81,10 @@
  * be the very same memory ("in place").
  *
  * Structs: each begins with struct_size, its sizeof as the caller was compiled. Two macros set it, and the other
- * members that are not 0 by default: BN_..._INIT initializes a struct in C and in every C++; BN_..._DEFAULTS stands in
- * front of designated initializers, in C and from C++20 on, as in the program below; what it sets is set otherwise
- * after that, for compilers warn of a member that is initialized twice. Later versions of this header add members at the end, with 0 for "as before". A library takes structs of other
- * versions: members that a shorter one does not reach count as 0, and bytes of a longer one that the library does
+ * members that are not 0 by default: BN_..._INIT initializes a struct in C and C++; BN_..._DEFAULTS stands in front of
+ * designated initializers in C, as in the program below. An assignment afterwards changes what either has set, for
+ * compilers warn of a member that is initialized twice. Later versions of this header add members at the end, with 0
+ * for "as before". A library takes structs of other versions: members that a shorter one does not reach count as 0, and bytes of a longer one that the library does
  * not know must be 0. struct_size is a multiple of 8, at least the struct's BN_..._LEAST and at most 4096; else, and
  * for unknown bytes that are not 0, BN_STATUS_STRUCT_SIZE. Results are written as far as the struct reaches and not
  * beyond. A struct that holds results alone (bn_plan_info, bn_layer_get_options) needs struct_size set and nothing
@@ -375,7 +375,7 @@ typedef struct bn_activation {
 } bn_activation;
 /* As initializers: bn_activation a = BN_RELU; or .activation = BN_LEAKY_RELU(0.01) */
 #define BN_RELU { BN_ACTIVATION_RELU, 0, 0, 0 }
-#define BN_LEAKY_RELU(slope) { BN_ACTIVATION_LEAKY_RELU, 0, slope, 0 }
+#define BN_LEAKY_RELU(slope) { BN_ACTIVATION_LEAKY_RELU, 0, BN_AS(double, slope), 0 }
 
 /* What stands at masked positions of an output, and in backward of grad_input.
  * ZERO: 0. PASS: the input as it is; in backward grad_output as it is. */
@@ -570,8 +570,8 @@ BN_API bn_status bn_backward(const bn_problem *problem, const bn_backward_args *
 /* ------------------------------------------------------------------------------------------
  * 6  MOMENTS
  * ------------------------------------------------------------------------------------------
- * The operations above in two parts, one that reduces and one that applies, for a batch that is not in one place: parts of it that come one
- * after the other (gradient accumulation) or lie on several devices (synchronized batch normalization),
+ * The operations above in two parts, one that reduces and one that applies, for a batch that is not in one
+ * place: parts of it that come one after the other (gradient accumulation) or lie on several devices (synchronized batch normalization),
  * statistics that are to be kept (a second forward in activation checkpointing) or collected over many
  * batches. What PyTorch has for this, on GPUs alone, are torch.batch_norm_stats,
  * batch_norm_gather_stats_with_counts, batch_norm_elemt, batch_norm_backward_reduce and

@@ -1,6 +1,6 @@
 // What every exported function uses at the border: running a body, turning its error into a status and this thread's
-// message, and options. Structs.swift reads and writes the C structs. Exported functions resolve, call and translate; nothing else happens in this
-// module.
+// message; options; and the nouns that C and the core share. Structs.swift reads and writes the C structs. Exported
+// functions resolve, call and translate; nothing else happens in this module.
 
 import BatchNorm
 import CBatchNorm
