@@ -24,6 +24,16 @@ public enum Activation: Equatable, Sendable {
         }
     }
 
+    /// What the kernels are told. A slope of 1 changes nothing.
+    var kernel: bnk_activation {
+        switch self {
+        case .none, .leakyReLU(1): bnk_activation()
+        case .relu: bnk_activation(kind: Int32(BNK_ACTIVATION_RELU), slope: 0)
+        case .leakyReLU(let slope):
+            bnk_activation(kind: Int32(BNK_ACTIVATION_LEAKY_RELU), slope: slope)
+        }
+    }
+
     /// The number of bytes that hold one bit for each of so many values.
     package static func maskBytes(_ count: Int) -> Int { count / 8 &+ (count % 8 == 0 ? 0 : 1) }
 
@@ -139,9 +149,9 @@ package struct ForwardExtras {
 
     func kernels(_ keep: UnsafePointer<UInt8>?) -> bnk_extras {
         var extras = bnk_extras()
-        extras.negative_slope = activation.negativeSlope
+        extras.activation = activation.kernel
         extras.residual = residual.address
-        extras.bits = activationMask.address?.assumingMemoryBound(to: UInt8.self)
+        extras.written_activation_mask = activationMask.address?.assumingMemoryBound(to: UInt8.self)
         extras.positions = keep
         extras.pass_masked = positions.masked == .pass ? 1 : 0
         return extras
@@ -192,9 +202,9 @@ package struct BackwardExtras {
 
     func kernels(_ keep: UnsafePointer<UInt8>?) -> bnk_extras {
         var extras = bnk_extras()
-        extras.negative_slope = activation.negativeSlope
-        extras.passed_bits = activationMask.address?.assumingMemoryBound(to: UInt8.self)
-        extras.passed_output = output.address
+        extras.activation = activation.kernel
+        extras.activation_mask = activationMask.address?.assumingMemoryBound(to: UInt8.self)
+        extras.output = output.address
         extras.grad_residual = gradResidual.address
         extras.positions = keep
         extras.pass_masked = positions.masked == .pass ? 1 : 0

@@ -1,6 +1,7 @@
 /* Applies the coefficients of an extreme channel, value by value: see extreme.h. */
 #include "extreme.h"
 
+#include "activations.h"
 #include "apply.h"
 #include "bits.h"
 #include "halves.h"
@@ -66,11 +67,36 @@ static void put(const bnk_grid *grid, void *tensor, int64_t i, double value)
 
 /* What an operation has beyond batch normalization: that of fused_body.h, for one value. */
 
-static double by_slope(const bnk_extras *e, double v, int32_t is_double)
+#define CHOOSE(which, yes, no) ((which) ? (yes) : (no))
+
+static double activated(const bnk_activation *a, double v, int32_t is_double)
 {
-    const double slope = bnk_round(e->negative_slope, is_double);
-    return slope == 0 ? 0 : bnk_round(v * slope, is_double);
+    const double slope = bnk_round(a->slope, is_double), zero = 0;
+    switch (a->kind) {
+#define ROW(kind, forward, blocked) \
+    case BNK_ACTIVATION_##kind:     \
+        return bnk_round(forward, is_double);
+        BNK_ACTIVATIONS(ROW)
+#undef ROW
+    default:
+        return v;
+    }
 }
+
+static double blocked_gradient(const bnk_activation *a, double dy, int32_t is_double)
+{
+    const double slope = bnk_round(a->slope, is_double), zero = 0;
+    switch (a->kind) {
+#define ROW(kind, forward, blocked) \
+    case BNK_ACTIVATION_##kind:     \
+        return bnk_round(blocked, is_double);
+        BNK_ACTIVATIONS(ROW)
+#undef ROW
+    default:
+        return dy;
+    }
+}
+#undef CHOOSE
 
 static void forward_one(const bnk_operands *o, const bnk_extreme *e, numbers n, int64_t i,
                         bool masked)
@@ -83,13 +109,13 @@ static void forward_one(const bnk_operands *o, const bnk_extreme *e, numbers n, 
         if (extras->residual)
             v = bnk_round(v, grid->is_double) + bnk_element(grid, extras->residual, i);
         v = bnk_round(v, grid->is_double);
-        if (v <= 0) v = by_slope(extras, v, grid->is_double);
+        v = activated(&extras->activation, v, grid->is_double);
         if (masked) v = extras->pass_masked ? x : 0;
     }
     put(grid, o->y, i, v);
-    if (extras && extras->bits) {
+    if (extras && extras->written_activation_mask) {
         const bool passed = !masked && !(bnk_element(grid, o->y, i) <= 0);
-        bnk_put_some_bits(extras->bits + i / 8, 1 << i % 8, passed << i % 8);
+        bnk_put_some_bits(extras->written_activation_mask + i / 8, 1 << i % 8, passed << i % 8);
     }
 }
 
@@ -102,10 +128,10 @@ static void gradient_one(const bnk_operands *o, const bnk_extreme *e, numbers n,
     const double x = o->frozen ? 0 : bnk_element(grid, o->x, i);
     double z = dy;
     if (extras) {
-        const uint8_t *bits = extras->passed_bits;
-        if (extras->negative_slope != 1 &&
-            (bits ? !(bits[i / 8] >> i % 8 & 1) : bnk_element(grid, extras->passed_output, i) <= 0))
-            z = by_slope(extras, dy, grid->is_double);
+        const uint8_t *bits = extras->activation_mask;
+        if (extras->activation.kind != BNK_ACTIVATION_NONE &&
+            (bits ? !(bits[i / 8] >> i % 8 & 1) : bnk_element(grid, extras->output, i) <= 0))
+            z = blocked_gradient(&extras->activation, dy, grid->is_double);
         if (masked) z = 0;
         if (extras->grad_residual) put(grid, extras->grad_residual, i, z);
     }

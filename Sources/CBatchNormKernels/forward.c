@@ -138,7 +138,7 @@ int64_t bnk_moments_workspace(const bnk_cut *cut)
 void bnk_moments_run(const bnk_cut *cut, const void *input, const uint8_t *positions,
                      const bnk_moment_arrays *moments, void *workspace)
 {
-    const bnk_extras masked = { .negative_slope = 1, .positions = positions };
+    const bnk_extras masked = { .positions = positions };
     bnk_forward job = { .input = input, .extras = &masked };
     training t = training_on(cut, &job, moments);
     bnk_reduce_part_run(&t.operation, workspace);

@@ -7,12 +7,13 @@ int bnk_applies_plainly(const bnk_operands *o)
 {
     const bnk_extras *e = o->extras;
     if (!e) return 1;
-    return e->negative_slope == 1 && !e->residual && !e->bits && !e->grad_residual;
+    return e->activation.kind == BNK_ACTIVATION_NONE && !e->residual &&
+           !e->written_activation_mask && !e->grad_residual;
 }
 
 int bnk_sums_plainly(const bnk_operands *o)
 {
-    return !o->extras || o->extras->negative_slope == 1;
+    return !o->extras || o->extras->activation.kind == BNK_ACTIVATION_NONE;
 }
 
 /* ---- masks ---- */
@@ -100,18 +101,18 @@ static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count, 
         .x = bnk_value(o, o->x, at),
         .dy = bnk_value(o, o->dy, at),
         .y = bnk_value(o, o->y, at),
-        .negative_slope = e->negative_slope,
+        .activation = e->activation,
         .pass_masked = e->pass_masked,
         .keep = keep,
     };
     if (!o->dy) {
         s.residual = bnk_value(o, e->residual, at);
-        s.bits = e->bits;
+        s.written_activation_mask = e->written_activation_mask;
     } else {
         s.grad_residual = bnk_value(o, e->grad_residual, at);
-        if (e->negative_slope != 1) {
-            s.passed = e->passed_bits;
-            s.output = s.passed ? NULL : bnk_value(o, e->passed_output, at);
+        if (e->activation.kind != BNK_ACTIVATION_NONE) {
+            s.activation_mask = e->activation_mask;
+            s.output = s.activation_mask ? NULL : bnk_value(o, e->output, at);
         }
     }
     return s;

@@ -86,25 +86,55 @@ BNK_INLINE BNK_LINE BNK_NAME(take_some)(const BNK_C *p, int64_t count)
 
 /* ---- the way of a line ---- */
 
+#define CHOOSE(which, yes, no) BNK_NAME(choose)(which, yes, no)
+
+BNK_INLINE BNK_LINE BNK_NAME(activated)(const bnk_activation *a, BNK_LINE v)
+{
+    const BNK_C slope = (BNK_C)a->slope;
+    const BNK_LINE zero = { 0 };
+    switch (a->kind) {
+#define ROW(kind, forward, blocked) \
+    case BNK_ACTIVATION_##kind:     \
+        return forward;
+        BNK_ACTIVATIONS(ROW)
+#undef ROW
+    default:
+        return v;
+    }
+}
+
+BNK_INLINE BNK_LINE BNK_NAME(blocked_gradient)(const bnk_activation *a, BNK_LINE dy)
+{
+    const BNK_C slope = (BNK_C)a->slope;
+    const BNK_LINE zero = { 0 };
+    switch (a->kind) {
+#define ROW(kind, forward, blocked) \
+    case BNK_ACTIVATION_##kind:     \
+        return blocked;
+        BNK_ACTIVATIONS(ROW)
+#undef ROW
+    default:
+        return dy;
+    }
+}
+
+#undef CHOOSE
+
 /* What comes after the formula: the residual, the activation, what is masked, the mask's bits. */
 BNK_INLINE BNK_LINE BNK_NAME(activate)(const bnk_stretch *s, int64_t i, int64_t count, int masks,
                                        uint8_t *bits, int64_t bit, BNK_LINE v)
 {
-    const BNK_C slope = (BNK_C)s->negative_slope;
     const BNK_LINE zero = { 0 };
     if (s->residual) v += BNK_NAME(widen_some)((const BNK_T *)s->residual + i, count);
-    /* Written so that NaN passes. */
-    if (slope == 0)
-        v = BNK_NAME(choose)(v <= zero, zero, v);
-    else if (slope != 1)
-        v = BNK_NAME(choose)(v <= zero, v * slope, v);
+    v = BNK_NAME(activated)(&s->activation, v);
     const BNK_LINE vanishing = zero + (BNK_C)BNK_VANISHING;
     if (!masks || !s->keep) {
-        if (s->bits) BNK_NAME(bits_of_choice)(~(v <= vanishing), bits, bit + i);
+        if (s->written_activation_mask) BNK_NAME(bits_of_choice)(~(v <= vanishing), bits, bit + i);
         return v;
     }
     const BNK_CHOICE kept = BNK_NAME(choice_of_bytes)(s->keep + i, count);
-    if (s->bits) BNK_NAME(bits_of_choice)(~(v <= vanishing) & kept, bits, bit + i);
+    if (s->written_activation_mask)
+        BNK_NAME(bits_of_choice)(~(v <= vanishing) & kept, bits, bit + i);
     return BNK_NAME(choose)(
         kept, v, s->pass_masked ? BNK_NAME(widen_some)((const BNK_T *)s->x + i, count) : zero);
 }
@@ -112,15 +142,15 @@ BNK_INLINE BNK_LINE BNK_NAME(activate)(const bnk_stretch *s, int64_t i, int64_t 
 /* dy back through the activation, 0 where masked. */
 BNK_INLINE BNK_LINE BNK_NAME(gate)(const bnk_stretch *s, int64_t i, int64_t count, int masks)
 {
-    const BNK_C slope = (BNK_C)s->negative_slope;
     const BNK_LINE zero = { 0 };
     BNK_LINE z = BNK_NAME(widen_some)((const BNK_T *)s->dy + i, count);
     /* Each case by itself, for a choice that comes from either would travel as bytes. */
-    if (s->passed) {
-        const BNK_LINE other = slope == 0 ? zero : z * slope;
-        z = BNK_NAME(choose)(BNK_NAME(choice_of_bits)(s->passed, s->at + i, count), z, other);
+    if (s->activation_mask) {
+        const BNK_LINE other = BNK_NAME(blocked_gradient)(&s->activation, z);
+        z = BNK_NAME(choose)(BNK_NAME(choice_of_bits)(s->activation_mask, s->at + i, count), z,
+                             other);
     } else if (s->output) {
-        const BNK_LINE other = slope == 0 ? zero : z * slope;
+        const BNK_LINE other = BNK_NAME(blocked_gradient)(&s->activation, z);
         const BNK_LINE y = BNK_NAME(widen_some)((const BNK_T *)s->output + i, count);
         z = BNK_NAME(choose)(y <= zero, other, z);
     }
@@ -201,7 +231,7 @@ BNK_INLINE void BNK_NAME(stretch)(const bnk_stretch *stretch, int way, int masks
     if (s.stream && s.y && s.grad_residual) s.grad_residual = residual;
     const int64_t head = s.y ? BNK_NAME(head)(s.y, s.count, s.stream) : 0;
     const int64_t bit = -head & 7; /* so that lines after the head begin at whole bytes */
-    if (s.bits) memset(bits, 0, (size_t)((bit + s.count) / 8 + 5));
+    if (s.written_activation_mask) memset(bits, 0, (size_t)((bit + s.count) / 8 + 5));
     for (int64_t i = 0; i < head; i += BNK_LINE_LENGTH) /* of halves, up to two lines */
         BNK_NAME(apply_part)(&s, i, head - i < BNK_LINE_LENGTH ? head - i : BNK_LINE_LENGTH, bits,
                              bit, columns, row);
@@ -214,7 +244,8 @@ BNK_INLINE void BNK_NAME(stretch)(const bnk_stretch *stretch, int way, int masks
         BNK_NAME(apply_some)(&fixed, i, BNK_LINE_LENGTH, way, masks, bits, bit, line);
     }
     if (i < s.count) BNK_NAME(apply_part)(&s, i, s.count - i, bits, bit, columns, row);
-    if (s.bits) bnk_put_bits(bits, bit, s.count, s.bits, s.at);
+    if (s.written_activation_mask)
+        bnk_put_bits(bits, bit, s.count, s.written_activation_mask, s.at);
     if (s.grad_residual != stretch->grad_residual)
         BNK_NAME(stream_copy)(residual, stretch->grad_residual, s.count);
 }

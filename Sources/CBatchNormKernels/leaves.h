@@ -83,15 +83,15 @@ typedef struct bnk_stretch {
     int32_t stream;    /* non-temporal stores of y */
     int64_t at, count; /* by columns count <= BNK_MAX_COLUMNS, by rows <= BNK_STRETCH */
     const void *x, *dy;
-    void *y;               /* may be x, dy or the residual; NULL: nothing is written there */
-    double negative_slope; /* 1: no activation */
+    void *y; /* may be x, dy or the residual; NULL: nothing is written there */
+    bnk_activation activation;
 
-    const void *residual; /* forward; may be NULL */
-    uint8_t *bits;        /* forward: the mask, from its bit 0 on; may be NULL */
+    const void *residual;             /* forward; may be NULL */
+    uint8_t *written_activation_mask; /* forward: from its bit 0 on; may be NULL */
 
-    const uint8_t *passed; /* backward: the mask, from its bit 0 on; or */
-    const void *output;    /* the forward's output; both NULL: everything passed */
-    void *grad_residual;   /* backward; may be NULL or dy */
+    const uint8_t *activation_mask; /* backward: from its bit 0 on; or */
+    const void *output;  /* the forward's output; both NULL: everything was let through */
+    void *grad_residual; /* backward; may be NULL or dy */
 
     int32_t pass_masked;
     const uint8_t *keep; /* 0: masked; NULL: none is */

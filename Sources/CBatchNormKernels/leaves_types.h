@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "activations.h"
 #include "bits.h"
 #include "halves.h"
 

@@ -36,8 +36,8 @@ static inline void *bnk_value(const bnk_operands *o, const void *tensor, int64_t
 /* Before a forward is applied: tasks write the bits of their values, and the last byte may have more. */
 static inline void bnk_clear_last_bits(const bnk_operands *o)
 {
-    if (!o->dy && o->extras && o->extras->bits)
-        o->extras->bits[(o->cut->grid.rows * o->cut->stride - 1) / 8] = 0;
+    if (!o->dy && o->extras && o->extras->written_activation_mask)
+        o->extras->written_activation_mask[(o->cut->grid.rows * o->cut->stride - 1) / 8] = 0;
 }
 
 #endif

@@ -33,7 +33,9 @@ static fused fused_make(bnk_grid grid, int turn)
     elements_fill_normal(f.residual, 9, 0.5, 1);
     for (int64_t i = 0; i < values; i++)
         f.positions[i] = i / 40 % 2 == 0 ? i * 7 % 5 < 3 : i / 200 % 2 == 0;
-    f.extras = (bnk_extras){ .negative_slope = f.slope, .bits = f.bits, .passed_bits = f.bits };
+    f.extras = (bnk_extras){ .activation = { BNK_ACTIVATION_LEAKY_RELU, f.slope },
+                             .written_activation_mask = f.bits,
+                             .activation_mask = f.bits };
     if (turn % 3 != 1) f.extras.residual = f.residual.data;
     f.extras.grad_residual = f.grad_residual.data;
     if (turn % 3 != 2) return f;

@@ -65,21 +65,27 @@ typedef struct bnk_cut {
 bnk_cut bnk_cut_grid(bnk_grid grid, bnk_plan plan);
 enum { BNK_ISA_GENERIC = 0, BNK_ISA_AVX2 = 1, BNK_ISA_AVX512 = 2, BNK_ISA_COUNT = 3 };
 
+/* What is done to a value after batch normalization and residual: see activations.h. */
+enum { BNK_ACTIVATION_NONE = 0, BNK_ACTIVATION_RELU = 1, BNK_ACTIVATION_LEAKY_RELU = 2 };
+typedef struct bnk_activation {
+    int32_t kind;
+    double slope; /* LEAKY_RELU's */
+} bnk_activation;
+
 /*
  * What an operation may have beyond batch normalization itself; jobs without any have none. Tensors are
- * of the grid's type and shape.
+ * of the grid's type and shape. Bit i % 8 of byte i / 8 of an activation mask tells whether output i is not <= 0.
  */
 typedef struct bnk_extras {
-    double
-        negative_slope; /* activation: what an output <= 0 is multiplied with; 0: ReLU, 1: no activation */
+    bnk_activation activation;
 
     /* forward: y = activation(batch normalization + residual) */
-    const void *residual; /* may be NULL, or the output */
-    uint8_t *bits; /* may be NULL: bit i % 8 of byte i / 8 tells whether output i is not <= 0 */
+    const void *residual;             /* may be NULL, or the output */
+    uint8_t *written_activation_mask; /* may be NULL */
 
-    /* backward: where the activation passed, by one of these; needed unless the slope is 1 */
-    const uint8_t *passed_bits;
-    const void *passed_output;
+    /* backward: where the activation let through, by one of these; needed unless there is none */
+    const uint8_t *activation_mask;
+    const void *output;
     void *grad_residual; /* may be NULL or grad_output */
 
     const uint8_t *positions; /* may be NULL: [rows][inner], 0: masked, takes no part */
