@@ -149,7 +149,7 @@ package enum Kernels {
 
     /// How many bytes are not 0.
     static func countKept(_ positions: UnsafePointer<UInt8>, _ count: Int) -> Int {
-        Int(bnk_count_kept(positions, Int64(count)))
+        Int(bnk_count_taking_part(positions, Int64(count)))
     }
 
     /// 64-byte aligned, not cleared; nil if there is none.

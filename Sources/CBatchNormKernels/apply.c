@@ -41,17 +41,21 @@ void bnk_apply_rows(const bnk_operands *o, const bnk_piece *piece, const bnk_lin
     const int plain = bnk_applies_plainly(o) && o->y;
     for (int64_t row = 0, begin = 0; row < piece->rows; begin = ++row) {
         /* Whole rows up to the next one that has something special. */
-        const uint8_t *keep = NULL;
+        const uint8_t *positions = NULL;
         while (row < piece->rows &&
-               !(keep = bnk_keep_row(o, piece->row + row, piece->offset, piece->length)) && plain)
+               !(positions =
+                     bnk_positions_of_row(o, piece->row + row, piece->offset, piece->length)) &&
+               plain)
             row++;
         if (row > begin) plain_rows(o, first + begin * stride, row - begin, piece->length, f);
         if (row == piece->rows) break;
-        const int64_t prefix = plain && keep ? bnk_kept_prefix(keep, piece->length) : 0;
+        const int64_t prefix =
+            plain && positions ? bnk_prefix_taking_part(positions, piece->length) : 0;
         const int64_t straight = prefix > 0 ? prefix : 0;
         const int64_t at = first + row * stride;
         if (straight > 0) plain_rows(o, at, 1, straight, f);
-        bnk_fused_row(o, at + straight, piece->length - straight, keep ? keep + straight : NULL, f);
+        bnk_epilogue_row(o, at + straight, piece->length - straight,
+                         positions ? positions + straight : NULL, f);
     }
 }
 
@@ -91,13 +95,15 @@ static void apply_lines(const bnk_operands *o, const bnk_piece *piece, int64_t r
     const int64_t stride = o->cut->stride * rows;
     for (int64_t line = 0, begin = 0; line < lines; begin = ++line) {
         uint8_t keeps[BNK_MAX_COLUMNS];
-        const uint8_t *keep = NULL;
+        const uint8_t *positions = NULL;
         while (line < lines &&
-               !(keep = bnk_keep_line(o, row + line * rows, rows, piece->channels, keeps)) && plain)
+               !(positions =
+                     bnk_positions_of_line(o, row + line * rows, rows, piece->channels, keeps)) &&
+               plain)
             line++;
         if (line > begin)
             plain_columns(o, first + begin * stride, line - begin, stride, width, columns);
-        if (line < lines) bnk_fused_line(o, first + line * stride, width, keep, columns);
+        if (line < lines) bnk_epilogue_line(o, first + line * stride, width, positions, columns);
     }
 }
 

@@ -4,7 +4,8 @@
 
 #include "coefficients.h"
 #include "extreme.h"
-#include "fused.h"
+#include "epilogue.h"
+#include "positions.h"
 #include "pieces.h"
 
 /* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose

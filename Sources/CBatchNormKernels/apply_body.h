@@ -94,12 +94,14 @@ BNK_INLINE void BNK_NAME(apply_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y, 
                  BNK_NAME(broadcast)(one.offset), BNK_NAME(broadcast)(one.factor) };
     for (int64_t row = 0; row < rows; row++, x += stride, dy = BNK_PLUS(dy, stride), y += stride) {
         int64_t i = 0;
-        BNK_FEW for (const int64_t head = BNK_NAME(head)(y, length, stream); i < head; i++) y[i] =
-            BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
+#pragma clang loop unroll(disable) vectorize(disable)
+        for (const int64_t head = BNK_NAME(head)(y, length, stream); i < head; i++)
+            y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
         for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH)
             BNK_NAME(narrow_line)(y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), line),
                                   stream);
-        BNK_FEW for (; i < length; i++) y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
+#pragma clang loop unroll(disable) vectorize(disable)
+        for (; i < length; i++) y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
     }
 }
 
@@ -156,9 +158,11 @@ BNK_INLINE void BNK_NAME(apply_columns)(const BNK_T *x, const BNK_T *dy, BNK_T *
                 y + r * y_stride + i - begin,
                 BNK_NAME(apply_line)(x + r * stride + i, BNK_PLUS(dy, r * stride + i), line), 0);
     }
-    BNK_FEW for (; i < end; i++) for (int r = 0; r < rows; r++) y[r * y_stride + i - begin] =
-        BNK_NAME(apply_one)(x + r * stride + i, BNK_PLUS(dy, r * stride + i),
-                            BNK_NAME(one_at)(f, i));
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (; i < end; i++)
+        for (int r = 0; r < rows; r++)
+            y[r * y_stride + i - begin] = BNK_NAME(apply_one)(
+                x + r * stride + i, BNK_PLUS(dy, r * stride + i), BNK_NAME(one_at)(f, i));
 }
 
 /* One row, past the caches. */
@@ -166,22 +170,26 @@ BNK_INLINE void BNK_NAME(stream_row)(const BNK_T *x, const BNK_T *dy, BNK_T *y, 
                                      const bnk_linears *f)
 {
     int64_t i = 0;
-    BNK_FEW for (const int64_t head = BNK_NAME(head)(y, columns, 1); i < head; i++) y[i] =
-        BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (const int64_t head = BNK_NAME(head)(y, columns, 1); i < head; i++)
+        y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
     for (; i + BNK_LINE_LENGTH <= columns; i += BNK_LINE_LENGTH)
         BNK_NAME(narrow_line)(
             y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), BNK_NAME(line_at)(f, i)), 1);
-    BNK_FEW for (; i < columns; i++) y[i] =
-        BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (; i < columns; i++)
+        y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
 }
 
 BNK_INLINE void BNK_NAME(stream_copy)(const BNK_T *from, BNK_T *to, int64_t length)
 {
     int64_t i = 0;
-    BNK_FEW for (const int64_t head = BNK_NAME(head)(to, length, 1); i < head; i++) to[i] = from[i];
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (const int64_t head = BNK_NAME(head)(to, length, 1); i < head; i++) to[i] = from[i];
     for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH)
         BNK_NAME(store)(to + i, *(const BNK_STORED_AT *)(from + i), 1);
-    BNK_FEW for (; i < length; i++) to[i] = from[i];
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (; i < length; i++) to[i] = from[i];
 }
 
 /* BNK_ROWS rows, past the caches, each in as long a stretch as an L1-sized buffer allows. */

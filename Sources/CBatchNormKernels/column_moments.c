@@ -39,14 +39,16 @@ static void add_masked_lines(const bnk_operands *o, const line_tile *tile, int64
 {
     const int64_t columns = columns_of(o, tile);
     uint8_t keeps[BNK_MAX_COLUMNS];
-    const uint8_t *keep = NULL;
+    const uint8_t *positions = NULL;
     for (int64_t line = first, begin = first; line < last; begin = ++line) {
-        while (line < last && !(keep = bnk_keep_line(o, tile->row + line * tile->rows_per_line,
-                                                     tile->rows_per_line, tile->channels, keeps)))
+        while (line < last &&
+               !(positions = bnk_positions_of_line(o, tile->row + line * tile->rows_per_line,
+                                                   tile->rows_per_line, tile->channels, keeps)))
             line++;
         if (line > begin) add_lines(o, tile, begin, line, pivot, sum, squares);
-        if (line < last && bnk_count_kept(keep, columns) > 0)
-            bnk_masked_line_sums(o, line_start(o, tile, line), columns, keep, pivot, sum, squares);
+        if (line < last && bnk_count_taking_part(positions, columns) > 0)
+            bnk_masked_line_sums(o, line_start(o, tile, line), columns, positions, pivot, sum,
+                                 squares);
     }
 }
 
@@ -77,7 +79,7 @@ static double tile_moments(const bnk_operands *o, const line_tile *tile, bnk_mom
 {
     const bnk_grid *grid = &o->cut->grid;
     const int64_t rows = tile->lines * tile->rows_per_line;
-    const bnk_kept kept = bnk_kept_in(o, tile->row, rows, 0, grid->inner);
+    const bnk_taking_part kept = bnk_taking_part_in(o, tile->row, rows, 0, grid->inner);
     const double n = (double)kept.count;
     if (n == 0) return 0;
     const bool masked = kept.count < rows * grid->inner;

@@ -65,7 +65,7 @@ static void put(const bnk_grid *grid, void *tensor, int64_t i, double value)
     }
 }
 
-/* What an operation has beyond batch normalization: that of fused_body.h, for one value. */
+/* What an operation has beyond batch normalization: that of epilogue_body.h, for one value. */
 
 #define CHOOSE(which, yes, no) ((which) ? (yes) : (no))
 

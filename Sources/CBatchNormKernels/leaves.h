@@ -94,7 +94,7 @@ typedef struct bnk_stretch {
     void *grad_residual; /* backward; may be NULL or dy */
 
     int32_t pass_masked;
-    const uint8_t *keep; /* 0: masked; NULL: none is */
+    const uint8_t *positions; /* 0: masked; NULL: none is */
 } bnk_stretch;
 enum { BNK_STRETCH = 512 };
 
@@ -128,18 +128,19 @@ typedef struct bnk_leaves {
                            double *sum, double *sum_squares);
 
     /* Stretches. The sums are as those above of a gradient that came back through the activation before; rows
-     * lie `stride` elements apart, and their masks keep_stride bytes. */
+     * lie `stride` elements apart, and their masks positions_stride bytes. */
     void (*row_stretch)(const bnk_stretch *stretch, const bnk_linear *f);
     void (*row_gated_sums)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
-                           int64_t keep_stride, int64_t ahead, double mean, bnk_lane_sums *sums);
+                           int64_t positions_stride, int64_t ahead, double mean,
+                           bnk_lane_sums *sums);
     void (*column_stretch)(const bnk_stretch *stretch, const bnk_linears *f);
     void (*column_gated_sums)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
-                              int64_t keep_stride, const double *mean, double *sum,
+                              int64_t positions_stride, const double *mean, double *sum,
                               double *sum_product);
 
-    /* to = x in computing type; where `keep` is 0, the filler (with step 0 one value for all). */
-    void (*fill_masked)(const void *x, const uint8_t *keep, const void *filler, int64_t filler_step,
-                        void *to, int64_t count);
+    /* to = x in computing type; where `positions` is 0, the filler (with step 0 one value for all). */
+    void (*fill_masked)(const void *x, const uint8_t *positions, const void *filler,
+                        int64_t filler_step, void *to, int64_t count);
 } bnk_leaves;
 
 /* bnk_leaves_float_generic and so on. */

@@ -6,7 +6,9 @@
 #ifdef BNK_COMPUTES_FLOAT
 #include "squares_body.h"
 #endif
-#include "fused_body.h"
+#include "lanes_body.h"
+#include "epilogue_body.h"
+#include "gated_body.h"
 #undef BNK_ADD_ROW
 
 const bnk_leaves BNK_NAME(leaves) = {

@@ -13,9 +13,6 @@
 #define BNK_INLINE static inline __attribute__((always_inline))
 #define BNK_LEAF static __attribute__((noinline))
 
-/* A loop over fewer values than a vector holds: the compiler must not make it a long one. */
-#define BNK_FEW _Pragma("clang loop unroll(disable) vectorize(disable)")
-
 #define BNK_PREFETCH(p) __builtin_prefetch(p)
 /* Sixteen values, into L2: by rows, what comes next is farther away than L1 reaches. */
 #define BNK_PREFETCH_LANES(p)                                                                   \

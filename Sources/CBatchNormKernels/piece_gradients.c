@@ -29,9 +29,9 @@ static void add_rows(const bnk_operands *o, const bnk_piece *part, int64_t ahead
                                  stride, part->length, ahead, mean, lanes);
         return;
     }
-    const uint8_t *keep = positions_of(o);
-    if (keep) keep += part->row * o->cut->grid.inner + part->offset;
-    bnk_gated_row_sums(o, at, part->rows, stride, part->length, keep, ahead, mean, lanes);
+    const uint8_t *positions = positions_of(o);
+    if (positions) positions += part->row * o->cut->grid.inner + part->offset;
+    bnk_gated_row_sums(o, at, part->rows, stride, part->length, positions, ahead, mean, lanes);
 }
 
 /* Row by row, or two at once as the leaf takes them: in float64, block by block; and beside another application. */
@@ -85,19 +85,19 @@ static void add_masked_lines(const bnk_operands *o, const line_part *p, int64_t 
     const bnk_piece *piece = p->piece;
     for (int64_t line = 0, together; line < p->lines; line += together) {
         together = bnk_min(4, p->lines - line); /* as the leaf takes them */
-        uint8_t keep[4 * BNK_MAX_COLUMNS];
+        uint8_t positions[4 * BNK_MAX_COLUMNS];
         bool masked = false;
         for (int64_t i = 0; i < together; i++) {
-            uint8_t *own = keep + i * BNK_MAX_COLUMNS;
+            uint8_t *own = positions + i * BNK_MAX_COLUMNS;
             const int64_t row = p->row + (line + i) * p->rows_per_line;
-            if (bnk_keep_line(o, row, p->rows_per_line, piece->channels, own))
+            if (bnk_positions_of_line(o, row, p->rows_per_line, piece->channels, own))
                 masked = true;
             else
                 memset(own, 1, (size_t)columns);
         }
         const int64_t at =
             bnk_element_at(o->cut, p->row + line * p->rows_per_line, piece->channel, 0);
-        bnk_gated_column_sums(o, at, together, stride, columns, masked ? keep : NULL,
+        bnk_gated_column_sums(o, at, together, stride, columns, masked ? positions : NULL,
                               BNK_MAX_COLUMNS, p->mean, sum, product);
     }
 }

@@ -36,15 +36,16 @@ static void add_masked_rows(const bnk_operands *o, const bnk_piece *tile, const 
 {
     const bnk_cut *cut = o->cut;
     for (int64_t row = tile->row; row < tile->row + tile->rows; row++) {
-        const uint8_t *keep = bnk_keep_row(o, row, tile->offset, tile->length);
-        const int64_t prefix = keep ? bnk_kept_prefix(keep, tile->length) : tile->length;
+        const uint8_t *positions = bnk_positions_of_row(o, row, tile->offset, tile->length);
+        const int64_t prefix =
+            positions ? bnk_prefix_taking_part(positions, tile->length) : tile->length;
         const int64_t start = bnk_element_at(cut, row, tile->channel, tile->offset);
         for (int64_t i = 0; i < tile->length; i += BNK_STRETCH) {
             const int64_t count = bnk_min(BNK_STRETCH, tile->length - i);
             const int64_t straight = bnk_min(count, prefix - i);
             const void *x = bnk_value(o, o->x, start + i);
             if (prefix < 0)
-                bnk_masked_row_sums(o, start + i, count, keep + i, pivot, sums);
+                bnk_masked_row_sums(o, start + i, count, positions + i, pivot, sums);
             else if (straight > 0 && pivot)
                 o->leaves->row_sums(x, 1, 0, straight, *pivot, sums);
             else if (straight > 0)
@@ -78,7 +79,8 @@ static bnk_moments tile_moments(const bnk_operands *o, const bnk_piece *piece,
                                 const bnk_piece *tile, double *count, bnk_application *other)
 {
     const bnk_grid *grid = &o->cut->grid;
-    const bnk_kept kept = bnk_kept_in(o, tile->row, tile->rows, tile->offset, tile->length);
+    const bnk_taking_part kept =
+        bnk_taking_part_in(o, tile->row, tile->rows, tile->offset, tile->length);
     const double n = *count = (double)kept.count;
     if (n == 0) return (bnk_moments){ 0, 0, 0 };
     const bool masked = kept.count < tile->rows * tile->length;

@@ -111,12 +111,13 @@ BNK_INLINE void BNK_NAME(column_squares_rows)(const BNK_T *x, int together, int6
         }
 #endif
     }
-    BNK_FEW for (; j < columns; j++) for (int r = 0; r < together; r++)
-    {
-        const double v = (double)BNK_WIDEN_ONE(x[r * stride + j]);
-        sum[j] += v;
-        squares[j] += v * v;
-    }
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (; j < columns; j++)
+        for (int r = 0; r < together; r++) {
+            const double v = (double)BNK_WIDEN_ONE(x[r * stride + j]);
+            sum[j] += v;
+            squares[j] += v * v;
+        }
 }
 
 static void BNK_NAME(column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns,

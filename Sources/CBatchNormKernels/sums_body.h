@@ -1,7 +1,7 @@
 /*
  * The algorithm of the sums, once. Included by leaves_body.h.
  *
- * Sums walk four rows side by side: four streams keep a core's memory busier than one. They are
+ * Sums walk four rows side by side: four streams positions a core's memory busier than one. They are
  * float64: a product of float32 differences is then exact, squares cannot overflow, and a pivot
  * taken from the data bounds the cancellation (see moments.h). Multiply and add stay apart (no
  * FMA), so that CPUs without it need no emulation; the files are compiled with -ffp-contract=off.
@@ -41,8 +41,10 @@ BNK_LEAF void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int64
                             int64_t count, double filler)
 {
     for (int r = 0; r < together; r++)
-        BNK_FEW for (int64_t i = 0; i < BNK_LANES; i++) padded[r * BNK_LANES + i] =
-            i < count ? row[r * stride + i] : BNK_NARROW_ONE((BNK_C)filler);
+#pragma clang loop unroll(disable) vectorize(disable)
+        for (int64_t i = 0; i < BNK_LANES; i++)
+            padded[r * BNK_LANES + i] =
+                i < count ? row[r * stride + i] : BNK_NARROW_ONE((BNK_C)filler);
 }
 
 /*
@@ -232,8 +234,8 @@ BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t
         BNK_NAME(add_columns)(x + j + 8, together, stride, pivot + j + 8, sum + j + 8,
                               sum_squares + j + 8);
     }
-    BNK_FEW for (; j < columns; j++)
-    {
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (; j < columns; j++) {
         double held_c[4], held_d[4];
         for (int r = 0; r < together; r++) {
             const double c = (double)BNK_WIDEN_ONE(x[r * stride + j]) - pivot[j];
@@ -288,8 +290,8 @@ BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy,
         BNK_NAME(add_grad_columns)(x + j + 8, dy + j + 8, together, stride, mean + j + 8,
                                    sum + j + 8, sum_product + j + 8);
     }
-    BNK_FEW for (; j < columns; j++)
-    {
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (; j < columns; j++) {
         double held_g[4], held_p[4];
         for (int r = 0; r < together; r++) {
             const double g = (double)BNK_WIDEN_ONE(dy[r * stride + j]);

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdbool.h>
 
-#include "fused.h"
+#include "positions.h"
 #include "halves.h"
 
 /* Four rows of at most BNK_TILE values, or more and shorter ones; of float64 tensors at least a sixteenth of a piece,
@@ -50,7 +50,7 @@ static inline bool bnk_is_near(double count, double sum, double squares)
  * from the mean as it happens to be. Where computing in float a value of that type, with which masked values are filled
  * up.
  */
-static inline double bnk_pivot_of(const bnk_operands *o, int64_t channel, bnk_kept kept,
+static inline double bnk_pivot_of(const bnk_operands *o, int64_t channel, bnk_taking_part kept,
                                   int64_t end, int64_t offset, int64_t length)
 {
     enum { LOOKED_AT = 16 };

@@ -98,7 +98,7 @@ static void free_workspace(void *workspace)
 static int64_t values_that_count(const bench *b)
 {
     const int64_t values = b->grid.rows * b->grid.inner;
-    return b->extras && b->extras->positions ? bnk_count_kept(b->extras->positions, values)
+    return b->extras && b->extras->positions ? bnk_count_taking_part(b->extras->positions, values)
                                              : values;
 }
 

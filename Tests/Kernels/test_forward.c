@@ -12,7 +12,7 @@ typedef struct forward_result {
     elements output, saved_mean, saved_invstd, running_mean, running_var;
 } forward_result;
 
-static forward_result keep(const bench *b)
+static forward_result positions(const bench *b)
 {
     return (forward_result){ guarded_copy(b->output), guarded_copy(b->saved_mean),
                              guarded_copy(b->saved_invstd), guarded_copy(b->running_mean),
@@ -93,7 +93,7 @@ static void over_all_grids(bool is_double)
             bench_reset(&b);
             bench_forward(&b, &cuts[i]);
             check_right(&b, &cuts[i]);
-            const forward_result expected = keep(&b);
+            const forward_result expected = positions(&b);
             const int manner_count = manners_of(cuts[i], g % 8 == 0, manners);
             for (int m = 0; m < manner_count; m++) {
                 bench_reset(&b);

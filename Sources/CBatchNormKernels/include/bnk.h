@@ -1,7 +1,7 @@
 /*
  * bnk.h — the interface between the Swift core and the C kernels. Not installed.
  *
- * The kernels are pure functions over memory: they check nothing, keep nothing and allocate
+ * The kernels are pure functions over memory: they check nothing, positions nothing and allocate
  * nothing. Every argument has been validated by the Swift core (Sources/BatchNorm), which also
  * makes the plan.
  */
@@ -93,7 +93,7 @@ typedef struct bnk_extras {
 } bnk_extras;
 
 /* How many of the positions are not masked. */
-int64_t bnk_count_kept(const uint8_t *positions, int64_t count);
+int64_t bnk_count_taking_part(const uint8_t *positions, int64_t count);
 
 /* Parameter arrays (void *) have the grid's computing type and `channels` elements; NULL means
  * absent. */

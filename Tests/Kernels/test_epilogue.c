@@ -11,19 +11,19 @@
 #include "bench.h"
 
 /* A bench and what extras read and write. */
-typedef struct fused {
+typedef struct extended {
     bench b;
     bnk_extras extras;
     elements residual, grad_residual;
     uint8_t *bits, *positions;
     int64_t bits_count;
     double slope;
-} fused;
+} extended;
 
 /* Every third grid has a residual, a leaky ReLU, or masked positions with NaN in them. */
-static fused fused_make(bnk_grid grid, int turn)
+static extended extended_make(bnk_grid grid, int turn)
 {
-    fused f = { .b = bench_make(grid, turn), .slope = turn % 3 == 1 ? 0.5 : 0 };
+    extended f = { .b = bench_make(grid, turn), .slope = turn % 3 == 1 ? 0.5 : 0 };
     const int64_t count = f.b.input.count, values = grid.rows * grid.inner;
     f.residual = guarded_elements(count, grid.is_double, (placement)(turn % 3));
     f.grad_residual = guarded_elements(count, grid.is_double, (placement)((turn + 1) % 3));
@@ -51,7 +51,7 @@ static fused fused_make(bnk_grid grid, int turn)
 }
 
 /* Bits beyond the last value's are written as 0. */
-static void fused_reset(fused *f)
+static void extended_reset(extended *f)
 {
     bench_reset(&f->b);
     elements_fill_junk(f->grad_residual);
@@ -64,7 +64,7 @@ typedef struct results {
 } results;
 
 /* Forward (also inference, where that is asked for) and backward. */
-static void run(fused *f, const bnk_plan *plan, bool frozen)
+static void run(extended *f, const bnk_plan *plan, bool frozen)
 {
     f->b.extras = &f->extras;
     if (frozen)
@@ -74,7 +74,7 @@ static void run(fused *f, const bnk_plan *plan, bool frozen)
     bench_backward(&f->b, plan, frozen, frozen, GRAD_ALL, OF_ITS_OWN);
 }
 
-static results copy_results(const fused *f)
+static results copy_results(const extended *f)
 {
     results r = { guarded_copy(f->b.output),      guarded_copy(f->b.grad_input),
                   guarded_copy(f->b.grad_weight), guarded_copy(f->b.grad_bias),
@@ -94,7 +94,7 @@ static void free_results(results r)
 }
 
 /* The same from plain operations; of sums of double and float alike, rounded twice, the second time counts. */
-static results compose(fused *f, const bnk_plan *plan, bool frozen)
+static results compose(extended *f, const bnk_plan *plan, bool frozen)
 {
     bench *b = &f->b;
     b->extras = NULL;
@@ -123,7 +123,7 @@ static results compose(fused *f, const bnk_plan *plan, bool frozen)
     return copy_results(f);
 }
 
-static void check_array(const fused *f, const bnk_plan *plan, const char *what, elements got,
+static void check_array(const extended *f, const bnk_plan *plan, const char *what, elements got,
                         elements expected)
 {
     const int64_t at = elements_first_difference(got, expected);
@@ -133,7 +133,7 @@ static void check_array(const fused *f, const bnk_plan *plan, const char *what, 
           elements_get(expected, at));
 }
 
-static void check_results(const fused *f, const bnk_plan *plan, results expected)
+static void check_results(const extended *f, const bnk_plan *plan, results expected)
 {
     check_array(f, plan, "output", f->b.output, expected.output);
     check_array(f, plan, "grad_input", f->b.grad_input, expected.grad_input);
@@ -153,16 +153,16 @@ static void over_all_grids(bool is_double, bool frozen)
     for (int g = is_double; g < count; g += 2) {
         bnk_grid grid = grids[g];
         grid.is_double = is_double;
-        fused f = fused_make(grid, g + frozen);
+        extended f = extended_make(grid, g + frozen);
         /* Sums of nothing are another matter (Operations.swift). */
-        if (f.extras.positions && bnk_count_kept(f.positions, grid.rows * grid.inner) == 0) {
+        if (f.extras.positions && bnk_count_taking_part(f.positions, grid.rows * grid.inner) == 0) {
             bench_free(&f.b);
             continue;
         }
         bnk_plan cuts[MAX_CUTS], manners[MAX_MANNERS];
         const int cut_count = cuts_of(&grid, cuts);
         for (int i = 0; i < cut_count; i++) {
-            fused_reset(&f);
+            extended_reset(&f);
             results expected;
             if (f.extras.positions) {
                 run(&f, &cuts[i], frozen);
@@ -175,7 +175,7 @@ static void over_all_grids(bool is_double, bool frozen)
             }
             const int manner_count = manners_of(cuts[i], g % 8 == 0, manners);
             for (int m = 0; m < manner_count; m++) {
-                fused_reset(&f);
+                extended_reset(&f);
                 run(&f, &manners[m], frozen);
                 check_results(&f, &manners[m], expected);
             }
@@ -211,5 +211,5 @@ int main(void)
         cmocka_unit_test_teardown(double_is_composed, bench_teardown),
         cmocka_unit_test_teardown(frozen_is_composed, bench_teardown),
     };
-    return cmocka_run_group_tests_name("kernels: fused", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("kernels: epilogue", tests, NULL, NULL);
 }

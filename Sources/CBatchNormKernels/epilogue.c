@@ -1,0 +1,89 @@
+/* Which leaf takes a stretch of values: see epilogue.h. */
+#include "epilogue.h"
+
+int bnk_applies_plainly(const bnk_operands *o)
+{
+    const bnk_extras *e = o->extras;
+    if (!e) return 1;
+    return e->activation.kind == BNK_ACTIVATION_NONE && !e->residual &&
+           !e->written_activation_mask && !e->grad_residual;
+}
+
+int bnk_sums_plainly(const bnk_operands *o)
+{
+    return !o->extras || o->extras->activation.kind == BNK_ACTIVATION_NONE;
+}
+
+/* ---- stretches ---- */
+
+static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count,
+                              const uint8_t *positions)
+{
+    const bnk_extras *e = o->extras;
+    bnk_stretch s = {
+        .way = !o->dy      ? BNK_WAY_FORWARD
+               : o->frozen ? BNK_WAY_FROZEN
+                           : BNK_WAY_GRADIENT,
+        .stream = o->cut->plan.nontemporal,
+        .at = at,
+        .count = count,
+        .x = bnk_value(o, o->x, at),
+        .dy = bnk_value(o, o->dy, at),
+        .y = bnk_value(o, o->y, at),
+        .activation = e->activation,
+        .pass_masked = e->pass_masked,
+        .positions = positions,
+    };
+    if (!o->dy) {
+        s.residual = bnk_value(o, e->residual, at);
+        s.written_activation_mask = e->written_activation_mask;
+    } else {
+        s.grad_residual = bnk_value(o, e->grad_residual, at);
+        if (e->activation.kind != BNK_ACTIVATION_NONE) {
+            s.activation_mask = e->activation_mask;
+            s.output = s.activation_mask ? NULL : bnk_value(o, e->output, at);
+        }
+    }
+    return s;
+}
+
+/* How much of a row is taken at once. All but the last ends where a cache line of y does. */
+static int64_t share(const bnk_operands *o, int64_t at, int64_t left)
+{
+    if (left <= BNK_STRETCH) return left;
+    const char *end = bnk_value(o, bnk_written(o), at + BNK_STRETCH);
+    return BNK_STRETCH - (int64_t)((uintptr_t)end % 64) / o->cut->element;
+}
+
+void bnk_epilogue_row(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
+                      const bnk_linear *f)
+{
+    for (int64_t i = 0, n; i < count; i += n) {
+        n = share(o, at + i, count - i);
+        const bnk_stretch s = stretch_at(o, at + i, n, positions ? positions + i : NULL);
+        o->leaves->row_stretch(&s, f);
+    }
+}
+
+void bnk_epilogue_line(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
+                       const bnk_linears *f)
+{
+    const bnk_stretch s = stretch_at(o, at, count, positions);
+    o->leaves->column_stretch(&s, f);
+}
+
+void bnk_gated_row_sums(const bnk_operands *o, int64_t at, int64_t rows, int64_t stride,
+                        int64_t count, const uint8_t *positions, int64_t ahead, double mean,
+                        bnk_lane_sums *sums)
+{
+    const bnk_stretch s = stretch_at(o, at, count, positions);
+    o->leaves->row_gated_sums(&s, rows, stride, o->cut->grid.inner, ahead, mean, sums);
+}
+
+void bnk_gated_column_sums(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride,
+                           int64_t count, const uint8_t *positions, int64_t positions_stride,
+                           const double *mean, double *sum, double *product)
+{
+    const bnk_stretch s = stretch_at(o, at, count, positions);
+    o->leaves->column_gated_sums(&s, lines, stride, positions_stride, mean, sum, product);
+}

@@ -1,0 +1,33 @@
+/* Operations with an activation, a residual or masked positions: which leaf takes a stretch of them. */
+#ifndef BNK_EPILOGUE_H
+#define BNK_EPILOGUE_H
+
+#include "operands.h"
+
+/* Where stretches should end with a cache line. */
+static inline const char *bnk_written(const bnk_operands *o)
+{
+    return o->y ? o->y : o->extras->grad_residual;
+}
+
+/* Whether the plain leaves apply to values of which none is masked, or sum them. */
+int bnk_applies_plainly(const bnk_operands *o);
+int bnk_sums_plainly(const bnk_operands *o);
+
+/* ---- `count` values from element `at` of the tensors on, of a row or a line ---- */
+
+void bnk_epilogue_row(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
+                      const bnk_linear *f);
+void bnk_epilogue_line(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
+                       const bnk_linears *f);
+
+/* The gradient's sums of some rows or lines that lie `stride` elements, and their masks positions_stride bytes,
+ * apart. */
+void bnk_gated_row_sums(const bnk_operands *o, int64_t at, int64_t rows, int64_t stride,
+                        int64_t count, const uint8_t *positions, int64_t ahead, double mean,
+                        bnk_lane_sums *sums);
+void bnk_gated_column_sums(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride,
+                           int64_t count, const uint8_t *positions, int64_t positions_stride,
+                           const double *mean, double *sum, double *product);
+
+#endif

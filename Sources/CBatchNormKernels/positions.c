@@ -1,0 +1,114 @@
+/* Which positions take part, and sums over these: see positions.h. */
+#include "positions.h"
+
+#include <string.h>
+
+int64_t bnk_count_taking_part(const uint8_t *positions, int64_t count)
+{
+    typedef uint8_t bytes __attribute__((vector_size(16)));
+    int64_t kept = 0, i = 0;
+    while (count - i >= 16) {
+        /* Sixteen counts side by side, for as long as they fit in a byte. */
+        bytes part = { 0 };
+        const int64_t end = i + bnk_min(255, (count - i) / 16) * 16;
+        for (; i < end; i += 16) {
+            bytes own;
+            memcpy(&own, positions + i, sizeof own);
+            part -= (bytes)(own != 0); /* of all ones, -1 */
+        }
+        for (int k = 0; k < 16; k++) kept += part[k];
+    }
+    for (; i < count; i++) kept += positions[i] != 0;
+    return kept;
+}
+
+const uint8_t *bnk_positions_of_row(const bnk_operands *o, int64_t row, int64_t offset,
+                                    int64_t length)
+{
+    if (!o->extras || !o->extras->positions) return NULL;
+    const uint8_t *positions = o->extras->positions + row * o->cut->grid.inner + offset;
+    return bnk_count_taking_part(positions, length) == length ? NULL : positions;
+}
+
+int64_t bnk_prefix_taking_part(const uint8_t *positions, int64_t length)
+{
+    const int64_t kept = bnk_count_taking_part(positions, length);
+    return bnk_count_taking_part(positions, kept) == kept ? kept : -1;
+}
+
+const uint8_t *bnk_positions_of_line(const bnk_operands *o, int64_t row, int64_t fold,
+                                     int64_t channels, uint8_t *columns)
+{
+    const int64_t inner = o->cut->grid.inner;
+    if (!bnk_positions_of_row(o, row, 0, fold * inner)) return NULL;
+    const uint8_t *positions = o->extras->positions + row * inner;
+    uint8_t *to = columns;
+    if (inner == 1) /* fold rows of channels */
+        for (int64_t f = 0; f < fold; f++, to += channels)
+            memset(to, positions[f], (size_t)channels);
+    else
+        for (int64_t c = 0; c < channels; c++, to += inner) memcpy(to, positions, (size_t)inner);
+    return columns;
+}
+
+bnk_taking_part bnk_taking_part_in(const bnk_operands *o, int64_t row, int64_t rows, int64_t offset,
+                                   int64_t length)
+{
+    const int64_t inner = o->cut->grid.inner;
+    bnk_taking_part kept = { rows * length, row, offset };
+    if (!o->extras || !o->extras->positions) return kept;
+    kept.count = 0;
+    for (int64_t r = row; r < row + rows; r++) {
+        const uint8_t *positions = o->extras->positions + r * inner + offset;
+        const int64_t own = bnk_count_taking_part(positions, length);
+        if (own > 0 && kept.count == 0) {
+            int64_t first = 0;
+            while (!positions[first]) first++;
+            kept.row = r;
+            kept.offset = offset + first;
+        }
+        kept.count += own;
+    }
+    return kept;
+}
+
+/* ---- masked values ---- */
+
+/* A line or a stretch in computing type. */
+typedef struct buffer {
+    _Alignas(64) double values[BNK_MAX_COLUMNS];
+} buffer;
+
+/* The leaves that work on such. */
+static const bnk_leaves *computing_leaves(const bnk_operands *o)
+{
+    return bnk_computing_leaves_for(o->cut->plan.isa, &o->cut->grid);
+}
+
+void bnk_masked_row_sums(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
+                         const double *pivot, bnk_lane_sums *sums)
+{
+    buffer x;
+    double filler;
+    /* What adds nothing: the pivot itself, or 0. */
+    bnk_set(&filler, o->cut->grid.is_double, 0, pivot ? *pivot : 0);
+    o->leaves->fill_masked(bnk_value(o, o->x, at), positions, &filler, 0, x.values, count);
+    if (pivot)
+        computing_leaves(o)->row_sums(x.values, 1, 0, count, *pivot, sums);
+    else
+        computing_leaves(o)->row_squares(x.values, 1, 0, count, 0, sums);
+}
+
+void bnk_masked_line_sums(const bnk_operands *o, int64_t at, int64_t count,
+                          const uint8_t *positions, const double *pivot, double *sum,
+                          double *squares)
+{
+    buffer x, fillers;
+    for (int64_t j = 0; j < count; j++)
+        bnk_set(fillers.values, o->cut->grid.is_double, j, pivot ? pivot[j] : 0);
+    o->leaves->fill_masked(bnk_value(o, o->x, at), positions, fillers.values, 1, x.values, count);
+    if (pivot)
+        computing_leaves(o)->column_sums(x.values, 1, 0, count, 0, pivot, sum, squares);
+    else
+        computing_leaves(o)->column_squares(x.values, 1, 0, count, 0, sum, squares);
+}
