@@ -172,19 +172,21 @@ _Static_assert(sizeof(bnk_gradients) <= BNK_RESULT_DOUBLES * sizeof(double), "se
 static backward backward_on(const bnk_cut *cut, const bnk_backward *job,
                             const bnk_gradient_sums *sums)
 {
+    const bnk_operands operands = { .cut = cut,
+                                    .leaves = bnk_leaves_for(cut->plan.isa, &cut->grid),
+                                    .x = job->input,
+                                    .dy = job->grad_output,
+                                    .y = job->grad_input,
+                                    .frozen = job->frozen,
+                                    .extras = job->extras };
+    const bool writes_parameters = job->grad_weight || job->grad_bias;
+    const bool writes_residual = job->extras && job->extras->grad_residual;
     return (backward){
         .operation = { .reduction = &gradients_reduction,
-                       .operands = { .cut = cut,
-                                     .leaves = bnk_leaves_for(cut->plan.isa, &cut->grid),
-                                     .x = job->input,
-                                     .dy = job->grad_output,
-                                     .y = job->grad_input,
-                                     .frozen = job->frozen,
-                                     .extras = job->extras },
+                       .operands = operands,
                        .count = sums ? sums->count : (double)job->count,
-                       .has_results =
-                           job->grad_weight || job->grad_bias || (job->grad_input && !job->frozen),
-                       .applies = job->grad_input || (job->extras && job->extras->grad_residual) },
+                       .has_results = writes_parameters || (job->grad_input && !job->frozen),
+                       .applies = job->grad_input || writes_residual },
         .job = job,
         .sums = sums,
     };

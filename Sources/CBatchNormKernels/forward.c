@@ -104,18 +104,18 @@ _Static_assert(sizeof(bnk_moments) <= BNK_RESULT_DOUBLES * sizeof(double), "see 
 
 static training training_on(const bnk_cut *cut, bnk_forward *job, const bnk_moment_arrays *moments)
 {
-    return (
-        training){ .operation = { .reduction = &moments_reduction,
-                                  .operands = { .cut = cut,
-                                                .leaves = bnk_leaves_for(cut->plan.isa, &cut->grid),
-                                                .x = job->input,
-                                                .y = job->output,
-                                                .extras = job->extras },
-                                  .count = moments ? moments->count : (double)job->count,
-                                  .has_results = true,
-                                  .applies = true },
-                   .job = job,
-                   .moments = moments };
+    const bnk_operands operands = { .cut = cut,
+                                    .leaves = bnk_leaves_for(cut->plan.isa, &cut->grid),
+                                    .x = job->input,
+                                    .y = job->output,
+                                    .extras = job->extras };
+    return (training){ .operation = { .reduction = &moments_reduction,
+                                      .operands = operands,
+                                      .count = moments ? moments->count : (double)job->count,
+                                      .has_results = true,
+                                      .applies = true },
+                       .job = job,
+                       .moments = moments };
 }
 
 int64_t bnk_forward_workspace(const bnk_cut *cut)
