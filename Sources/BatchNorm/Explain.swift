@@ -316,7 +316,7 @@ extension BatchNormPlan: CustomStringConvertible {
                 text.append(runChannels, "channel")
             }
             text.append(" is reduced and then applied by one thread")
-            // forward.c and backward.c
+            // reduction.c
             text.append(
                 hasNontemporalStores && !isByColumns
                     ? "; while it is written, the next one is reduced\n" : "\n")

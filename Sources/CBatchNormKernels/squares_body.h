@@ -1,6 +1,6 @@
 /*
  * sum(x) and sum(x^2) in float64 without a pivot, where computing in float: two thirds of the cost of sums
- * around one, and as good where the mean is not far larger than the deviation (see holds in forward.c).
+ * around one, and as good where the mean is not far larger than the deviation (see bnk_needs_no_pivot in tile.h).
  * Included by leaves_body.h.
  *
  * A product of two floats is exact in double, and so fusing it with the addition rounds as not fusing
