@@ -21,16 +21,16 @@ BNK_INLINE void BNK_NAME(gated_some)(const bnk_stretch *s, int64_t i, int64_t co
 
 /* Less than sixteen; zeros follow. */
 BNK_LEAF void BNK_NAME(gated_part)(const bnk_stretch *s, int64_t i, int64_t count,
-                                   bnk_double16 *gradient, bnk_double16 *x)
+                                   bnk_f64x16 *gradient, bnk_f64x16 *x)
 {
-    *gradient = *x = (bnk_double16){ 0 };
+    *gradient = *x = (bnk_f64x16){ 0 };
     for (int64_t h = 0; h < count; h += BNK_LINE_LENGTH)
         BNK_NAME(gated_some)(s, i + h, count - h < BNK_LINE_LENGTH ? count - h : BNK_LINE_LENGTH,
                              (double *)gradient + h, (double *)x + h);
 }
 
-BNK_INLINE void BNK_NAME(gated_lanes)(const bnk_stretch *s, int64_t i, bnk_double16 *gradient,
-                                      bnk_double16 *x)
+BNK_INLINE void BNK_NAME(gated_lanes)(const bnk_stretch *s, int64_t i, bnk_f64x16 *gradient,
+                                      bnk_f64x16 *x)
 {
     for (int h = 0; h < BNK_LANES; h += BNK_LINE_LENGTH)
         BNK_NAME(gated_some)(s, i + h, BNK_LINE_LENGTH, (double *)gradient + h, (double *)x + h);
@@ -54,10 +54,10 @@ BNK_INLINE void BNK_NAME(add_gated_rows)(const bnk_stretch *first, int together,
                                          int64_t positions_stride, int64_t ahead, double mean,
                                          bnk_lane_sums *sums)
 {
-    const bnk_double16 m = mean - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
+    const bnk_f64x16 m = mean - (bnk_f64x16){ 0 }, one = BNK_ONES(bnk_f64x16);
     const bnk_stretch a = *first,
                       b = BNK_NAME(row_of)(first, together - 1, stride, positions_stride);
-    bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
+    bnk_f64x16 s = *(bnk_f64x16_at *)sums->first, q = *(bnk_f64x16_at *)sums->second;
     int64_t i = 0;
 #define BNK_FETCH(row)                                                                 \
     do {                                                                               \
@@ -65,10 +65,10 @@ BNK_INLINE void BNK_NAME(add_gated_rows)(const bnk_stretch *first, int together,
         BNK_PREFETCH_LANES((const BNK_T *)(row).dy + i + ahead);                       \
         if ((row).output) BNK_PREFETCH_LANES((const BNK_T *)(row).output + i + ahead); \
     } while (0)
-    bnk_double16 held_g[4], held_p[4];
+    bnk_f64x16 held_g[4], held_p[4];
 #define BNK_ADD(r, take)                                                  \
     do {                                                                  \
-        bnk_double16 g, x;                                                \
+        bnk_f64x16 g, x;                                                  \
         take;                                                             \
         BNK_ADD_ROW(s, held_g, r, together, g);                           \
         BNK_ADD_ROW(q, held_p, r, together, g * BNK_SUBTRACT(x, m, one)); \
@@ -87,8 +87,8 @@ BNK_INLINE void BNK_NAME(add_gated_rows)(const bnk_stretch *first, int together,
     }
 #undef BNK_FETCH
 #undef BNK_ADD
-    *(bnk_double16_at *)sums->first = s;
-    *(bnk_double16_at *)sums->second = q;
+    *(bnk_f64x16_at *)sums->first = s;
+    *(bnk_f64x16_at *)sums->second = q;
 }
 
 static void BNK_NAME(row_gated_sums)(const bnk_stretch *s, int64_t rows, int64_t stride,
@@ -112,17 +112,17 @@ BNK_INLINE void BNK_NAME(add_gated_columns)(const bnk_stretch *first, int64_t to
                                             int64_t count, const double *mean, double *sum,
                                             double *product)
 {
-    bnk_double16 m = { 0 }, s = { 0 }, q = { 0 };
-    const bnk_double16 one = BNK_ONES(bnk_double16);
+    bnk_f64x16 m = { 0 }, s = { 0 }, q = { 0 };
+    const bnk_f64x16 one = BNK_ONES(bnk_f64x16);
     const size_t bytes = (size_t)count * sizeof(double);
     memcpy(&m, mean + j, bytes);
     memcpy(&s, sum + j, bytes);
     memcpy(&q, product + j, bytes);
-    bnk_double16 held_g[4], held_p[4];
+    bnk_f64x16 held_g[4], held_p[4];
 #pragma clang loop unroll(disable) /* a row is long code */
     for (int64_t r = 0; r < together; r++) {
         const bnk_stretch own = BNK_NAME(row_of)(first, r, stride, positions_stride);
-        bnk_double16 g, x;
+        bnk_f64x16 g, x;
         if (count == BNK_LANES)
             BNK_NAME(gated_lanes)(&own, j, &g, &x);
         else

@@ -17,93 +17,93 @@
 
 typedef uint16_t bnk_bf16, bnk_f16;
 
-typedef uint16_t bnk_ushort16 __attribute__((vector_size(32)));
-typedef uint16_t bnk_ushort16_at __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint16_t bnk_ushort16_line __attribute__((vector_size(32), aligned(32), may_alias));
-typedef uint16_t bnk_ushort8 __attribute__((vector_size(16)));
-typedef uint16_t bnk_ushort8_at __attribute__((vector_size(16), aligned(2), may_alias));
+typedef uint16_t bnk_u16x16 __attribute__((vector_size(32)));
+typedef uint16_t bnk_u16x16_at __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint16_t bnk_u16x16_line __attribute__((vector_size(32), aligned(32), may_alias));
+typedef uint16_t bnk_u16x8 __attribute__((vector_size(16)));
+typedef uint16_t bnk_u16x8_at __attribute__((vector_size(16), aligned(2), may_alias));
 typedef uint32_t bnk_uint16 __attribute__((vector_size(64)));
 typedef uint32_t bnk_uint8 __attribute__((vector_size(32)));
 
 /* ---- sixteen values ---- */
 
-static inline bnk_uint16 bnk_pick(bnk_int16 which, bnk_uint16 yes, bnk_uint16 no)
+static inline bnk_uint16 bnk_pick(bnk_i32x16 which, bnk_uint16 yes, bnk_uint16 no)
 {
     return ((bnk_uint16)which & yes) | (~(bnk_uint16)which & no);
 }
 
-static inline bnk_float16 bnk_widen_bf16(bnk_ushort16 stored)
+static inline bnk_f32x16 bnk_widen_bf16(bnk_u16x16 stored)
 {
-    return (bnk_float16)(__builtin_convertvector(stored, bnk_uint16) << 16);
+    return (bnk_f32x16)(__builtin_convertvector(stored, bnk_uint16) << 16);
 }
 
-static inline bnk_float8 bnk_widen_half_bf16(bnk_ushort8 stored)
+static inline bnk_f32x8 bnk_widen_half_bf16(bnk_u16x8 stored)
 {
-    return (bnk_float8)(__builtin_convertvector(stored, bnk_uint8) << 16);
+    return (bnk_f32x8)(__builtin_convertvector(stored, bnk_uint8) << 16);
 }
 
 /* Of NaNs the lower half must be 0, so that rounding leaves them alone: as it is of all that come from
  * widened values and from coefficients (see bnk_linears_set). */
-static inline bnk_ushort16 bnk_narrow_bf16(bnk_float16 values)
+static inline bnk_u16x16 bnk_narrow_bf16(bnk_f32x16 values)
 {
     const bnk_uint16 bits = (bnk_uint16)values;
-    return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, bnk_ushort16);
+    return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, bnk_u16x16);
 }
 
 /* Without the CPU's help. A float16's exponent and fraction, moved to where a float's are, are 2^-112 times
  * its value, also where it is subnormal. */
-static inline bnk_float16 bnk_widen_f16_by_bits(bnk_ushort16 stored)
+static inline bnk_f32x16 bnk_widen_f16_by_bits(bnk_u16x16 stored)
 {
     const bnk_uint16 bits = __builtin_convertvector(stored, bnk_uint16), rest = bits & 0x7fff;
-    const bnk_uint16 finite = (bnk_uint16)((bnk_float16)(rest << 13) * 0x1p112f);
+    const bnk_uint16 finite = (bnk_uint16)((bnk_f32x16)(rest << 13) * 0x1p112f);
     const bnk_uint16 special = 0x7f800000 | rest << 13 | ((bnk_uint16)(rest > 0x7c00) & 0x400000);
-    return (bnk_float16)(bnk_pick((bnk_int16)(rest >= 0x7c00), special, finite) | (bits & 0x8000)
+    return (bnk_f32x16)(bnk_pick((bnk_i32x16)(rest >= 0x7c00), special, finite) | (bits & 0x8000)
                                                                                       << 16);
 }
 
-static inline bnk_float8 bnk_widen_half_f16_by_bits(bnk_ushort8 stored)
+static inline bnk_f32x8 bnk_widen_half_f16_by_bits(bnk_u16x8 stored)
 {
-    bnk_ushort16 padded = { 0 };
+    bnk_u16x16 padded = { 0 };
     memcpy(&padded, &stored, sizeof stored);
-    const bnk_float16 widened = bnk_widen_f16_by_bits(padded);
-    bnk_float8 first;
+    const bnk_f32x16 widened = bnk_widen_f16_by_bits(padded);
+    bnk_f32x8 first;
     memcpy(&first, &widened, sizeof first);
     return first;
 }
 
-static inline bnk_ushort16 bnk_narrow_f16_by_bits(bnk_float16 values)
+static inline bnk_u16x16 bnk_narrow_f16_by_bits(bnk_f32x16 values)
 {
     const bnk_uint16 bits = (bnk_uint16)values, size = bits & 0x7fffffff;
     const bnk_uint16 normal = (size - (112 << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
     /* Beside 0.5 a float's last place is a float16 subnormal's, so that the addition rounds. */
-    const bnk_uint16 subnormal = (bnk_uint16)((bnk_float16)size + 0.5f) - 0x3f000000;
+    const bnk_uint16 subnormal = (bnk_uint16)((bnk_f32x16)size + 0.5f) - 0x3f000000;
     const bnk_uint16 nan = 0x7e00 | (size >> 13 & 0x3ff);
-    bnk_uint16 rest = bnk_pick((bnk_int16)(size < 0x38800000), subnormal, normal);
-    rest = bnk_pick((bnk_int16)(size >= 0x477ff000), (bnk_uint16){ 0 } + 0x7c00, rest);
-    rest = bnk_pick((bnk_int16)(size > 0x7f800000), nan, rest);
-    return __builtin_convertvector(rest | (bits >> 16 & 0x8000), bnk_ushort16);
+    bnk_uint16 rest = bnk_pick((bnk_i32x16)(size < 0x38800000), subnormal, normal);
+    rest = bnk_pick((bnk_i32x16)(size >= 0x477ff000), (bnk_uint16){ 0 } + 0x7c00, rest);
+    rest = bnk_pick((bnk_i32x16)(size > 0x7f800000), nan, rest);
+    return __builtin_convertvector(rest | (bits >> 16 & 0x8000), bnk_u16x16);
 }
 
 /* ---- one value ---- */
 
 static inline float bnk_widen_one_bf16(bnk_bf16 stored)
 {
-    return bnk_widen_bf16((bnk_ushort16){ stored })[0];
+    return bnk_widen_bf16((bnk_u16x16){ stored })[0];
 }
 
 static inline bnk_bf16 bnk_narrow_one_bf16(float value)
 {
-    return bnk_narrow_bf16((bnk_float16){ value })[0];
+    return bnk_narrow_bf16((bnk_f32x16){ value })[0];
 }
 
 static inline float bnk_widen_one_f16(bnk_f16 stored)
 {
-    return bnk_widen_f16_by_bits((bnk_ushort16){ stored })[0];
+    return bnk_widen_f16_by_bits((bnk_u16x16){ stored })[0];
 }
 
 static inline bnk_f16 bnk_narrow_one_f16(float value)
 {
-    return bnk_narrow_f16_by_bits((bnk_float16){ value })[0];
+    return bnk_narrow_f16_by_bits((bnk_f32x16){ value })[0];
 }
 
 /* Element `i` of a tensor. */

@@ -3,7 +3,7 @@
  */
 #include "apply_body.h"
 #include "sums_body.h"
-#ifdef BNK_COMPUTES_FLOAT
+#if BNK_COMPUTES_FLOAT
 #include "squares_body.h"
 #endif
 #include "lanes_body.h"
@@ -25,7 +25,7 @@ const bnk_leaves BNK_NAME(leaves) = {
     .column_stretch = BNK_NAME(column_stretch),
     .column_gated_sums = BNK_NAME(column_gated_sums),
     .fill_masked = BNK_NAME(fill_masked),
-#ifdef BNK_COMPUTES_FLOAT
+#if BNK_COMPUTES_FLOAT
     .row_squares = BNK_NAME(row_squares),
     .column_squares = BNK_NAME(column_squares),
 #endif

@@ -34,16 +34,14 @@ static __attribute__((noinline)) float fused_float(float a, float b, float c)
 }
 
 /* Not inlined nor unrolled, for it stands in many places and is slow anyway. */
-static __attribute__((noinline)) bnk_float16 fused_floats(bnk_float16 a, bnk_float16 b,
-                                                          bnk_float16 c)
+static __attribute__((noinline)) bnk_f32x16 fused_floats(bnk_f32x16 a, bnk_f32x16 b, bnk_f32x16 c)
 {
 #pragma clang loop unroll(disable) vectorize(disable)
     for (int i = 0; i < BNK_LANES; i++) c[i] = fused_float(a[i], b[i], c[i]);
     return c;
 }
 
-static __attribute__((noinline)) bnk_double8 fused_doubles(bnk_double8 a, bnk_double8 b,
-                                                           bnk_double8 c)
+static __attribute__((noinline)) bnk_f64x8 fused_doubles(bnk_f64x8 a, bnk_f64x8 b, bnk_f64x8 c)
 {
 #pragma clang loop unroll(disable) vectorize(disable)
     for (int i = 0; i < 8; i++) c[i] = fma(a[i], b[i], c[i]);
@@ -60,12 +58,12 @@ static __attribute__((noinline)) bnk_double8 fused_doubles(bnk_double8 a, bnk_do
 #define BNK_SUBTRACT(a, b, one) ((void)(one), (a) - (b))
 #define BNK_ADD_EXACT(a, b, c) ((c) + (a) * (b))
 
-static __attribute__((noinline)) bnk_float16 widen_f16(bnk_ushort16 stored)
+static __attribute__((noinline)) bnk_f32x16 widen_f16(bnk_u16x16 stored)
 {
     return bnk_widen_f16_by_bits(stored);
 }
 
-static __attribute__((noinline)) bnk_ushort16 narrow_f16(bnk_float16 line)
+static __attribute__((noinline)) bnk_u16x16 narrow_f16(bnk_f32x16 line)
 {
     return bnk_narrow_f16_by_bits(line);
 }

@@ -29,134 +29,143 @@
 #define BNK_PER_CACHE_LINE ((int)(64 / sizeof(BNK_T)))
 
 /*
- * Per type of tensors: BNK_T is what is stored, BNK_C what is computed with. BNK_LINE is a vector of
- * BNK_LINE_LENGTH computed values, BNK_STORED of as many stored ones, BNK_CHOICE of lanes that are all ones
- * or 0. BNK_VANISHING is the largest positive value that is rounded to 0 when stored.
+ * What the bodies say of the type in hand, BNK_TYPE: BNK_T stands for BNK_T_float where that is float. BNK_T is what is
+ * stored, BNK_C what is computed with. BNK_LINE is a vector of BNK_LINE_LENGTH computed values, BNK_STORED of as many
+ * stored ones, BNK_CHOICE of lanes that are all ones or 0. BNK_VANISHING is the largest positive value that is rounded
+ * to 0 when stored. BNK_FMA_... and the conversions of f16 are the instruction set's.
  */
+#define BNK_OF__(name, type) BNK_##name##_##type
+#define BNK_OF_(name, type) BNK_OF__(name, type)
+#define BNK_OF(name) BNK_OF_(name, BNK_TYPE)
 
-/* ---- computed with as float ---- */
+#define BNK_COMPUTES_FLOAT BNK_OF(COMPUTES_FLOAT)
+#define BNK_STORES_HALF BNK_OF(STORES_HALF)
+#define BNK_T BNK_OF(T)
+#define BNK_C BNK_OF(C)
+#define BNK_LINE BNK_OF(LINE)
+#define BNK_LINE_AT BNK_OF(LINE_AT)
+#define BNK_LINE_LENGTH BNK_OF(LINE_LENGTH)
+#define BNK_CHOICE BNK_OF(CHOICE)
+#define BNK_STORED BNK_OF(STORED)
+#define BNK_STORED_AT BNK_OF(STORED_AT)
+#define BNK_STORED_ALIGNED BNK_OF(STORED_ALIGNED)
+#define BNK_LANES_AT BNK_OF(LANES_AT)
+#define BNK_HALF_AT BNK_OF(HALF_AT)
+#define BNK_VANISHING BNK_OF(VANISHING)
+#define BNK_FMA(a, b, c) BNK_OF(FMA)(a, b, c)
+#define BNK_FMA_ONE(a, b, c) BNK_OF(FMA_ONE)(a, b, c)
+#define BNK_WIDEN(stored) BNK_OF(WIDEN)(stored)
+#define BNK_WIDEN_LANES(stored) BNK_OF(WIDEN_LANES)(stored)
+#define BNK_WIDEN_HALF(stored) BNK_OF(WIDEN_HALF)(stored)
+#define BNK_WIDEN_ONE(stored) BNK_OF(WIDEN_ONE)(stored)
+#define BNK_NARROW(line) BNK_OF(NARROW)(line)
+#define BNK_NARROW_ONE(value) BNK_OF(NARROW_ONE)(value)
 
-#define BNK_COMPUTES_FLOAT
-#define BNK_C float
-#define BNK_LINE bnk_float16
-#define BNK_LINE_AT bnk_float16_at
-#define BNK_LINE_LENGTH 16
-#define BNK_CHOICE bnk_int16
-#define BNK_FMA(a, b, c) BNK_FMA_float(a, b, c)
-#define BNK_FMA_ONE(a, b, c) BNK_FMA_ONE_float(a, b, c)
+/* ---- float ---- */
+
+#define BNK_COMPUTES_FLOAT_float 1
+#define BNK_STORES_HALF_float 0
+#define BNK_T_float float
+#define BNK_C_float float
+#define BNK_LINE_float bnk_f32x16
+#define BNK_LINE_AT_float bnk_f32x16_at
+#define BNK_LINE_LENGTH_float 16
+#define BNK_CHOICE_float bnk_i32x16
+#define BNK_STORED_float bnk_f32x16
+#define BNK_STORED_AT_float bnk_f32x16_at
+#define BNK_STORED_ALIGNED_float bnk_f32x16_line
+#define BNK_LANES_AT_float bnk_f32x16_at
+#define BNK_HALF_AT_float bnk_f32x8_at
+#define BNK_VANISHING_float 0
+#define BNK_WIDEN_float(stored) (stored)
+#define BNK_WIDEN_LANES_float(stored) (stored)
+#define BNK_WIDEN_HALF_float(stored) (stored)
+#define BNK_WIDEN_ONE_float(stored) (stored)
+#define BNK_NARROW_float(line) (line)
+#define BNK_NARROW_ONE_float(value) (value)
 
 #define BNK_TYPE float
-#define BNK_T float
-#define BNK_STORED bnk_float16
-#define BNK_STORED_AT bnk_float16_at
-#define BNK_STORED_ALIGNED bnk_float16_line
-#define BNK_LANES_AT bnk_float16_at
-#define BNK_HALF_AT bnk_float8_at
-#define BNK_VANISHING 0
-#define BNK_WIDEN(stored) (stored)
-#define BNK_WIDEN_LANES(stored) (stored)
-#define BNK_WIDEN_HALF(stored) (stored)
-#define BNK_WIDEN_ONE(stored) (stored)
-#define BNK_NARROW(line) (line)
-#define BNK_NARROW_ONE(value) (value)
 #include "leaves_body.h"
 #undef BNK_TYPE
-#undef BNK_T
-#undef BNK_STORED
-#undef BNK_STORED_AT
-#undef BNK_STORED_ALIGNED
-#undef BNK_LANES_AT
-#undef BNK_HALF_AT
-#undef BNK_VANISHING
-#undef BNK_WIDEN
-#undef BNK_WIDEN_LANES
-#undef BNK_WIDEN_HALF
-#undef BNK_WIDEN_ONE
-#undef BNK_NARROW
-#undef BNK_NARROW_ONE
 
-/* Both half types: sixteen bits. */
-#define BNK_STORES_HALF
-#define BNK_STORED bnk_ushort16
-#define BNK_STORED_AT bnk_ushort16_at
-#define BNK_STORED_ALIGNED bnk_ushort16_line
-#define BNK_LANES_AT bnk_ushort16_at
-#define BNK_HALF_AT bnk_ushort8_at
-#define BNK_WIDEN_LANES(stored) BNK_WIDEN(stored)
+/* ---- double ---- */
 
-#define BNK_TYPE bf16
-#define BNK_T bnk_bf16
-#define BNK_VANISHING 0x1p-134f
-#define BNK_WIDEN(stored) bnk_widen_bf16(stored)
-#define BNK_WIDEN_HALF(stored) bnk_widen_half_bf16(stored)
-#define BNK_WIDEN_ONE(stored) bnk_widen_one_bf16(stored)
-#define BNK_NARROW(line) bnk_narrow_bf16(line)
-#define BNK_NARROW_ONE(value) bnk_narrow_one_bf16(value)
-#include "leaves_body.h"
-#undef BNK_TYPE
-#undef BNK_T
-#undef BNK_VANISHING
-#undef BNK_WIDEN
-#undef BNK_WIDEN_HALF
-#undef BNK_WIDEN_ONE
-#undef BNK_NARROW
-#undef BNK_NARROW_ONE
-
-#define BNK_TYPE f16
-#define BNK_T bnk_f16
-#define BNK_VANISHING 0x1p-25f
-#define BNK_WIDEN(stored) BNK_WIDEN_f16(stored)
-#define BNK_WIDEN_HALF(stored) BNK_WIDEN_HALF_f16(stored)
-#define BNK_WIDEN_ONE(stored) bnk_widen_one_f16(stored)
-#define BNK_NARROW(line) BNK_NARROW_f16(line)
-#define BNK_NARROW_ONE(value) bnk_narrow_one_f16(value)
-#include "leaves_body.h"
-#undef BNK_TYPE
-#undef BNK_T
-#undef BNK_VANISHING
-#undef BNK_WIDEN
-#undef BNK_WIDEN_HALF
-#undef BNK_WIDEN_ONE
-#undef BNK_NARROW
-#undef BNK_NARROW_ONE
-#undef BNK_STORED
-#undef BNK_STORED_AT
-#undef BNK_STORED_ALIGNED
-#undef BNK_LANES_AT
-#undef BNK_HALF_AT
-#undef BNK_WIDEN_LANES
-#undef BNK_STORES_HALF
-
-#undef BNK_COMPUTES_FLOAT
-#undef BNK_C
-#undef BNK_LINE
-#undef BNK_LINE_AT
-#undef BNK_LINE_LENGTH
-#undef BNK_CHOICE
-#undef BNK_FMA
-#undef BNK_FMA_ONE
-
-/* ---- computed with as double ---- */
+#define BNK_COMPUTES_FLOAT_double 0
+#define BNK_STORES_HALF_double 0
+#define BNK_T_double double
+#define BNK_C_double double
+#define BNK_LINE_double bnk_f64x8
+#define BNK_LINE_AT_double bnk_f64x8_at
+#define BNK_LINE_LENGTH_double 8
+#define BNK_CHOICE_double bnk_i64x8
+#define BNK_STORED_double bnk_f64x8
+#define BNK_STORED_AT_double bnk_f64x8_at
+#define BNK_STORED_ALIGNED_double bnk_f64x8_line
+#define BNK_LANES_AT_double bnk_f64x16_at
+#define BNK_HALF_AT_double bnk_f64x8_at
+#define BNK_VANISHING_double 0
+#define BNK_WIDEN_double(stored) (stored)
+#define BNK_WIDEN_LANES_double(stored) (stored)
+#define BNK_WIDEN_HALF_double(stored) (stored)
+#define BNK_WIDEN_ONE_double(stored) (stored)
+#define BNK_NARROW_double(line) (line)
+#define BNK_NARROW_ONE_double(value) (value)
 
 #define BNK_TYPE double
-#define BNK_T double
-#define BNK_C double
-#define BNK_LINE bnk_double8
-#define BNK_LINE_AT bnk_double8_at
-#define BNK_LINE_LENGTH 8
-#define BNK_CHOICE bnk_long8
-#define BNK_FMA(a, b, c) BNK_FMA_double(a, b, c)
-#define BNK_FMA_ONE(a, b, c) BNK_FMA_ONE_double(a, b, c)
-#define BNK_STORED bnk_double8
-#define BNK_STORED_AT bnk_double8_at
-#define BNK_STORED_ALIGNED bnk_double8_line
-#define BNK_LANES_AT bnk_double16_at
-#define BNK_HALF_AT bnk_double8_at
-#define BNK_VANISHING 0
-#define BNK_WIDEN(stored) (stored)
-#define BNK_WIDEN_LANES(stored) (stored)
-#define BNK_WIDEN_HALF(stored) (stored)
-#define BNK_WIDEN_ONE(stored) (stored)
-#define BNK_NARROW(line) (line)
-#define BNK_NARROW_ONE(value) (value)
 #include "leaves_body.h"
+#undef BNK_TYPE
+
+/* ---- bfloat16, computed with as float ---- */
+
+#define BNK_COMPUTES_FLOAT_bf16 1
+#define BNK_STORES_HALF_bf16 1
+#define BNK_T_bf16 bnk_bf16
+#define BNK_C_bf16 float
+#define BNK_LINE_bf16 bnk_f32x16
+#define BNK_LINE_AT_bf16 bnk_f32x16_at
+#define BNK_LINE_LENGTH_bf16 16
+#define BNK_CHOICE_bf16 bnk_i32x16
+#define BNK_STORED_bf16 bnk_u16x16
+#define BNK_STORED_AT_bf16 bnk_u16x16_at
+#define BNK_STORED_ALIGNED_bf16 bnk_u16x16_line
+#define BNK_LANES_AT_bf16 bnk_u16x16_at
+#define BNK_HALF_AT_bf16 bnk_u16x8_at
+#define BNK_VANISHING_bf16 0x1p-134f
+#define BNK_FMA_bf16(a, b, c) BNK_FMA_float(a, b, c)
+#define BNK_FMA_ONE_bf16(a, b, c) BNK_FMA_ONE_float(a, b, c)
+#define BNK_WIDEN_bf16(stored) bnk_widen_bf16(stored)
+#define BNK_WIDEN_LANES_bf16(stored) bnk_widen_bf16(stored)
+#define BNK_WIDEN_HALF_bf16(stored) bnk_widen_half_bf16(stored)
+#define BNK_WIDEN_ONE_bf16(stored) bnk_widen_one_bf16(stored)
+#define BNK_NARROW_bf16(line) bnk_narrow_bf16(line)
+#define BNK_NARROW_ONE_bf16(value) bnk_narrow_one_bf16(value)
+
+#define BNK_TYPE bf16
+#include "leaves_body.h"
+#undef BNK_TYPE
+
+/* ---- float16, computed with as float ---- */
+
+#define BNK_COMPUTES_FLOAT_f16 1
+#define BNK_STORES_HALF_f16 1
+#define BNK_T_f16 bnk_f16
+#define BNK_C_f16 float
+#define BNK_LINE_f16 bnk_f32x16
+#define BNK_LINE_AT_f16 bnk_f32x16_at
+#define BNK_LINE_LENGTH_f16 16
+#define BNK_CHOICE_f16 bnk_i32x16
+#define BNK_STORED_f16 bnk_u16x16
+#define BNK_STORED_AT_f16 bnk_u16x16_at
+#define BNK_STORED_ALIGNED_f16 bnk_u16x16_line
+#define BNK_LANES_AT_f16 bnk_u16x16_at
+#define BNK_HALF_AT_f16 bnk_u16x8_at
+#define BNK_VANISHING_f16 0x1p-25f
+#define BNK_FMA_f16(a, b, c) BNK_FMA_float(a, b, c)
+#define BNK_FMA_ONE_f16(a, b, c) BNK_FMA_ONE_float(a, b, c)
+#define BNK_WIDEN_LANES_f16(stored) BNK_WIDEN_f16(stored)
+#define BNK_WIDEN_ONE_f16(stored) bnk_widen_one_f16(stored)
+#define BNK_NARROW_ONE_f16(value) bnk_narrow_one_f16(value)
+
+#define BNK_TYPE f16
+#include "leaves_body.h"
+#undef BNK_TYPE

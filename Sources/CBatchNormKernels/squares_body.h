@@ -10,14 +10,14 @@
 
 /* ---- by rows ---- */
 
-#ifdef BNK_STORES_HALF
+#if BNK_STORES_HALF
 /* Sixteen values of some rows, added row by row: they and their squares. */
-BNK_INLINE void BNK_NAME(squares_of)(const BNK_T *x, int together, int64_t stride, bnk_float16 *sum,
-                                     bnk_float16 *squares)
+BNK_INLINE void BNK_NAME(squares_of)(const BNK_T *x, int together, int64_t stride, bnk_f32x16 *sum,
+                                     bnk_f32x16 *squares)
 {
-    bnk_float16 s = { 0 }, q = { 0 };
+    bnk_f32x16 s = { 0 }, q = { 0 };
     for (int r = 0; r < together; r++) {
-        const bnk_float16 v = BNK_NAME(widen_line)(x + r * stride);
+        const bnk_f32x16 v = BNK_NAME(widen_line)(x + r * stride);
         s = r == 0 ? v : s + v;
         q = r == 0 ? v * v : q + v * v; /* no FMA: squares below 2^-126 are not exact */
     }
@@ -29,24 +29,24 @@ BNK_INLINE void BNK_NAME(squares_of)(const BNK_T *x, int together, int64_t strid
 BNK_INLINE void BNK_NAME(add_squares)(const BNK_T *x, int together, int64_t stride, int64_t length,
                                       int64_t ahead, bnk_lane_sums *sums)
 {
-    bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
+    bnk_f64x16 s = *(bnk_f64x16_at *)sums->first, q = *(bnk_f64x16_at *)sums->second;
     for (int64_t i = 0; i < length; i += BNK_LANES) {
         for (int r = 0; r < together; r++) BNK_PREFETCH_LANES(x + r * stride + i + ahead);
-#ifdef BNK_STORES_HALF
-        bnk_float16 sum, squares;
+#if BNK_STORES_HALF
+        bnk_f32x16 sum, squares;
         BNK_NAME(squares_of)(x + i, together, stride, &sum, &squares);
-        s += __builtin_convertvector(sum, bnk_double16);
-        q += __builtin_convertvector(squares, bnk_double16);
+        s += __builtin_convertvector(sum, bnk_f64x16);
+        q += __builtin_convertvector(squares, bnk_f64x16);
 #else
         for (int r = 0; r < together; r++) {
-            const bnk_double16 v = BNK_NAME(lanes_at)(x + r * stride + i);
+            const bnk_f64x16 v = BNK_NAME(lanes_at)(x + r * stride + i);
             s += v;
             q = BNK_ADD_EXACT(v, v, q);
         }
 #endif
     }
-    *(bnk_double16_at *)sums->first = s;
-    *(bnk_double16_at *)sums->second = q;
+    *(bnk_f64x16_at *)sums->first = s;
+    *(bnk_f64x16_at *)sums->second = q;
 }
 
 BNK_LEAF void BNK_NAME(add_four_squares)(const BNK_T *x, int64_t stride, int64_t length,
@@ -92,22 +92,22 @@ BNK_INLINE void BNK_NAME(column_squares_rows)(const BNK_T *x, int together, int6
     for (; j + BNK_LANES <= columns; j += BNK_LANES) {
         for (int r = 0; ahead && r < together * 16 / BNK_PER_CACHE_LINE; r++)
             BNK_PREFETCH(x + BNK_NAME(next_line)(&fetch));
-#ifdef BNK_STORES_HALF
-        bnk_float16 own_sum, own_squares;
+#if BNK_STORES_HALF
+        bnk_f32x16 own_sum, own_squares;
         BNK_NAME(squares_of)(x + j, together, stride, &own_sum, &own_squares);
-        *(bnk_double16_at *)(sum + j) += __builtin_convertvector(own_sum, bnk_double16);
-        *(bnk_double16_at *)(squares + j) += __builtin_convertvector(own_squares, bnk_double16);
+        *(bnk_f64x16_at *)(sum + j) += __builtin_convertvector(own_sum, bnk_f64x16);
+        *(bnk_f64x16_at *)(squares + j) += __builtin_convertvector(own_squares, bnk_f64x16);
 #else
         for (int h = 0; h < BNK_LANES; h += 8) {
-            bnk_double8 s = *(bnk_double8_at *)(sum + j + h);
-            bnk_double8 q = *(bnk_double8_at *)(squares + j + h);
+            bnk_f64x8 s = *(bnk_f64x8_at *)(sum + j + h);
+            bnk_f64x8 q = *(bnk_f64x8_at *)(squares + j + h);
             for (int r = 0; r < together; r++) {
-                const bnk_double8 v = BNK_NAME(half_at)(x + r * stride + j + h);
+                const bnk_f64x8 v = BNK_NAME(half_at)(x + r * stride + j + h);
                 s += v;
                 q = BNK_ADD_EXACT(v, v, q);
             }
-            *(bnk_double8_at *)(sum + j + h) = s;
-            *(bnk_double8_at *)(squares + j + h) = q;
+            *(bnk_f64x8_at *)(sum + j + h) = s;
+            *(bnk_f64x8_at *)(squares + j + h) = q;
         }
 #endif
     }

@@ -7,21 +7,21 @@
  * FMA), so that CPUs without it need no emulation; the files are compiled with -ffp-contract=off.
  */
 
-BNK_INLINE bnk_double16 BNK_NAME(lanes_at)(const BNK_T *p)
+BNK_INLINE bnk_f64x16 BNK_NAME(lanes_at)(const BNK_T *p)
 {
-    return __builtin_convertvector(BNK_WIDEN_LANES(*(const BNK_LANES_AT *)p), bnk_double16);
+    return __builtin_convertvector(BNK_WIDEN_LANES(*(const BNK_LANES_AT *)p), bnk_f64x16);
 }
 
-BNK_INLINE bnk_double8 BNK_NAME(half_at)(const BNK_T *p)
+BNK_INLINE bnk_f64x8 BNK_NAME(half_at)(const BNK_T *p)
 {
-    return __builtin_convertvector(BNK_WIDEN_HALF(*(const BNK_HALF_AT *)p), bnk_double8);
+    return __builtin_convertvector(BNK_WIDEN_HALF(*(const BNK_HALF_AT *)p), bnk_f64x8);
 }
 
 /*
  * total += value, of row r of `together` at one place; row after row, but in float64 tensors, of which four or two rows
  * are first added among themselves: that makes chains of additions shorter (see carry.h) and costs nothing.
  */
-#ifdef BNK_COMPUTES_FLOAT
+#if BNK_COMPUTES_FLOAT
 #define BNK_ADD_ROW(total, held, r, together, value) ((void)(held), (total) += (value))
 #else
 #define BNK_ADD_ROW(total, held, r, together, value)                                     \
@@ -51,45 +51,45 @@ BNK_LEAF void BNK_NAME(pad)(BNK_T *padded, const BNK_T *row, int together, int64
  * The inner loops of the sums, in functions of their own so that all sums stay in registers.
  * length is a multiple of 16.
  */
-#ifdef BNK_COMPUTES_FLOAT
+#if BNK_COMPUTES_FLOAT
 BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride, int64_t length,
                                    double pivot, bnk_lane_sums *sums)
 {
-    const bnk_double16 p = pivot - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
-    bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
+    const bnk_f64x16 p = pivot - (bnk_f64x16){ 0 }, one = BNK_ONES(bnk_f64x16);
+    bnk_f64x16 s = *(bnk_f64x16_at *)sums->first, q = *(bnk_f64x16_at *)sums->second;
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int r = 0; r < together; r++) {
-            const bnk_double16 c = BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), p, one);
+            const bnk_f64x16 c = BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), p, one);
             s += c;
             q += c * c;
         }
-    *(bnk_double16_at *)sums->first = s;
-    *(bnk_double16_at *)sums->second = q;
+    *(bnk_f64x16_at *)sums->first = s;
+    *(bnk_f64x16_at *)sums->second = q;
 }
 #else
 /* Eight lanes at a time, so that the differences of four rows stay in registers. */
 BNK_INLINE void BNK_NAME(add_rows)(const BNK_T *x, int together, int64_t stride, int64_t length,
                                    double pivot, bnk_lane_sums *sums)
 {
-    const bnk_double8 p = pivot - (bnk_double8){ 0 }, one = BNK_ONES(bnk_double8);
-    bnk_double8 s[2], q[2];
+    const bnk_f64x8 p = pivot - (bnk_f64x8){ 0 }, one = BNK_ONES(bnk_f64x8);
+    bnk_f64x8 s[2], q[2];
     for (int h = 0; h < 2; h++) {
-        s[h] = *(bnk_double8_at *)(sums->first + 8 * h);
-        q[h] = *(bnk_double8_at *)(sums->second + 8 * h);
+        s[h] = *(bnk_f64x8_at *)(sums->first + 8 * h);
+        q[h] = *(bnk_f64x8_at *)(sums->second + 8 * h);
     }
     for (int64_t i = 0; i < length; i += BNK_LANES)
         for (int h = 0; h < 2; h++) {
-            bnk_double8 held_c[4], held_d[4];
+            bnk_f64x8 held_c[4], held_d[4];
             for (int r = 0; r < together; r++) {
-                const bnk_double8 c =
+                const bnk_f64x8 c =
                     BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride + i + 8 * h), p, one);
                 BNK_ADD_ROW(s[h], held_c, r, together, c);
                 BNK_ADD_ROW(q[h], held_d, r, together, c * c);
             }
         }
     for (int h = 0; h < 2; h++) {
-        *(bnk_double8_at *)(sums->first + 8 * h) = s[h];
-        *(bnk_double8_at *)(sums->second + 8 * h) = q[h];
+        *(bnk_f64x8_at *)(sums->first + 8 * h) = s[h];
+        *(bnk_f64x8_at *)(sums->second + 8 * h) = q[h];
     }
 }
 #endif
@@ -131,21 +131,21 @@ BNK_INLINE void BNK_NAME(add_grad_rows)(const BNK_T *x, const BNK_T *dy, int tog
                                         int64_t stride, int64_t length, int64_t ahead, double mean,
                                         bnk_lane_sums *sums)
 {
-    const bnk_double16 m = mean - (bnk_double16){ 0 }, one = BNK_ONES(bnk_double16);
-    bnk_double16 s = *(bnk_double16_at *)sums->first, q = *(bnk_double16_at *)sums->second;
+    const bnk_f64x16 m = mean - (bnk_f64x16){ 0 }, one = BNK_ONES(bnk_f64x16);
+    bnk_f64x16 s = *(bnk_f64x16_at *)sums->first, q = *(bnk_f64x16_at *)sums->second;
     for (int64_t i = 0; i < length; i += BNK_LANES) {
-        bnk_double16 held_g[4], held_p[4];
+        bnk_f64x16 held_g[4], held_p[4];
         for (int r = 0; r < together; r++) {
             BNK_PREFETCH_LANES(x + r * stride + i + ahead);
             BNK_PREFETCH_LANES(dy + r * stride + i + ahead);
-            const bnk_double16 g = BNK_NAME(lanes_at)(dy + r * stride + i);
+            const bnk_f64x16 g = BNK_NAME(lanes_at)(dy + r * stride + i);
             BNK_ADD_ROW(s, held_g, r, together, g);
             BNK_ADD_ROW(q, held_p, r, together,
                         g * BNK_SUBTRACT(BNK_NAME(lanes_at)(x + r * stride + i), m, one));
         }
     }
-    *(bnk_double16_at *)sums->first = s;
-    *(bnk_double16_at *)sums->second = q;
+    *(bnk_f64x16_at *)sums->first = s;
+    *(bnk_f64x16_at *)sums->second = q;
 }
 
 BNK_LEAF void BNK_NAME(add_two_grad_rows)(const BNK_T *x, const BNK_T *dy, int64_t stride,
@@ -209,16 +209,16 @@ BNK_INLINE int64_t BNK_NAME(next_line)(BNK_NAME(fetcher) * fetch)
 BNK_INLINE void BNK_NAME(add_columns)(const BNK_T *x, int together, int64_t stride,
                                       const double *pivot, double *sum, double *sum_squares)
 {
-    const bnk_double8 p = *(const bnk_double8_at *)pivot, one = BNK_ONES(bnk_double8);
-    bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_squares;
-    bnk_double8 held_c[4], held_d[4];
+    const bnk_f64x8 p = *(const bnk_f64x8_at *)pivot, one = BNK_ONES(bnk_f64x8);
+    bnk_f64x8 s = *(bnk_f64x8_at *)sum, q = *(bnk_f64x8_at *)sum_squares;
+    bnk_f64x8 held_c[4], held_d[4];
     for (int r = 0; r < together; r++) {
-        const bnk_double8 c = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), p, one);
+        const bnk_f64x8 c = BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), p, one);
         BNK_ADD_ROW(s, held_c, r, together, c);
         BNK_ADD_ROW(q, held_d, r, together, c * c);
     }
-    *(bnk_double8_at *)sum = s;
-    *(bnk_double8_at *)sum_squares = q;
+    *(bnk_f64x8_at *)sum = s;
+    *(bnk_f64x8_at *)sum_squares = q;
 }
 
 BNK_INLINE void BNK_NAME(column_sums_rows)(const BNK_T *x, int together, int64_t stride,
@@ -259,17 +259,17 @@ BNK_INLINE void BNK_NAME(add_grad_columns)(const BNK_T *x, const BNK_T *dy, int 
                                            int64_t stride, const double *mean, double *sum,
                                            double *sum_product)
 {
-    const bnk_double8 m = *(const bnk_double8_at *)mean, one = BNK_ONES(bnk_double8);
-    bnk_double8 s = *(bnk_double8_at *)sum, q = *(bnk_double8_at *)sum_product;
-    bnk_double8 held_g[4], held_p[4];
+    const bnk_f64x8 m = *(const bnk_f64x8_at *)mean, one = BNK_ONES(bnk_f64x8);
+    bnk_f64x8 s = *(bnk_f64x8_at *)sum, q = *(bnk_f64x8_at *)sum_product;
+    bnk_f64x8 held_g[4], held_p[4];
     for (int r = 0; r < together; r++) {
-        const bnk_double8 g = BNK_NAME(half_at)(dy + r * stride);
+        const bnk_f64x8 g = BNK_NAME(half_at)(dy + r * stride);
         BNK_ADD_ROW(s, held_g, r, together, g);
         BNK_ADD_ROW(q, held_p, r, together,
                     g * BNK_SUBTRACT(BNK_NAME(half_at)(x + r * stride), m, one));
     }
-    *(bnk_double8_at *)sum = s;
-    *(bnk_double8_at *)sum_product = q;
+    *(bnk_f64x8_at *)sum = s;
+    *(bnk_f64x8_at *)sum_product = q;
 }
 
 BNK_INLINE void BNK_NAME(column_grad_sums_rows)(const BNK_T *x, const BNK_T *dy, int together,

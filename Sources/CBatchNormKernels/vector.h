@@ -14,21 +14,21 @@
 
 enum { BNK_LANES = 16 };
 
-typedef float bnk_float16 __attribute__((vector_size(64)));
-typedef double bnk_double16 __attribute__((vector_size(128)));
-typedef double bnk_double8 __attribute__((vector_size(64)));
-typedef float bnk_float8 __attribute__((vector_size(32)));
+typedef float bnk_f32x16 __attribute__((vector_size(64)));
+typedef double bnk_f64x16 __attribute__((vector_size(128)));
+typedef double bnk_f64x8 __attribute__((vector_size(64)));
+typedef float bnk_f32x8 __attribute__((vector_size(32)));
 /* All ones or 0 in a lane: a comparison's result. */
-typedef int32_t bnk_int16 __attribute__((vector_size(64)));
-typedef int64_t bnk_long8 __attribute__((vector_size(64)));
+typedef int32_t bnk_i32x16 __attribute__((vector_size(64)));
+typedef int64_t bnk_i64x8 __attribute__((vector_size(64)));
 
 /* The same at any address that suits the element. */
-typedef float bnk_float16_at __attribute__((vector_size(64), aligned(4), may_alias));
-typedef double bnk_double16_at __attribute__((vector_size(128), aligned(8), may_alias));
-typedef float bnk_float8_at __attribute__((vector_size(32), aligned(4), may_alias));
-typedef double bnk_double8_at __attribute__((vector_size(64), aligned(8), may_alias));
+typedef float bnk_f32x16_at __attribute__((vector_size(64), aligned(4), may_alias));
+typedef double bnk_f64x16_at __attribute__((vector_size(128), aligned(8), may_alias));
+typedef float bnk_f32x8_at __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double bnk_f64x8_at __attribute__((vector_size(64), aligned(8), may_alias));
 /* At a cache line's start, for non-temporal stores. */
-typedef float bnk_float16_line __attribute__((vector_size(64), aligned(64), may_alias));
-typedef double bnk_double8_line __attribute__((vector_size(64), aligned(64), may_alias));
+typedef float bnk_f32x16_line __attribute__((vector_size(64), aligned(64), may_alias));
+typedef double bnk_f64x8_line __attribute__((vector_size(64), aligned(64), may_alias));
 
 #endif
