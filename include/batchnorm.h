@@ -84,11 +84,12 @@
  * members that are not 0 by default: BN_..._INIT initializes a struct in C and C++; BN_..._DEFAULTS stands in front of
  * designated initializers in C, as in the program below. An assignment afterwards changes what either has set, for
  * compilers warn of a member that is initialized twice. Later versions of this header add members at the end, with 0
- * for "as before". A library takes structs of other versions: members that a shorter one does not reach count as 0, and bytes of a longer one that the library does
- * not know must be 0. struct_size is a multiple of 8, at least the struct's BN_..._LEAST and at most 4096; else, and
- * for unknown bytes that are not 0, BN_STATUS_STRUCT_SIZE. Results are written as far as the struct reaches and not
- * beyond. A struct that holds results alone (bn_plan_info, bn_layer_get_options) needs struct_size set and nothing
- * else; what the library does not know of it becomes 0.
+ * for "as before". A library takes structs of other versions: members that a shorter one does not reach count as
+ * 0, and bytes of a longer one that the library does not know must be 0. struct_size is a multiple of 8, at
+ * least the struct's BN_..._LEAST and at most 4096; else, and for unknown bytes that are not 0,
+ * BN_STATUS_STRUCT_SIZE. Results are written as far as the struct reaches and not beyond. A struct that holds
+ * results alone (bn_plan_info, bn_layer_get_options) needs struct_size set and nothing else; what the library
+ * does not know of it becomes 0.
  *
  * ------------------------------------------------------------------------------------------
  * 2  A FIRST PROGRAM
@@ -433,7 +434,8 @@ typedef struct bn_forward_training_args {
     double momentum;  /* finite; used if averaging is EXPONENTIAL and running_mean is given */
 
     bn_view input; /* N*C*S of the tensor type, in */
-    bn_mutable_view output; /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
+    /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
+    bn_mutable_view output;
     bn_view weight; /* C of the parameter type, in, optional: absent means 1 */
     bn_view bias;   /* C of the parameter type, in, optional: absent means 0 */
 
@@ -522,7 +524,8 @@ typedef struct bn_backward_args {
 
     bn_view input;       /* N*C*S of the tensor type, in: the forward's input */
     bn_view grad_output; /* N*C*S of the tensor type, in */
-    bn_mutable_view grad_input;  /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
+    /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
+    bn_mutable_view grad_input;
     bn_mutable_view grad_weight; /* C of the parameter type, out, optional */
     bn_mutable_view grad_bias;   /* C of the parameter type, out, optional */
     bn_view weight;              /* C of the parameter type, in, optional: absent means 1 */
@@ -571,10 +574,10 @@ BN_API bn_status bn_backward(const bn_problem *problem, const bn_backward_args *
  * 6  MOMENTS
  * ------------------------------------------------------------------------------------------
  * The operations above in two parts, one that reduces and one that applies, for a batch that is not in one
- * place: parts of it that come one after the other (gradient accumulation) or lie on several devices (synchronized batch normalization),
- * statistics that are to be kept (a second forward in activation checkpointing) or collected over many
- * batches. What PyTorch has for this, on GPUs alone, are torch.batch_norm_stats,
- * batch_norm_gather_stats_with_counts, batch_norm_elemt, batch_norm_backward_reduce and
+ * place: parts of it that come one after the other (gradient accumulation) or lie on several devices
+ * (synchronized batch normalization), statistics that are to be kept (a second forward in activation
+ * checkpointing) or collected over many batches. What PyTorch has for this, on GPUs alone, are
+ * torch.batch_norm_stats, batch_norm_gather_stats_with_counts, batch_norm_elemt, batch_norm_backward_reduce and
  * batch_norm_backward_elemt.
  *
  *     each part:  bn_moments_compute                   each part:  bn_backward_reduce
@@ -612,8 +615,9 @@ enum { BN_MOMENTS_LEAST = offsetof(bn_moments, m2) + sizeof(double *) };
 /* The moments of a tensor: writes count and arrays of `moments`, whose channels and pointers are set. What
  * count and arrays said before does not matter. NaN or infinity in a channel makes that channel's m2, and
  * as a rule its mean, NaN or infinite, and is no error. Of an empty batch: count 0 and zeros.
- * input: N*C*S of the tensor type. positions: optional (NULL: all take part), without what it says of masked ones:
- * these are not counted, and of a tensor that is masked as a whole count is 0. Errors: 1xx to 3xx. */
+ * input: N*C*S of the tensor type. positions: optional (NULL: all take part); masked ones are not counted, and of a
+ * tensor that is masked as a whole count is 0; its member `masked` must be valid, and says nothing here.
+ * Errors: 1xx to 3xx. */
 BN_API bn_status bn_moments_compute(const bn_problem *problem, const void *input,
                                     int64_t input_count, const bn_positions *positions,
                                     bn_moments *moments);
@@ -792,7 +796,8 @@ typedef struct bn_layer_forward_args {
     uint32_t struct_size; /* sizeof(bn_layer_forward_args) */
     bn_pass pass;
     bn_view input; /* N*C*S of the tensor type, in */
-    bn_mutable_view output; /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
+    /* N*C*S of the tensor type, out; may be `input` itself (in place), but backward needs the input */
+    bn_mutable_view output;
     bn_activation activation;
     bn_view residual; /* N*C*S of the tensor type, in; may be `output` (in place) */
     bn_positions positions;
@@ -819,7 +824,8 @@ typedef struct bn_layer_backward_args {
     int32_t reserved;     /* 0 */
     bn_view input;        /* N*C*S of the tensor type, in: the last forward's input */
     bn_view grad_output;  /* N*C*S of the tensor type, in */
-    bn_mutable_view grad_input;    /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
+    /* N*C*S of the tensor type, out, optional; may be grad_output or input itself (in place) */
+    bn_mutable_view grad_input;
     bn_mutable_view grad_weight;   /* C of the parameter type, out, optional */
     bn_mutable_view grad_bias;     /* C of the parameter type, out, optional */
     bn_mutable_view grad_residual; /* N*C*S of the tensor type, out, optional; may be grad_output (in place) */
@@ -1008,9 +1014,9 @@ BN_API bn_status bn_layer_fold(const bn_layer *layer, const bn_weight_shape *sha
  * the cores. Small problems use fewer. Negative: BN_STATUS_INVALID_OPTION.
  *
  * Any other number may be set; whatever it is, and whatever the default, a call uses no more threads than the
- * most processors that the process has been seen to be allowed (taskset, cpuset), or 64 if these are fewer: a runtime that cannot start a thread ends
- * the process. A pool gets no more members either. A container's share of processor time (CPU quota) is not looked
- * at: set the number there. */
+ * most processors that the process has been seen to be allowed (taskset, cpuset), or 64 if these are fewer: a
+ * runtime that cannot start a thread ends the process. A pool gets no more members either. A container's share
+ * of processor time (CPU quota) is not looked at: set the number there. */
 BN_API bn_status bn_set_num_threads(int32_t threads);
 /* The number that counts now: what was set or the default, as far as the machine can run it. */
 BN_API int32_t bn_get_num_threads(void);
@@ -1020,12 +1026,13 @@ BN_API int32_t bn_get_num_threads(void);
  * PyTorch, for one, brings a runtime of its own (libgomp).
  * OWN: this library's runtime, libomp. SHARED: the one that others have loaded into this process
  * (libgomp alone; of several files the one loaded first). AUTO: SHARED as soon as there is one, else
- * OWN. A libiomp5 or second libomp is not shared, and LLVM's runtimes may end a process that starts two. POOL: a pool that the caller has given, see bn_set_thread_pool.
+ * OWN. A libiomp5 or second libomp is not shared, and LLVM's runtimes may end a process that starts two. POOL: a
+ * pool that the caller has given, see bn_set_thread_pool.
  *
  * Threads do not survive a fork, and neither does libgomp: in a forked child SHARED is not to be had,
- * AUTO means OWN, and SHARED and POOL are back at AUTO. That holds also if a pool's `run`, or a thread of the pool, forks
- * in the middle of a call: the child may call the library, and return from `run` if this waits for no other thread;
- * what is left of the call is then done without the pool. */
+ * AUTO means OWN, and SHARED and POOL are back at AUTO. That holds also if a pool's `run`, or a thread of the
+ * pool, forks in the middle of a call: the child may call the library, and return from `run` if this waits for
+ * no other thread; what is left of the call is then done without the pool. */
 typedef int32_t bn_threading;
 enum {
     BN_THREADING_AUTO = 0,

@@ -69,7 +69,7 @@ package struct MomentsView {
     }
 }
 
-/// Sums for backward in memory of the caller's: see bn_grad_sums in batchnorm.h.
+/// Sums for backward in memory of the caller's: see bn_gradient_sums in batchnorm.h.
 package struct GradSumsView {
     package var count: Int
     package var dy: MutableView

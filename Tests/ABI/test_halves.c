@@ -236,7 +236,7 @@ static bn_moments moments_of(const twin *t, extras e, const bn_problem *problem,
     return m;
 }
 
-/* Moments are good to 18 bits; the same ones normalize to the same, and the whole is its two halves. */
+/* Moments are good to 18 bits; the same ones normalize to the same, and the whole is its two parts. */
 static void training_is_rounded(twin *t, extras e)
 {
     static sums_memory memory[2];

@@ -109,7 +109,7 @@ static bn_status backward(fixture *f)
     return bn_backward(&f->problem, &f->backward);
 }
 
-/* The same in halves; a first half that is refused writes nothing. */
+/* The same in two parts; a first one that is refused writes nothing. */
 enum { MOST_CHANNELS = 100 };
 static double kept[3][MOST_CHANNELS];
 
