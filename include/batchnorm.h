@@ -754,8 +754,8 @@ BN_API void bn_layer_destroy(bn_layer *layer);
 BN_API bn_status bn_layer_get_options(const bn_layer *layer, bn_layer_options *options);
 
 /* Sets what is added to the variance, and how running statistics take in a batch (momentum: ignored if
- * CUMULATIVE), from the next forward on; bn_layer_get_options tells them. Backward and BN_PASS_RECOMPUTE go by what the
- * last forward used. BN_STATUS_EPSILON, BN_STATUS_MOMENTUM, BN_STATUS_INVALID_OPTION. */
+ * CUMULATIVE), from the next forward on; bn_layer_get_options tells them. Backward and BN_PASS_RECOMPUTE go by
+ * what the last forward used. BN_STATUS_EPSILON, BN_STATUS_MOMENTUM, BN_STATUS_INVALID_OPTION. */
 BN_API bn_status bn_layer_set_epsilon(bn_layer *layer, double epsilon);
 BN_API bn_status bn_layer_set_momentum(bn_layer *layer, double momentum, bn_averaging averaging);
 
