@@ -1,6 +1,6 @@
-// What an operation on a shape would do on this machine now, in numbers and in words, without running it. Nothing is
-// decided here: all of it follows from the plan that the operation itself would get (Planner.swift) and from the sizes
-// of the caches.
+// What an operation on a shape would do on this machine now, in numbers, without running it; ExplainText.swift says it in
+// words. Nothing is decided here: all of it follows from the plan that the operation itself would get (Planner.swift) and
+// from the sizes of the caches.
 
 import CBatchNormKernels
 
@@ -55,7 +55,7 @@ public struct BatchNormPlan: Equatable, Sendable {
     /// Neighbouring channels that are taken together, a "run"; 1 by rows.
     public private(set) var runChannels = 0
     /// So many rows count as one longer row, where a single one is too short; else 1.
-    public private(set) var foldedRows = 0
+    public private(set) var rowsPerLine = 0
     /// Rows of a piece.
     public private(set) var pieceRows = 0
     /// Inner values of a row of a piece, of each of its channels.
@@ -88,6 +88,9 @@ public struct BatchNormPlan: Equatable, Sendable {
     /// The last-level cache, as the plan assumes it.
     public let l3Bytes: Int
 
+    /// Rows of the whole tensor, and inner values of a row of each channel.
+    private(set) var rows = 0
+    private(set) var innerValues = 0
     /// What a task brings into the caches between the first and the second time that it needs it; 0 if there is no second time.
     private(set) var heldBytes = 0
     /// Where the second read finds it.
@@ -114,10 +117,12 @@ extension BatchNormPlan {
         let grid = shape.grid(scalar)
         let plan = Planner.plan(operation, grid: grid, machine: machine)
         var cut = bnk_cut_grid(grid, plan)
+        rows = Int(grid.rows)
+        innerValues = Int(grid.inner)
         isByColumns = plan.by_columns != 0
         runChannels = Int(plan.run_channels)
         pieceRows = Int(plan.piece_rows)
-        foldedRows = pieceRows < Int(plan.rows_per_line) ? 1 : Int(plan.rows_per_line)
+        rowsPerLine = pieceRows < Int(plan.rows_per_line) ? 1 : Int(plan.rows_per_line)
         pieceValues = Int(plan.piece_values)
         hasNontemporalStores = plan.nontemporal != 0
         let runs = Int(cut.runs)
@@ -155,7 +160,7 @@ extension BatchNormPlan {
 
 extension BatchNormOperation {
     /// Tensors that are read.
-    fileprivate var inputs: Int {
+    var inputs: Int {
         switch self {
         case .forwardTraining, .forwardInference: 1
         case .backward, .backwardFrozen: 2
@@ -163,252 +168,17 @@ extension BatchNormOperation {
     }
 
     /// Those that are needed again after the reduction. Constant statistics leave the input out of its own gradient.
-    fileprivate var inputsReadTwice: Int {
+    var inputsReadTwice: Int {
         switch self {
         case .forwardInference: 0
         case .forwardTraining, .backwardFrozen: 1
         case .backward: 2
         }
     }
-
-    fileprivate var name: StaticString {
-        switch self {
-        case .forwardTraining: "forward, training"
-        case .forwardInference: "forward, inference"
-        case .backward: "backward, batch statistics"
-        case .backwardFrozen: "backward, frozen statistics"
-        }
-    }
-
-    /// What moves as many bytes and computes next to nothing.
-    fileprivate var limitName: StaticString { inputs == 1 ? "a copy" : "a triad" }
 }
 
 /// The product, or the largest number there is: of tensors whose bytes just fit in 63 bits there may be several.
 private func product(_ a: Int, _ b: Int) -> Int {
     let (value, overflow) = a.multipliedReportingOverflow(by: b)
     return overflow ? .max : value
-}
-
-// MARK: - In words
-
-extension BatchNormPlan: CustomStringConvertible {
-    /// The plan in a few lines of plain English, for people who have never seen the sources. The wording may change from
-    /// version to version; programs take the numbers.
-    public var description: String {
-        withText { String(decoding: $0, as: UTF8.self) }
-    }
-
-    /// Runs `body` with the lines, without a line end or NUL after the last. They lie on the stack: nothing is allocated.
-    package func withText<Result, Failure>(
-        _ body: (UnsafeMutableBufferPointer<UInt8>) throws(Failure) -> Result
-    ) throws(Failure) -> Result {
-        // BN_EXPLAIN_TEXT_SIZE in batchnorm.h.
-        var bytes = InlineArray<2048, UInt8>(repeating: 0)
-        var span = bytes.mutableSpan
-        return try span.withUnsafeMutableBufferPointer { (buffer) throws(Failure) in
-            var text = TextWriter(buffer)
-            write(to: &text)
-            return try body(text.bytes)
-        }
-    }
-
-    private func write(to text: inout TextWriter) {
-        text.append(operation.name)
-        text.append(": ")
-        text.append(scalar.name)
-        text.append(" ")
-        text.append(shape)
-        guard !shape.isEmpty else {
-            text.append("\nan empty batch: there is nothing to do")
-            return
-        }
-        text.append(", ")
-        text.append(decimalBytes: tensorBytes)
-        text.append(" a tensor\n")
-        writeThreads(to: &text)
-        writePieces(to: &text)
-        writeSteps(to: &text)
-        writeStores(to: &text)
-        text.append("workspace: ")
-        if workspaceBytes == 0 { text.append("none") } else { text.append(decimalBytes: workspaceBytes) }
-        text.append("\nlimit: ")
-        text.append(operation.limitName)
-        text.append(", which")
-        writeTraffic(limitBytesRead, limitBytesWritten, to: &text)
-        text.append("\nthis plan")
-        writeTraffic(bytesRead, bytesWritten, to: &text)
-        text.append(", ")
-        let ratio =
-            (Double(bytesRead) + Double(bytesWritten))
-            / (Double(limitBytesRead) + Double(limitBytesWritten))
-        text.append(hundredths: Int(ratio * 100 + 0.5))
-        text.append(" times the limit")
-        if operation == .forwardTraining, shape.valuesPerChannel == 1 {
-            text.append("\none value per channel: an error unless the call's one_value policy allows it")
-        }
-    }
-
-    private func writeThreads(to text: inout TextWriter) {
-        text.append(isa.name)
-        text.append(", ")
-        text.append(threads, "thread")
-        if threads == 1, threadsAllowed > 1 {
-            text.append(" of ")
-            text.append(threadsAllowed)
-            text.append(": so little work is done sooner without the others")
-        } else if threads > 1 {
-            text.append(", one parallel region")
-        }
-        text.append("\n")
-    }
-
-    private func writePieces(to text: inout TextWriter) {
-        let grid = shape.grid(scalar)
-        let inner = Int(grid.inner)
-        text.append("seen as ")
-        text.append(Int(grid.rows), "row")
-        text.append(" of ")
-        text.append(shape.channels, "channel")
-        if inner > 1 {
-            text.append(" of ")
-            text.append(inner, "value")
-        }
-        text.append(", walked by ")
-        if isByColumns {
-            text.append("columns: ")
-            text.append(runChannels, "neighbouring channel")
-            if foldedRows > 1 {
-                text.append(" of ")
-                text.append(foldedRows, "row")
-            }
-            text.append(", ")
-            text.append(runChannels &* inner &* foldedRows, "column")
-            text.append(", fill the vectors\n")
-        } else {
-            text.append("rows: the values of one channel fill the vectors\n")
-        }
-        text.append(pieces, "piece")
-        text.append(pieces == 1 ? " of " : " of up to ")
-        text.append(pieceRows, "row")
-        text.append(" x ")
-        text.append(runChannels, "channel")
-        if inner > 1 {
-            text.append(" x ")
-            text.append(pieceValues, "value")
-        }
-        text.append("\n")
-    }
-
-    private func writeSteps(to text: inout TextWriter) {
-        guard operation.inputsReadTwice > 0 else {
-            text.append("one step: the statistics are given, so each piece is applied at once\n")
-            return
-        }
-        if steps == 1 {
-            text.append("one step: ")
-            if runChannels == shape.channels {
-                text.append("the whole tensor")
-            } else if runChannels == 1 {
-                text.append("each channel")
-            } else {
-                text.append("each run of ")
-                text.append(runChannels, "channel")
-            }
-            text.append(" is reduced and then applied by one thread")
-            // reduction.c
-            text.append(
-                hasNontemporalStores && !isByColumns
-                    ? "; while it is written, the next one is reduced\n" : "\n")
-        } else {
-            text.append("three steps: all pieces are reduced, their sums merged, then all is applied, ")
-            text.append("last piece first\n")
-        }
-        text.append("in between, ")
-        text.append(decimalBytes: heldBytes)
-        switch held {
-        case .l2:
-            text.append(" wait in the L2 cache (")
-            text.append(binaryBytes: l2Bytes)
-            text.append("): memory is read once\n")
-        case .l3:
-            text.append(" wait in the L3 cache (")
-            text.append(binaryBytes: l3Bytes)
-            text.append("): memory is read once\n")
-        case .memory:
-            if steps == 1, threads > 1 {
-                text.append(" a thread")
-            }
-            text.append(" are more than the L3 cache (")
-            text.append(binaryBytes: l3Bytes)
-            text.append(") holds: memory is read twice\n")
-        }
-    }
-
-    private func writeStores(to text: inout TextWriter) {
-        text.append("stores: ")
-        text.append(
-            hasNontemporalStores
-                ? "non-temporal, past the caches: the tensors do not fit together in L3 ("
-                : "ordinary: the tensors fit together in L3, where the next operation finds the output (")
-        text.append(binaryBytes: l3Bytes)
-        text.append(")\n")
-    }
-
-    private func writeTraffic(_ read: Int, _ written: Int, to text: inout TextWriter) {
-        text.append(" reads ")
-        text.append(decimalBytes: read)
-        text.append(" and writes ")
-        text.append(decimalBytes: written)
-    }
-}
-
-extension TextWriter {
-    /// "1 channel", "2 channels".
-    fileprivate mutating func append(_ count: Int, _ noun: StaticString) {
-        append(count)
-        append(" ")
-        append(noun)
-        if count != 1 { append("s") }
-    }
-
-    /// As "1.50".
-    fileprivate mutating func append(hundredths number: Int) {
-        append(number / 100)
-        append(".")
-        append(UInt8(48 + number / 10 % 10))
-        append(UInt8(48 + number % 10))
-    }
-
-    /// Tensors, in the powers of ten that memory's speed is told in: "401 KB", "25.7 MB".
-    fileprivate mutating func append(decimalBytes bytes: Int) {
-        append(bytes, base: 1000, units: ["B", "KB", "MB", "GB", "TB"])
-    }
-
-    /// Caches, in the powers of two that they come in: "512 KiB", "32 MiB".
-    fileprivate mutating func append(binaryBytes bytes: Int) {
-        append(bytes, base: 1024, units: ["B", "KiB", "MiB", "GiB", "TiB"])
-    }
-
-    /// With one decimal below 100, where that is not 0.
-    private mutating func append(_ bytes: Int, base: Double, units: InlineArray<5, StaticString>) {
-        var number = Double(bytes)
-        var unit = 0
-        while number >= base - 0.5, unit < 4 {
-            number /= base
-            unit &+= 1
-        }
-        let tenths = Int(number * 10 + 0.5)
-        if tenths < 1000 {
-            append(tenths / 10)
-            if tenths % 10 != 0 {
-                append(".")
-                append(tenths % 10)
-            }
-        } else {
-            append(Int(number + 0.5))
-        }
-        append(" ")
-        append(units[unit])
-    }
 }

@@ -353,7 +353,7 @@ public func backwardReduce<Scalar: BatchNormScalar>(
     sums.count = try sums.dy.withUnsafeMutableBufferPointer { (dy) throws(BatchNormError) in
         try sums.dyXmu.withUnsafeMutableBufferPointer { (dyXmu) throws(BatchNormError) in
             try job.reduce(
-                into: GradSumsView(count: 0, dy: MutableView(dy), dyXmu: MutableView(dyXmu)))
+                into: GradientSumsView(count: 0, dy: MutableView(dy), dyXmu: MutableView(dyXmu)))
         }
     }
     return sums
@@ -400,7 +400,7 @@ public func backwardApply<Scalar: BatchNormScalar>(
     try sums.dy.withUnsafeBufferPointer { (dy) throws(BatchNormError) in
         try sums.dyXmu.withUnsafeBufferPointer { (dyXmu) throws(BatchNormError) in
             // Lent to a call that reads them only.
-            job.sums = GradSumsView(
+            job.sums = GradientSumsView(
                 count: sums.count, dy: MutableView(UnsafeMutableBufferPointer(mutating: dy)),
                 dyXmu: MutableView(UnsafeMutableBufferPointer(mutating: dyXmu)))
             try job.run()

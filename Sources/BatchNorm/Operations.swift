@@ -332,7 +332,7 @@ package struct Backward {
     package var gradBias = MutableView.absent
     package var extras = BackwardExtras()
     /// Of the whole batch, in place of the tensors' own.
-    package var sums: GradSumsView?
+    package var sums: GradientSumsView?
 
     package init(
         scalar: ScalarType, shape: Shape, statistics: Statistics, source: Source, input: View,

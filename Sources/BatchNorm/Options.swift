@@ -121,3 +121,13 @@ extension LayerOptions {
     /// How many arrays of C elements a layer holds: weight, bias, running mean and running variance.
     var arrayCount: Int { (hasWeight ? 1 : 0) + (hasBias ? 1 : 0) + (trackRunningStats ? 2 : 0) }
 }
+
+// Saved with a program's own settings. Embedded Swift, which the C library is built with, has no `Codable`.
+#if !hasFeature(Embedded)
+    extension Averaging: Codable {}
+    extension RunningVariance: Codable {}
+    extension OneValuePolicy: Codable {}
+    extension NonfinitePolicy: Codable {}
+    extension TrainingOptions: Codable {}
+    extension LayerOptions: Codable {}
+#endif

@@ -70,7 +70,7 @@ package struct MomentsView {
 }
 
 /// Sums for backward in memory of the caller's: see bn_gradient_sums in batchnorm.h.
-package struct GradSumsView {
+package struct GradientSumsView {
     package var count: Int
     package var dy: MutableView
     package var dyXmu: MutableView
@@ -214,7 +214,7 @@ func requireAllocatable(
 extension Backward {
     /// The first half: see bn_backward_reduce in batchnorm.h; returns the count. Gradients and weight are not looked
     /// at.
-    package func reduce(into sums: GradSumsView) throws(BatchNormError) -> Int {
+    package func reduce(into sums: GradientSumsView) throws(BatchNormError) -> Int {
         var extras = extras
         extras.gradResidual = .absent
         try shape.requireAddressable(scalar)

@@ -1,7 +1,7 @@
 // Statistics as values, for those who call the stateless functions and keep state themselves.
 
 /// Running averages of mean and variance per channel, collected in training and used in inference.
-public struct RunningStatistics<Scalar: BatchNormScalar>: Equatable, Sendable {
+public struct RunningStatistics<Scalar: BatchNormScalar>: Hashable, Sendable {
     /// One mean per channel.
     public var mean: [Scalar.Parameter]
     /// One variance per channel.
@@ -38,6 +38,10 @@ public struct RunningStatistics<Scalar: BatchNormScalar>: Equatable, Sendable {
             skippedBatches: try Array(allocating: 2 &* channels, of: 0))
     }
 }
+
+#if !hasFeature(Embedded)
+    extension RunningStatistics: Codable where Scalar.Parameter: Codable {}
+#endif
 
 /// What a forward pass saves for its backward: the statistics that it normalized with, and which values took part and
 /// passed.

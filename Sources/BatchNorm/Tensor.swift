@@ -59,6 +59,19 @@ public struct Tensor<Scalar: BatchNormScalar>: Equatable, Sendable {
         return offset
     }
 
+    /// The tensor of the same shape whose elements are what `transform` makes of this one's.
+    public func map<Result, Failure: Error>(
+        _ transform: (Scalar) throws(Failure) -> Result
+    ) throws(Failure) -> Tensor<Result> {
+        Tensor<Result>(mapped: try elements.map(transform), shape: shape)
+    }
+
+    /// Of as many elements as the shape has.
+    private init(mapped elements: [Scalar], shape: Shape) {
+        self.shape = shape
+        self.elements = elements
+    }
+
     /// Lends the elements to `body`, which may change them in place. To read them, use `elements.span`.
     public mutating func withMutableSpan<Result, Failure: Error>(
         _ body: (inout MutableSpan<Scalar>) throws(Failure) -> Result

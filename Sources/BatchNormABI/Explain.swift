@@ -52,7 +52,7 @@ extension bn_plan_info {
         steps = Int32(plan.steps)
         nontemporal = plan.hasNontemporalStores ? 1 : 0
         run_channels = Int64(plan.runChannels)
-        rows_per_line = Int64(plan.foldedRows)
+        rows_per_line = Int64(plan.rowsPerLine)
         piece_rows = Int64(plan.pieceRows)
         piece_values = Int64(plan.pieceValues)
         pieces = Int64(plan.pieces)

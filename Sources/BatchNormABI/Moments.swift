@@ -84,7 +84,7 @@ public func bn_backward_reduce(
     perform { () throws(BatchNormError) in
         let problem = try Problem(problem)
         let given = try read(args)
-        let view = try GradSumsView(UnsafePointer(sums))
+        let view = try GradientSumsView(UnsafePointer(sums))
         let count = try Backward(problem, given).reduce(into: view)
         sums?.pointee.count = Int64(count)
     }
@@ -99,7 +99,7 @@ public func bn_backward_apply(
         let problem = try Problem(problem)
         let given = try read(args)
         var job = try Backward(problem, given)
-        job.sums = try GradSumsView(sums)
+        job.sums = try GradientSumsView(sums)
         try job.run()
     }
 }
@@ -118,7 +118,7 @@ extension MomentsView {
     }
 }
 
-extension GradSumsView {
+extension GradientSumsView {
     fileprivate init(_ pointer: UnsafePointer<bn_gradient_sums>?) throws(BatchNormError) {
         let sums = try read(pointer, .sums)
         try requireReserved(sums.reserved)

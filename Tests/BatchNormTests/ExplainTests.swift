@@ -41,12 +41,12 @@ import Testing
         let shape = try Shape.nhwc(300, 100, 100, 3)
         let plan = try Self.plan(.backward, shape, .float64)
         #expect(plan.steps == 3 && plan.hasNontemporalStores)
-        let columns = 3 * plan.foldedRows
+        let columns = 3 * plan.rowsPerLine
         #expect(
             plan.description == """
                 backward, batch statistics: float64 (300, 3, 100, 100) NHWC, 72 MB a tensor
                 avx2, 2 threads, one parallel region
-                seen as 3000000 rows of 3 channels, walked by columns: 3 neighbouring channels of \(plan.foldedRows) rows, \
+                seen as 3000000 rows of 3 channels, walked by columns: 3 neighbouring channels of \(plan.rowsPerLine) rows, \
                 \(columns) columns, fill the vectors
                 \(plan.pieces) pieces of up to \(plan.pieceRows) rows x 3 channels
                 three steps: all pieces are reduced, their sums merged, then all is applied, last piece first
@@ -64,8 +64,8 @@ import Testing
             plan.description == """
                 forward, inference: float32 (128, 32), 16.4 KB a tensor
                 avx2, 1 thread of 2: so little work is done sooner without the others
-                seen as 128 rows of 32 channels, walked by columns: 32 neighbouring channels of \(plan.foldedRows) rows, \
-                \(32 * plan.foldedRows) columns, fill the vectors
+                seen as 128 rows of 32 channels, walked by columns: 32 neighbouring channels of \(plan.rowsPerLine) rows, \
+                \(32 * plan.rowsPerLine) columns, fill the vectors
                 1 piece of 128 rows x 32 channels
                 one step: the statistics are given, so each piece is applied at once
                 stores: ordinary: the tensors fit together in L3, where the next operation finds the output (32 MiB)

@@ -1,4 +1,4 @@
-// A tensor's elements by logical index and in number.
+// A tensor's elements by logical index, in number and mapped.
 
 import BatchNorm
 import Testing
@@ -20,5 +20,14 @@ import Testing
         #expect(written.elements == [Double](repeating: 0, count: 23) + [5])
         #expect(zeros.elements == [Double](repeating: 0, count: 24))
         #expect(zeros.count == 24)
+    }
+
+    @Test func mapKeepsTheShape() throws {
+        let tensor = try Tensor<Float>([1, -2, 3, -4], shape: .nhwc(1, 1, 2, 2))
+        let doubled = tensor.map { Double($0) * 2 }
+        #expect(doubled == (try Tensor<Double>([2, -4, 6, -8], shape: .nhwc(1, 1, 2, 2))))
+        #expect(throws: BatchNormError.noChannels) {
+            try tensor.map { (_) throws(BatchNormError) -> Float in throw .noChannels }
+        }
     }
 }
