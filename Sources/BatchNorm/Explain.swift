@@ -16,24 +16,28 @@ public enum BatchNormOperation: Int32, Sendable {
     case backwardFrozen = 4
 }
 
-/// What `operation` on tensors of this shape would do on this machine now: the numbers, and as `description` the words.
-///
-/// Nothing is run, and next to nothing allocated. `BatchNormSettings` count as they do for the operation itself.
-///
-///     print(try explain(.forwardTraining, shape: .nchw(32, 64, 56, 56)))
-///
-/// - Throws: `BatchNormError.sizeOverflow`, as the operation does. One value per channel is explained as
-///   `OneValuePolicy.allow` would run it.
-public func explain(
-    _ operation: BatchNormOperation, shape: Shape, scalar: ScalarType = .float32
-) throws(BatchNormError) -> BatchNormPlan {
-    try BatchNormPlan(operation, shape: shape, scalar: scalar, machine: .current)
+extension BatchNormalization {
+    /// What `operation` on tensors of this shape would do on this machine now: the numbers, and as `description` the
+    /// words.
+    ///
+    /// Nothing is run, and next to nothing allocated. `BatchNormSettings` count as they do for the operation itself.
+    ///
+    ///     print(try explain(.forwardTraining, shape: .nchw(32, 64, 56, 56)))
+    ///
+    /// - Throws: `BatchNormError.sizeOverflow`, as the operation does. One value per channel is explained as
+    ///   `OneValuePolicy.allow` would run it.
+    public static func explain(
+        _ operation: BatchNormOperation, shape: Shape, scalar: ScalarType = .float32
+    ) throws(BatchNormError) -> BatchNormPlan {
+        try BatchNormPlan(operation, shape: shape, scalar: scalar, machine: .current)
+    }
 }
 
 /// How an operation would be done; see `explain`. All sizes are in bytes.
 ///
-/// The tensor is seen as rows x channels x inner values: N x C x S in `.nchw`, (N * S) x C x 1 in `.nhwc`. It is cut into
-/// pieces, each of which one thread reduces; those at the ends of the tensor may be smaller. An empty batch has no piece.
+/// The tensor is seen as rows x channels x inner values: N x C x S in `.nchw`, (N * S) x C x 1 in `.nhwc`. It is cut
+/// into pieces, each of which one thread reduces; those at the ends of the tensor may be smaller. An empty batch has no
+/// piece.
 public struct BatchNormPlan: Equatable, Sendable {
     /// What would be done.
     public let operation: BatchNormOperation
@@ -49,8 +53,8 @@ public struct BatchNormPlan: Equatable, Sendable {
     /// The threads that the call might have had (`BatchNormSettings.threads`).
     public let threadsAllowed: Int
 
-    /// Whether neighbouring channels fill the vectors, each column with a sum of its own; if not, the inner values of one
-    /// channel do.
+    /// Whether neighbouring channels fill the vectors, each column with a sum of its own; if not, the inner values of
+    /// one channel do.
     public private(set) var isByColumns = false
     /// Neighbouring channels that are taken together, a "run"; 1 by rows.
     public private(set) var runChannels = 0
@@ -63,8 +67,8 @@ public struct BatchNormPlan: Equatable, Sendable {
     /// Pieces of the whole tensor.
     public private(set) var pieces = 0
 
-    /// 1: each run of channels is reduced and then applied by one thread, or there is nothing to reduce (inference). 3: first
-    /// all pieces are reduced, then merged, then all is applied. 0: the batch is empty.
+    /// 1: each run of channels is reduced and then applied by one thread, or there is nothing to reduce (inference). 3:
+    /// first all pieces are reduced, then merged, then all is applied. 0: the batch is empty.
     public private(set) var steps = 0
     /// Whether stores bypass the caches.
     public private(set) var hasNontemporalStores = false
@@ -73,8 +77,8 @@ public struct BatchNormPlan: Equatable, Sendable {
 
     /// One tensor.
     public let tensorBytes: Int
-    /// What the call reads of its tensors, from memory or from a cache that the caller has left them in. A second read counts
-    /// only if what the first one brought cannot be expected to stay in a cache until then.
+    /// What the call reads of its tensors, from memory or from a cache that the caller has left them in. A second read
+    /// counts only if what the first one brought cannot be expected to stay in a cache until then.
     public private(set) var bytesRead = 0
     /// What the call writes.
     public private(set) var bytesWritten = 0
@@ -91,7 +95,8 @@ public struct BatchNormPlan: Equatable, Sendable {
     /// Rows of the whole tensor, and inner values of a row of each channel.
     private(set) var rows = 0
     private(set) var innerValues = 0
-    /// What a task brings into the caches between the first and the second time that it needs it; 0 if there is no second time.
+    /// What a task brings into the caches between the first and the second time that it needs it; 0 if there is no
+    /// second time.
     private(set) var heldBytes = 0
     /// Where the second read finds it.
     private(set) var held = Place.memory

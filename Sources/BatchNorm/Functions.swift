@@ -1,6 +1,15 @@
 // The public, stateless functions: on tensors, which allocate their results, and on spans, which allocate nothing that
 // grows with the batch. All of them end in Operations.swift.
 
+/// Where the stateless functions live, so that they clash with nobody's `backward` or `normalize`.
+///
+///     let (output, saved) = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias)
+///     let gradients = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: saved)
+///
+/// What may be left out is an optional argument. Running statistics and the residual's gradient are `inout`, which can
+/// have no default: there a second function without them stands beside the first.
+public enum BatchNormalization {}
+
 /// The gradients of a loss with respect to a batch normalization's input and parameters.
 public struct Gradients<Scalar: BatchNormScalar>: Equatable, Sendable {
     /// Of the input's shape.
@@ -15,114 +24,116 @@ public struct Gradients<Scalar: BatchNormScalar>: Equatable, Sendable {
 
 // MARK: - Forward in training
 
-/// Normalizes a batch by its own statistics and takes it into running statistics.
-///
-///     y = (x - mean) / √(variance + ε) * weight + bias
-///
-/// Follows `torch.nn.functional.batch_norm(training=True)`. An empty batch changes no statistics.
-///
-/// A residual is added to y, and an activation follows, in the same sweep over memory:
-/// `activation(y + residual)`, as cuDNN's `BN_ADD_ACTIVATION` has it.
-///
-/// - Parameters:
-///   - input: The batch.
-///   - weight: One factor per channel; nil means 1.
-///   - bias: One summand per channel; nil means 0.
-///   - activation: What is done to the values in the end.
-///   - residual: Added before the activation; of the input's shape.
-///   - mask: Which positions take part; nil means all.
-///   - running: Takes in the batch as `options` say, unless the call throws.
-///   - options: Epsilon and how the running statistics take in a batch.
-/// - Returns: The output, of the input's shape, and what `backward` needs.
-/// - Throws: `BatchNormError`; only `.nonfinite` comes after the running statistics have been updated.
-public func forwardTraining<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
-    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
-    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
-    try residual?.requireResidual(of: input)
-    var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-    let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
-        try forwardTraining(
-            input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-            bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
-            running: &running, options: options)
+extension BatchNormalization {
+    /// Normalizes a batch by its own statistics and takes it into running statistics.
+    ///
+    ///     y = (x - mean) / √(variance + ε) * weight + bias
+    ///
+    /// Follows `torch.nn.functional.batch_norm(training=True)`. An empty batch changes no statistics.
+    ///
+    /// A residual is added to y, and an activation follows, in the same sweep over memory:
+    /// `activation(y + residual)`, as cuDNN's `BN_ADD_ACTIVATION` has it.
+    ///
+    /// - Parameters:
+    ///   - input: The batch.
+    ///   - weight: One factor per channel; nil means 1.
+    ///   - bias: One summand per channel; nil means 0.
+    ///   - activation: What is done to the values in the end.
+    ///   - residual: Added before the activation; of the input's shape.
+    ///   - mask: Which positions take part; nil means all.
+    ///   - running: Takes in the batch as `options` say, unless the call throws.
+    ///   - options: Epsilon and how the running statistics take in a batch.
+    /// - Returns: The output, of the input's shape, and what `backward` needs.
+    /// - Throws: `BatchNormError`; only `.nonfinite` comes after the running statistics have been updated.
+    public static func forwardTraining<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
+        activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
+        running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+        try residual?.requireResidual(of: input)
+        var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
+        let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
+            try forwardTraining(
+                input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
+                bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
+                running: &running, options: options)
+        }
+        return (output, saved)
     }
-    return (output, saved)
-}
 
-/// As the function with `running`, for batches that enter no running statistics.
-public func forwardTraining<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
-    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
-    options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
-    try residual?.requireResidual(of: input)
-    var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-    let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
-        try forwardTraining(
-            input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-            bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
-            options: options)
+    /// As the function with `running`, for batches that enter no running statistics.
+    public static func forwardTraining<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
+        activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
+        options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+        try residual?.requireResidual(of: input)
+        var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
+        let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
+            try forwardTraining(
+                input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
+                bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
+                options: options)
+        }
+        return (output, saved)
     }
-    return (output, saved)
-}
 
-/// Normalizes a batch by its own statistics, from memory of yours into memory of yours, and takes it into running
-/// statistics. `input`, `residual` and `output` hold `shape.count` elements, `weight` and `bias` one per channel.
-///
-/// - Returns: What `backward` needs, together with the input. An activation's mask in it has one bit a value; nothing else
-///   grows with the batch. (`BatchNormLayer` keeps such memory from call to call.)
-/// - Throws: `BatchNormError`; only `.nonfinite` comes after output and statistics have been written.
-public func forwardTraining<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
-    residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
-    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> SavedStatistics {
-    var job = ForwardTraining(
-        scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
-        output: MutableView(&output))
-    job.weight = View(weight)
-    job.bias = View(bias)
-    job.extras = ForwardExtras(activation, residual, mask)
-    return try job.run(&running, mask)
-}
+    /// Normalizes a batch by its own statistics, from memory of yours into memory of yours, and takes it into running
+    /// statistics. `input`, `residual` and `output` hold `shape.count` elements, `weight` and `bias` one per channel.
+    ///
+    /// - Returns: What `backward` needs, together with the input. An activation's mask in it has one bit a value;
+    ///   nothing else grows with the batch. (`BatchNormLayer` keeps such memory from call to call.)
+    /// - Throws: `BatchNormError`; only `.nonfinite` comes after output and statistics have been written.
+    public static func forwardTraining<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
+        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
+        residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
+        running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> SavedStatistics {
+        var job = ForwardTraining(
+            scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
+            output: MutableView(&output))
+        job.weight = View(weight)
+        job.bias = View(bias)
+        job.extras = ForwardExtras(activation, residual, mask)
+        return try job.run(&running, mask)
+    }
 
-/// As the function with `running`, for batches that enter no running statistics.
-public func forwardTraining<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
-    residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
-    options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> SavedStatistics {
-    var job = ForwardTraining(
-        scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
-        output: MutableView(&output))
-    job.weight = View(weight)
-    job.bias = View(bias)
-    job.extras = ForwardExtras(activation, residual, mask)
-    return try job.runAndSave(mask)
-}
+    /// As the function with `running`, for batches that enter no running statistics.
+    public static func forwardTraining<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
+        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
+        residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
+        options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> SavedStatistics {
+        var job = ForwardTraining(
+            scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
+            output: MutableView(&output))
+        job.weight = View(weight)
+        job.bias = View(bias)
+        job.extras = ForwardExtras(activation, residual, mask)
+        return try job.runAndSave(mask)
+    }
 
-/// Normalizes a batch by its own statistics in place, and takes it into running statistics. The input is lost; keep a
-/// copy if there will be a backward.
-///
-/// - Throws: `BatchNormError`; only `.nonfinite` comes after elements and statistics have been written.
-public func forwardTraining<Scalar: BatchNormScalar>(
-    inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
-    residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
-    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> SavedStatistics {
-    let view = MutableView(&elements)
-    var job = ForwardTraining(
-        scalar: Scalar.scalarType, shape: shape, options: options, input: view.constant,
-        output: view)
-    job.weight = View(weight)
-    job.bias = View(bias)
-    job.extras = ForwardExtras(activation, residual, mask)
-    return try job.run(&running, mask)
+    /// Normalizes a batch by its own statistics in place, and takes it into running statistics. The input is lost; keep
+    /// a copy if there will be a backward.
+    ///
+    /// - Throws: `BatchNormError`; only `.nonfinite` comes after elements and statistics have been written.
+    public static func forwardTraining<Scalar: BatchNormScalar>(
+        inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
+        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
+        residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
+        running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> SavedStatistics {
+        let view = MutableView(&elements)
+        var job = ForwardTraining(
+            scalar: Scalar.scalarType, shape: shape, options: options, input: view.constant,
+            output: view)
+        job.weight = View(weight)
+        job.bias = View(bias)
+        job.extras = ForwardExtras(activation, residual, mask)
+        return try job.run(&running, mask)
+    }
 }
 
 extension ForwardTraining {
@@ -179,142 +190,146 @@ extension ForwardTraining {
 
 // MARK: - Forward in inference
 
-/// Normalizes a batch by running statistics: `y = (x - mean) / √(variance + ε) * weight + bias`.
-///
-/// Follows `torch.nn.functional.batch_norm(training=False)`.
-///
-/// - Parameters:
-///   - input: The batch.
-///   - weight: One factor per channel; nil means 1.
-///   - bias: One summand per channel; nil means 0.
-///   - activation: What is done to the values in the end.
-///   - residual: Added before the activation; of the input's shape.
-///   - mask: Which positions take part; nil means all.
-///   - running: Collected in training.
-///   - epsilon: Added to the variance; finite and at least 0.
-/// - Returns: The output, of the input's shape.
-public func forwardInference<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
-    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
-    running: RunningStatistics<Scalar>, epsilon: Double = 1e-5
-) throws(BatchNormError) -> Tensor<Scalar> {
-    try residual?.requireResidual(of: input)
-    var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-    try output.withMutableSpan { (output) throws(BatchNormError) in
-        try forwardInference(
-            input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-            bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
-            runningMean: running.mean.span, runningVar: running.variance.span, epsilon: epsilon)
+extension BatchNormalization {
+    /// Normalizes a batch by running statistics: `y = (x - mean) / √(variance + ε) * weight + bias`.
+    ///
+    /// Follows `torch.nn.functional.batch_norm(training=False)`.
+    ///
+    /// - Parameters:
+    ///   - input: The batch.
+    ///   - weight: One factor per channel; nil means 1.
+    ///   - bias: One summand per channel; nil means 0.
+    ///   - activation: What is done to the values in the end.
+    ///   - residual: Added before the activation; of the input's shape.
+    ///   - mask: Which positions take part; nil means all.
+    ///   - running: Collected in training.
+    ///   - epsilon: Added to the variance; finite and at least 0.
+    /// - Returns: The output, of the input's shape.
+    public static func forwardInference<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
+        activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
+        running: RunningStatistics<Scalar>, epsilon: Double = 1e-5
+    ) throws(BatchNormError) -> Tensor<Scalar> {
+        try residual?.requireResidual(of: input)
+        var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
+        try output.withMutableSpan { (output) throws(BatchNormError) in
+            try forwardInference(
+                input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
+                bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
+                runningMean: running.mean.span, runningVar: running.variance.span, epsilon: epsilon)
+        }
+        return output
     }
-    return output
-}
 
-/// Normalizes a batch by running statistics, from memory of yours into memory of yours. `input`, `residual` and
-/// `output` hold `shape.count` elements, all others one per channel. Nothing is allocated, but for the bytes of a mask
-/// that is given by lengths.
-public func forwardInference<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
-    residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar.Parameter>,
-    runningVar: Span<Scalar.Parameter>, epsilon: Double = 1e-5
-) throws(BatchNormError) {
-    defer { withExtendedLifetime(mask) {} }
-    var job = ForwardInference(
-        scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: View(input),
-        output: MutableView(&output), runningMean: View(runningMean), runningVar: View(runningVar))
-    job.weight = View(weight)
-    job.bias = View(bias)
-    job.extras = ForwardExtras(activation, residual, mask)
-    try job.run()
-}
+    /// Normalizes a batch by running statistics, from memory of yours into memory of yours. `input`, `residual` and
+    /// `output` hold `shape.count` elements, all others one per channel. Nothing is allocated, but for the bytes of a
+    /// mask that is given by lengths.
+    public static func forwardInference<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
+        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
+        residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar.Parameter>,
+        runningVar: Span<Scalar.Parameter>, epsilon: Double = 1e-5
+    ) throws(BatchNormError) {
+        defer { withExtendedLifetime(mask) {} }
+        var job = ForwardInference(
+            scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: View(input),
+            output: MutableView(&output), runningMean: View(runningMean), runningVar: View(runningVar))
+        job.weight = View(weight)
+        job.bias = View(bias)
+        job.extras = ForwardExtras(activation, residual, mask)
+        try job.run()
+    }
 
-/// Normalizes a batch by running statistics in place.
-public func forwardInference<Scalar: BatchNormScalar>(
-    inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
-    residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar.Parameter>,
-    runningVar: Span<Scalar.Parameter>, epsilon: Double = 1e-5
-) throws(BatchNormError) {
-    defer { withExtendedLifetime(mask) {} }
-    let view = MutableView(&elements)
-    var job = ForwardInference(
-        scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: view.constant,
-        output: view, runningMean: View(runningMean), runningVar: View(runningVar))
-    job.weight = View(weight)
-    job.bias = View(bias)
-    job.extras = ForwardExtras(activation, residual, mask)
-    try job.run()
+    /// Normalizes a batch by running statistics in place.
+    public static func forwardInference<Scalar: BatchNormScalar>(
+        inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
+        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
+        residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar.Parameter>,
+        runningVar: Span<Scalar.Parameter>, epsilon: Double = 1e-5
+    ) throws(BatchNormError) {
+        defer { withExtendedLifetime(mask) {} }
+        let view = MutableView(&elements)
+        var job = ForwardInference(
+            scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: view.constant,
+            output: view, runningMean: View(runningMean), runningVar: View(runningVar))
+        job.weight = View(weight)
+        job.bias = View(bias)
+        job.extras = ForwardExtras(activation, residual, mask)
+        try job.run()
+    }
 }
 
 // MARK: - Backward
 
-/// The gradients of a loss with respect to input, weight and bias.
-///
-/// With c = input - mean, r = invstd, S₁ = Σ gradOutput, S₂ = Σ gradOutput * c over the M values of a channel:
-/// the bias's is S₁, the weight's S₂ * r, and the input's weight * r * (gradOutput - S₁/M - c * r² * S₂/M) for batch
-/// statistics, weight * r * gradOutput for running ones. Follows `torch.ops.aten.native_batch_norm_backward`.
-///
-/// - Parameters:
-///   - input: The forward's input.
-///   - gradOutput: The gradient with respect to the forward's output.
-///   - weight: The forward's weight; nil means 1.
-///   - saved: What the forward returned; or, after inference, `SavedStatistics(running:epsilon:)`. It says what else
-///     the forward did: with an activation, gradOutput stands for what came back through that, which is also the
-///     residual's gradient; masked positions take no part.
-public func backward<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil,
-    saved: SavedStatistics
-) throws(BatchNormError) -> Gradients<Scalar> {
-    guard gradOutput.shape == input.shape else {
-        throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
+extension BatchNormalization {
+    /// The gradients of a loss with respect to input, weight and bias.
+    ///
+    /// With c = input - mean, r = invstd, S₁ = Σ gradOutput, S₂ = Σ gradOutput * c over the M values of a channel:
+    /// the bias's is S₁, the weight's S₂ * r, and the input's weight * r * (gradOutput - S₁/M - c * r² * S₂/M) for
+    /// batch statistics, weight * r * gradOutput for running ones. Follows `torch.ops.aten.native_batch_norm_backward`.
+    ///
+    /// - Parameters:
+    ///   - input: The forward's input.
+    ///   - gradOutput: The gradient with respect to the forward's output.
+    ///   - weight: The forward's weight; nil means 1.
+    ///   - saved: What the forward returned; or, after inference, `SavedStatistics(running:epsilon:)`. It says what
+    ///     else the forward did: with an activation, gradOutput stands for what came back through that, which is also
+    ///     the residual's gradient; masked positions take no part.
+    public static func backward<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil,
+        saved: SavedStatistics
+    ) throws(BatchNormError) -> Gradients<Scalar> {
+        guard gradOutput.shape == input.shape else {
+            throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
+        }
+        return try Gradients(shape: input.shape, hasResidual: saved.hasResidual) {
+            (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
+            try backward(
+                input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
+                weight: weight?.span, saved: saved, gradInput: &gradInput, gradWeight: &gradWeight,
+                gradBias: &gradBias, gradResidual: &gradResidual)
+        }
     }
-    return try Gradients(shape: input.shape, hasResidual: saved.hasResidual) {
-        (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
+
+    /// The gradients of a loss, from memory of yours into memory of yours. `input`, `gradOutput`, `gradInput` and
+    /// `gradResidual` hold `shape.count` elements, `weight`, `gradWeight` and `gradBias` one per channel.
+    ///
+    /// Gradients are written, not added. Pass an empty span (`MutableSpan()`) to skip one: what nobody wants is not
+    /// computed.
+    public static func backward<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar.Parameter>? = nil,
+        saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
+        gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>,
+        gradResidual: inout MutableSpan<Scalar>
+    ) throws(BatchNormError) {
+        defer { withExtendedLifetime(saved) {} }
+        let source = Backward.Source.saved(
+            mean: View(saved.mean.span), invstd: View(saved.invstd.span))
+        var job = Backward(
+            scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics, source: source,
+            input: View(input), gradOutput: View(gradOutput))
+        job.savedMeanRest = View(saved.meanRest.span)
+        job.weight = View(weight)
+        job.gradInput = MutableView(unlessEmpty: &gradInput)
+        job.gradWeight = MutableView(unlessEmpty: &gradWeight)
+        job.gradBias = MutableView(unlessEmpty: &gradBias)
+        job.extras = BackwardExtras(saved)
+        job.extras.gradResidual = MutableView(unlessEmpty: &gradResidual)
+        try job.run()
+    }
+
+    /// As the function with `gradResidual`, for forwards without a residual.
+    public static func backward<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar.Parameter>? = nil,
+        saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
+        gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
+    ) throws(BatchNormError) {
+        var gradResidual = MutableSpan<Scalar>()
         try backward(
-            input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
-            weight: weight?.span, saved: saved, gradInput: &gradInput, gradWeight: &gradWeight,
-            gradBias: &gradBias, gradResidual: &gradResidual)
+            input: input, gradOutput: gradOutput, shape: shape, weight: weight, saved: saved,
+            gradInput: &gradInput, gradWeight: &gradWeight, gradBias: &gradBias,
+            gradResidual: &gradResidual)
     }
-}
-
-/// The gradients of a loss, from memory of yours into memory of yours. `input`, `gradOutput`, `gradInput` and
-/// `gradResidual` hold `shape.count` elements, `weight`, `gradWeight` and `gradBias` one per channel.
-///
-/// Gradients are written, not added. Pass an empty span (`MutableSpan()`) to skip one: what nobody wants is not
-/// computed.
-public func backward<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar.Parameter>? = nil,
-    saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>,
-    gradResidual: inout MutableSpan<Scalar>
-) throws(BatchNormError) {
-    defer { withExtendedLifetime(saved) {} }
-    let source = Backward.Source.saved(
-        mean: View(saved.mean.span), invstd: View(saved.invstd.span))
-    var job = Backward(
-        scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics, source: source,
-        input: View(input), gradOutput: View(gradOutput))
-    job.savedMeanRest = View(saved.meanRest.span)
-    job.weight = View(weight)
-    job.gradInput = MutableView(unlessEmpty: &gradInput)
-    job.gradWeight = MutableView(unlessEmpty: &gradWeight)
-    job.gradBias = MutableView(unlessEmpty: &gradBias)
-    job.extras = BackwardExtras(saved)
-    job.extras.gradResidual = MutableView(unlessEmpty: &gradResidual)
-    try job.run()
-}
-
-/// As the function with `gradResidual`, for forwards without a residual.
-public func backward<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar.Parameter>? = nil,
-    saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
-) throws(BatchNormError) {
-    var gradResidual = MutableSpan<Scalar>()
-    try backward(
-        input: input, gradOutput: gradOutput, shape: shape, weight: weight, saved: saved,
-        gradInput: &gradInput, gradWeight: &gradWeight, gradBias: &gradBias,
-        gradResidual: &gradResidual)
 }
 
 extension Gradients {

@@ -5,10 +5,10 @@
 ///
 ///     var moments = try Moments(of: firstPart)
 ///     try moments.merge(Moments(of: secondPart))
-///     let (output, saved) = try normalize(firstPart, moments: moments)
+///     let (output, saved) = try BatchNormalization.normalize(firstPart, moments: moments)
 ///
-/// With moments of one part, `normalize` writes the same bits as `forwardTraining`. With several it does if they are the
-/// pieces that the whole batch would be cut into, merged in ascending order: see batchnorm.h.
+/// With moments of one part, `normalize` writes the same bits as `forwardTraining`. With several it does if they are
+/// the pieces that the whole batch would be cut into, merged in ascending order: see batchnorm.h.
 public struct Moments: Equatable, Sendable {
     /// Values per channel, the same for all; with 0 the arrays say nothing.
     public var count: Int
@@ -104,14 +104,14 @@ public struct Moments: Equatable, Sendable {
     /// Takes these moments into running statistics, as `forwardTraining` does with those of its input. Moments of no
     /// values change nothing.
     ///
-    /// - Returns: How many channels of these moments held NaN or infinity, and how many channels' running statistics; see
-    ///   `NonfinitePolicy` and `Averaging`.
+    /// - Returns: How many channels of these moments held NaN or infinity, and how many channels' running statistics;
+    ///   see `NonfinitePolicy` and `Averaging`.
     @discardableResult
     public func update<Scalar: BatchNormScalar>(
         _ running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
     ) throws(BatchNormError) -> (nonfiniteChannels: Int, nonfiniteRunningChannels: Int) {
         var nothing = MutableSpan<Scalar>()
-        let saved = try normalize(
+        let saved = try BatchNormalization.normalize(
             input: Span(), shape: .nc(0, channels), output: &nothing, moments: self,
             running: &running, options: options)
         return (saved.nonfiniteChannels, saved.nonfiniteRunningChannels)
@@ -155,132 +155,135 @@ extension Moments {
 
 // MARK: - Forward
 
-/// `forwardTraining` with given moments: the input is not reduced. Everything else means what it means there.
-///
-/// For a second forward (activation checkpointing) keep the moments and use the function without `running`: it has the
-/// first one's bits, and updates nothing.
-public func normalize<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
-    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
-    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
-    try residual?.requireResidual(of: input)
-    var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-    let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
-        try normalize(
-            input: input.elements.span, shape: input.shape, output: &output, moments: moments,
-            weight: weight?.span, bias: bias?.span, activation: activation,
-            residual: residual?.elements.span, mask: mask, running: &running, options: options)
+extension BatchNormalization {
+    /// `forwardTraining` with given moments: the input is not reduced. Everything else means what it means there.
+    ///
+    /// For a second forward (activation checkpointing) keep the moments and use the function without `running`: it has
+    /// the first one's bits, and updates nothing.
+    public static func normalize<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
+        activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
+        running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+        try residual?.requireResidual(of: input)
+        var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
+        let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
+            try normalize(
+                input: input.elements.span, shape: input.shape, output: &output, moments: moments,
+                weight: weight?.span, bias: bias?.span, activation: activation,
+                residual: residual?.elements.span, mask: mask, running: &running, options: options)
+        }
+        return (output, saved)
     }
-    return (output, saved)
-}
 
-/// As the function with `running`, for parts after the first and for second forwards.
-public func normalize<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
-    activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
-    options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
-    try residual?.requireResidual(of: input)
-    var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-    let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
-        try normalize(
-            input: input.elements.span, shape: input.shape, output: &output, moments: moments,
-            weight: weight?.span, bias: bias?.span, activation: activation,
-            residual: residual?.elements.span, mask: mask, options: options)
+    /// As the function with `running`, for parts after the first and for second forwards.
+    public static func normalize<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, moments: Moments, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
+        activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
+        options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
+        try residual?.requireResidual(of: input)
+        var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
+        let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
+            try normalize(
+                input: input.elements.span, shape: input.shape, output: &output, moments: moments,
+                weight: weight?.span, bias: bias?.span, activation: activation,
+                residual: residual?.elements.span, mask: mask, options: options)
+        }
+        return (output, saved)
     }
-    return (output, saved)
-}
 
-/// `normalize` from memory of yours into memory of yours: `input` and `output` hold `shape.count` elements.
-public func normalize<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
-    activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
-    running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> SavedStatistics {
-    var job = ForwardTraining(
-        scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
-        output: MutableView(&output))
-    job.weight = View(weight)
-    job.bias = View(bias)
-    job.extras = ForwardExtras(activation, residual, mask)
-    return try moments.withView { (view) throws(BatchNormError) in
-        job.moments = view
-        return try job.run(&running, mask)
+    /// `normalize` from memory of yours into memory of yours: `input` and `output` hold `shape.count` elements.
+    public static func normalize<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
+        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
+        activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
+        running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> SavedStatistics {
+        var job = ForwardTraining(
+            scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
+            output: MutableView(&output))
+        job.weight = View(weight)
+        job.bias = View(bias)
+        job.extras = ForwardExtras(activation, residual, mask)
+        return try moments.withView { (view) throws(BatchNormError) in
+            job.moments = view
+            return try job.run(&running, mask)
+        }
     }
-}
 
-/// As the function with `running`, for parts after the first and for second forwards.
-public func normalize<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
-    activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
-    options: TrainingOptions = TrainingOptions()
-) throws(BatchNormError) -> SavedStatistics {
-    var job = ForwardTraining(
-        scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
-        output: MutableView(&output))
-    job.weight = View(weight)
-    job.bias = View(bias)
-    job.extras = ForwardExtras(activation, residual, mask)
-    return try moments.withView { (view) throws(BatchNormError) in
-        job.moments = view
-        return try job.runAndSave(mask)
+    /// As the function with `running`, for parts after the first and for second forwards.
+    public static func normalize<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, moments: Moments,
+        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
+        activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
+        options: TrainingOptions = TrainingOptions()
+    ) throws(BatchNormError) -> SavedStatistics {
+        var job = ForwardTraining(
+            scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
+            output: MutableView(&output))
+        job.weight = View(weight)
+        job.bias = View(bias)
+        job.extras = ForwardExtras(activation, residual, mask)
+        return try moments.withView { (view) throws(BatchNormError) in
+            job.moments = view
+            return try job.runAndSave(mask)
+        }
     }
-}
 
-/// The forward once more from what a forward saved: `y = (x - mean) * invstd * weight + bias`, then the residual and the
-/// activation. With the forward's `meanRest` it has that forward's bits; by how much it may differ without stands in
-/// batchnorm.h (bn_normalize_saved).
-///
-///     let again = try normalize(x, saved: saved, weight: weight, activation: .relu, residual: shortcut)
-///
-/// Activation, residual and mask are those of this call: of `saved` mean, its rest and invstd alone are used, so that those
-/// of one part serve another.
-///
-/// - Parameters:
-///   - input: The batch, or a part of it.
-///   - saved: What a forward returned.
-///   - weight: One factor per channel; nil means 1.
-///   - bias: One summand per channel; nil means 0.
-///   - activation: What is done to the values in the end.
-///   - residual: Added before the activation; of the input's shape.
-///   - mask: Which positions take part; nil means all.
-/// - Returns: The output, of the input's shape. `ActivationMask(_:output:)` makes the activation's mask of it.
-public func normalize<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, saved: SavedStatistics, weight: [Scalar.Parameter]? = nil,
-    bias: [Scalar.Parameter]? = nil, activation: Activation = .none, residual: Tensor<Scalar>? = nil,
-    mask: PositionMask? = nil
-) throws(BatchNormError) -> Tensor<Scalar> {
-    try residual?.requireResidual(of: input)
-    var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-    try output.withMutableSpan { (output) throws(BatchNormError) in
-        try normalize(
-            input: input.elements.span, shape: input.shape, output: &output, saved: saved,
-            weight: weight?.span, bias: bias?.span, activation: activation,
-            residual: residual?.elements.span, mask: mask)
+    /// The forward once more from what a forward saved: `y = (x - mean) * invstd * weight + bias`, then the residual
+    /// and the activation. With the forward's `meanRest` it has that forward's bits; by how much it may differ without
+    /// stands in batchnorm.h (bn_normalize_saved).
+    ///
+    ///     let again = try BatchNormalization.normalize(
+    ///         x, saved: saved, weight: weight, activation: .relu, residual: shortcut)
+    ///
+    /// Activation, residual and mask are those of this call: of `saved` mean, its rest and invstd alone are used, so
+    /// that those of one part serve another.
+    ///
+    /// - Parameters:
+    ///   - input: The batch, or a part of it.
+    ///   - saved: What a forward returned.
+    ///   - weight: One factor per channel; nil means 1.
+    ///   - bias: One summand per channel; nil means 0.
+    ///   - activation: What is done to the values in the end.
+    ///   - residual: Added before the activation; of the input's shape.
+    ///   - mask: Which positions take part; nil means all.
+    /// - Returns: The output, of the input's shape. `ActivationMask(_:output:)` makes the activation's mask of it.
+    public static func normalize<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, saved: SavedStatistics, weight: [Scalar.Parameter]? = nil,
+        bias: [Scalar.Parameter]? = nil, activation: Activation = .none, residual: Tensor<Scalar>? = nil,
+        mask: PositionMask? = nil
+    ) throws(BatchNormError) -> Tensor<Scalar> {
+        try residual?.requireResidual(of: input)
+        var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
+        try output.withMutableSpan { (output) throws(BatchNormError) in
+            try normalize(
+                input: input.elements.span, shape: input.shape, output: &output, saved: saved,
+                weight: weight?.span, bias: bias?.span, activation: activation,
+                residual: residual?.elements.span, mask: mask)
+        }
+        return output
     }
-    return output
-}
 
-/// The forward once more from what a forward saved, from memory of yours into memory of yours: `input`, `residual` and
-/// `output` hold `shape.count` elements, `weight` and `bias` one per channel.
-public func normalize<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, saved: SavedStatistics,
-    weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
-    activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil
-) throws(BatchNormError) {
-    defer { withExtendedLifetime((saved, mask)) {} }
-    var job = ForwardInference(
-        scalar: Scalar.scalarType, shape: shape, epsilon: 0, input: View(input),
-        output: MutableView(&output))
-    job.saved = (View(saved.mean.span), View(saved.invstd.span))
-    job.savedMeanRest = View(saved.meanRest.span)
-    job.weight = View(weight)
-    job.bias = View(bias)
-    job.extras = ForwardExtras(activation, residual, mask)
-    try job.run()
+    /// The forward once more from what a forward saved, from memory of yours into memory of yours: `input`, `residual`
+    /// and `output` hold `shape.count` elements, `weight` and `bias` one per channel.
+    public static func normalize<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>, saved: SavedStatistics,
+        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil,
+        activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil
+    ) throws(BatchNormError) {
+        defer { withExtendedLifetime((saved, mask)) {} }
+        var job = ForwardInference(
+            scalar: Scalar.scalarType, shape: shape, epsilon: 0, input: View(input),
+            output: MutableView(&output))
+        job.saved = (View(saved.mean.span), View(saved.invstd.span))
+        job.savedMeanRest = View(saved.meanRest.span)
+        job.weight = View(weight)
+        job.bias = View(bias)
+        job.extras = ForwardExtras(activation, residual, mask)
+        try job.run()
+    }
 }
 
 // MARK: - Backward
@@ -303,7 +306,8 @@ public struct GradientSums: Equatable, Sendable {
 
     /// Takes the sums of another part in.
     ///
-    /// - Throws: `.countMismatch` if the channels differ, `.momentsCount` if a count is negative, `.momentsCountOverflow`.
+    /// - Throws: `.countMismatch` if the channels differ, `.momentsCount` if a count is negative,
+    ///   `.momentsCountOverflow`.
     public mutating func add(_ other: GradientSums) throws(BatchNormError) {
         guard other.dy.count == dy.count else {
             throw .countMismatch(.sumDy, actual: other.dy.count, expected: dy.count)
@@ -323,102 +327,104 @@ public struct GradientSums: Equatable, Sendable {
     }
 }
 
-/// The first half of `backward`: the sums of one part. Mean and invstd of `saved` are the whole batch's, the activation's
-/// mask and the positions the part's own, as the part's `normalize` returned them.
-public func backwardReduce<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, saved: SavedStatistics
-) throws(BatchNormError) -> GradientSums {
-    guard gradOutput.shape == input.shape else {
-        throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
-    }
-    return try backwardReduce(
-        input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
-        saved: saved)
-}
-
-/// The first half of `backward`, from memory of yours.
-public func backwardReduce<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, saved: SavedStatistics
-) throws(BatchNormError) -> GradientSums {
-    var job = Backward(
-        scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
-        source: .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span)),
-        input: View(input), gradOutput: View(gradOutput))
-    job.savedMeanRest = View(saved.meanRest.span)
-    job.extras = BackwardExtras(saved)
-    defer { withExtendedLifetime(saved) {} }
-    var sums = GradientSums(
-        count: 0, dy: try Array(allocating: shape.channels, of: 0),
-        dyXmu: try Array(allocating: shape.channels, of: 0))
-    sums.count = try sums.dy.withUnsafeMutableBufferPointer { (dy) throws(BatchNormError) in
-        try sums.dyXmu.withUnsafeMutableBufferPointer { (dyXmu) throws(BatchNormError) in
-            try job.reduce(
-                into: GradientSumsView(count: 0, dy: MutableView(dy), dyXmu: MutableView(dyXmu)))
+extension BatchNormalization {
+    /// The first half of `backward`: the sums of one part. Mean and invstd of `saved` are the whole batch's, the
+    /// activation's mask and the positions the part's own, as the part's `normalize` returned them.
+    public static func backwardReduce<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, saved: SavedStatistics
+    ) throws(BatchNormError) -> GradientSums {
+        guard gradOutput.shape == input.shape else {
+            throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
         }
-    }
-    return sums
-}
-
-/// The second half of `backward`: the gradients of one part from the whole batch's sums and statistics. Those of weight
-/// and bias are what `sums` say; from a part's own sums they are that part's. `saved` is what the part's `normalize`
-/// returned: it says what else that did, and whether there is a gradient with respect to a residual.
-public func backwardApply<Scalar: BatchNormScalar>(
-    _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, sums: GradientSums,
-    weight: [Scalar.Parameter]? = nil, saved: SavedStatistics
-) throws(BatchNormError) -> Gradients<Scalar> {
-    guard gradOutput.shape == input.shape else {
-        throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
-    }
-    return try Gradients(shape: input.shape, hasResidual: saved.hasResidual) {
-        (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
-        try backwardApply(
+        return try backwardReduce(
             input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
-            sums: sums, weight: weight?.span, saved: saved, gradInput: &gradInput,
-            gradWeight: &gradWeight, gradBias: &gradBias, gradResidual: &gradResidual)
+            saved: saved)
     }
-}
 
-/// The second half of `backward`, from memory of yours into memory of yours. Pass an empty span to skip a gradient.
-public func backwardApply<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, sums: GradientSums,
-    weight: Span<Scalar.Parameter>? = nil, saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>,
-    gradResidual: inout MutableSpan<Scalar>
-) throws(BatchNormError) {
-    var job = Backward(
-        scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
-        source: .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span)),
-        input: View(input), gradOutput: View(gradOutput))
-    job.weight = View(weight)
-    job.gradInput = MutableView(unlessEmpty: &gradInput)
-    job.gradWeight = MutableView(unlessEmpty: &gradWeight)
-    job.gradBias = MutableView(unlessEmpty: &gradBias)
-    job.savedMeanRest = View(saved.meanRest.span)
-    job.extras = BackwardExtras(saved)
-    job.extras.gradResidual = MutableView(unlessEmpty: &gradResidual)
-    defer { withExtendedLifetime(saved) {} }
-    try sums.dy.withUnsafeBufferPointer { (dy) throws(BatchNormError) in
-        try sums.dyXmu.withUnsafeBufferPointer { (dyXmu) throws(BatchNormError) in
-            // Lent to a call that reads them only.
-            job.sums = GradientSumsView(
-                count: sums.count, dy: MutableView(UnsafeMutableBufferPointer(mutating: dy)),
-                dyXmu: MutableView(UnsafeMutableBufferPointer(mutating: dyXmu)))
-            try job.run()
+    /// The first half of `backward`, from memory of yours.
+    public static func backwardReduce<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, saved: SavedStatistics
+    ) throws(BatchNormError) -> GradientSums {
+        var job = Backward(
+            scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
+            source: .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span)),
+            input: View(input), gradOutput: View(gradOutput))
+        job.savedMeanRest = View(saved.meanRest.span)
+        job.extras = BackwardExtras(saved)
+        defer { withExtendedLifetime(saved) {} }
+        var sums = GradientSums(
+            count: 0, dy: try Array(allocating: shape.channels, of: 0),
+            dyXmu: try Array(allocating: shape.channels, of: 0))
+        sums.count = try sums.dy.withUnsafeMutableBufferPointer { (dy) throws(BatchNormError) in
+            try sums.dyXmu.withUnsafeMutableBufferPointer { (dyXmu) throws(BatchNormError) in
+                try job.reduce(
+                    into: GradientSumsView(count: 0, dy: MutableView(dy), dyXmu: MutableView(dyXmu)))
+            }
+        }
+        return sums
+    }
+
+    /// The second half of `backward`: the gradients of one part from the whole batch's sums and statistics. Those of
+    /// weight and bias are what `sums` say; from a part's own sums they are that part's. `saved` is what the part's
+    /// `normalize` returned: it says what else that did, and whether there is a gradient with respect to a residual.
+    public static func backwardApply<Scalar: BatchNormScalar>(
+        _ input: Tensor<Scalar>, gradOutput: Tensor<Scalar>, sums: GradientSums,
+        weight: [Scalar.Parameter]? = nil, saved: SavedStatistics
+    ) throws(BatchNormError) -> Gradients<Scalar> {
+        guard gradOutput.shape == input.shape else {
+            throw .shapeMismatch(actual: gradOutput.shape, expected: input.shape)
+        }
+        return try Gradients(shape: input.shape, hasResidual: saved.hasResidual) {
+            (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
+            try backwardApply(
+                input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
+                sums: sums, weight: weight?.span, saved: saved, gradInput: &gradInput,
+                gradWeight: &gradWeight, gradBias: &gradBias, gradResidual: &gradResidual)
         }
     }
-}
 
-/// As the function with `gradResidual`, for forwards without a residual.
-public func backwardApply<Scalar: BatchNormScalar>(
-    input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, sums: GradientSums,
-    weight: Span<Scalar.Parameter>? = nil, saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-    gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
-) throws(BatchNormError) {
-    var gradResidual = MutableSpan<Scalar>()
-    try backwardApply(
-        input: input, gradOutput: gradOutput, shape: shape, sums: sums, weight: weight, saved: saved,
-        gradInput: &gradInput, gradWeight: &gradWeight, gradBias: &gradBias,
-        gradResidual: &gradResidual)
+    /// The second half of `backward`, from memory of yours into memory of yours. Pass an empty span to skip a gradient.
+    public static func backwardApply<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, sums: GradientSums,
+        weight: Span<Scalar.Parameter>? = nil, saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
+        gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>,
+        gradResidual: inout MutableSpan<Scalar>
+    ) throws(BatchNormError) {
+        var job = Backward(
+            scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
+            source: .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span)),
+            input: View(input), gradOutput: View(gradOutput))
+        job.weight = View(weight)
+        job.gradInput = MutableView(unlessEmpty: &gradInput)
+        job.gradWeight = MutableView(unlessEmpty: &gradWeight)
+        job.gradBias = MutableView(unlessEmpty: &gradBias)
+        job.savedMeanRest = View(saved.meanRest.span)
+        job.extras = BackwardExtras(saved)
+        job.extras.gradResidual = MutableView(unlessEmpty: &gradResidual)
+        defer { withExtendedLifetime(saved) {} }
+        try sums.dy.withUnsafeBufferPointer { (dy) throws(BatchNormError) in
+            try sums.dyXmu.withUnsafeBufferPointer { (dyXmu) throws(BatchNormError) in
+                // Lent to a call that reads them only.
+                job.sums = GradientSumsView(
+                    count: sums.count, dy: MutableView(UnsafeMutableBufferPointer(mutating: dy)),
+                    dyXmu: MutableView(UnsafeMutableBufferPointer(mutating: dyXmu)))
+                try job.run()
+            }
+        }
+    }
+
+    /// As the function with `gradResidual`, for forwards without a residual.
+    public static func backwardApply<Scalar: BatchNormScalar>(
+        input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, sums: GradientSums,
+        weight: Span<Scalar.Parameter>? = nil, saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
+        gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
+    ) throws(BatchNormError) {
+        var gradResidual = MutableSpan<Scalar>()
+        try backwardApply(
+            input: input, gradOutput: gradOutput, shape: shape, sums: sums, weight: weight, saved: saved,
+            gradInput: &gradInput, gradWeight: &gradWeight, gradBias: &gradBias,
+            gradResidual: &gradResidual)
+    }
 }
 
 // MARK: - Statistics of many batches
@@ -462,8 +468,8 @@ public struct StatisticsAccumulator: Sendable {
 
     /// Takes a batch in. An empty one changes nothing.
     ///
-    /// - Throws: `.nonfinite` if a channel holds NaN or infinity, which would spoil all that was collected; on any error
-    ///   nothing has changed.
+    /// - Throws: `.nonfinite` if a channel holds NaN or infinity, which would spoil all that was collected; on any
+    ///   error nothing has changed.
     public mutating func add<Scalar: BatchNormScalar>(
         _ batch: Tensor<Scalar>
     ) throws(BatchNormError) {

@@ -38,7 +38,7 @@ extension BatchNormPlan {
         _ problem: UnsafePointer<bn_problem>?, _ operation: bn_operation
     ) throws(BatchNormError) {
         let problem = try Problem(problem)
-        self = try explain(
+        self = try BatchNormalization.explain(
             option(operation, .operation), shape: problem.shape, scalar: problem.scalar)
     }
 }

@@ -155,7 +155,7 @@ import Testing
     /// That threads and instruction set are the settings' is tested from C: other tests here change them meanwhile.
     @Test func isOfThisMachine() throws {
         let shape = try Shape.nhwc(32, 56, 56, 64)
-        let plan = try explain(.backward, shape: shape, scalar: .float64)
+        let plan = try BatchNormalization.explain(.backward, shape: shape, scalar: .float64)
         let machine = Machine.current
         #expect(plan.operation == .backward && plan.shape == shape && plan.scalar == .float64)
         #expect(plan.tensorBytes == 32 * 56 * 56 * 64 * 8)
@@ -165,7 +165,7 @@ import Testing
     @Test func refusesWhatTheOperationRefuses() throws {
         let shape = try Shape.nc(Int.max / 4, 1)
         #expect(throws: BatchNormError.sizeOverflow(shape.sizes, elementSize: 8)) {
-            try explain(.forwardInference, shape: shape, scalar: .float64)
+            try BatchNormalization.explain(.forwardInference, shape: shape, scalar: .float64)
         }
     }
 }

@@ -82,7 +82,7 @@ import Testing
             parameters(5, &random)
         let pair = try running.affine(weight: gamma, bias: beta, epsilon: 1e-3)
         let x: Tensor<Float> = try random.tensor(.nc(1, 5))
-        let expected = try forwardInference(
+        let expected = try BatchNormalization.forwardInference(
             x, weight: gamma, bias: beta, running: running, epsilon: 1e-3)
         let actual = (0..<5).map { x.elements[$0] * pair.weight[$0] + pair.bias[$0] }
         #expect(largestError(actual, expected.elements.doubles, scale: 10) < 8)

@@ -39,10 +39,10 @@ import Testing
         let residual = try tensor(3, shape)
         let (weight, bias) = parameters(shape.channels)
         for added in [residual, nil] {
-            let (plain, plainSaved) = try forwardTraining(x, weight: weight, bias: bias)
+            let (plain, plainSaved) = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias)
             let sum = zip(plain.elements, added?.elements ?? [Float](repeating: 0, count: x.shape.count))
                 .map(+)
-            let (output, saved) = try forwardTraining(
+            let (output, saved) = try BatchNormalization.forwardTraining(
                 x, weight: weight, bias: bias, activation: activation, residual: added)
             #expect(output.elements == sum.map { activate(activation, $0) })
             #expect(saved.mean == plainSaved.mean && saved.invstd == plainSaved.invstd)
@@ -57,10 +57,10 @@ import Testing
                     ? activation.negativeSlope == 0 ? 0 : gradient * Float(activation.negativeSlope)
                     : gradient
             }
-            var expected = try backward(
+            var expected = try BatchNormalization.backward(
                 x, gradOutput: Tensor(gated, shape: shape), weight: weight, saved: plainSaved)
             if added != nil { expected.residual = try Tensor(gated, shape: shape) }
-            #expect(try backward(x, gradOutput: dy, weight: weight, saved: saved) == expected)
+            #expect(try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: saved) == expected)
         }
     }
 
@@ -71,18 +71,18 @@ import Testing
         let residual = try tensor(3, shape)
         let running = RunningStatistics<Float>(
             mean: parameters(19).bias, variance: parameters(19).weight)
-        let plain = try forwardInference(x, running: running)
-        let output = try forwardInference(
+        let plain = try BatchNormalization.forwardInference(x, running: running)
+        let output = try BatchNormalization.forwardInference(
             x, activation: .relu, residual: residual, running: running)
         #expect(output.elements == zip(plain.elements, residual.elements).map { max(0, $0 + $1) })
 
         var saved = try SavedStatistics(running: running)
         let gated = zip(dy.elements, output.elements).map { $1 <= 0 ? 0 : $0 }
-        var expected = try backward(x, gradOutput: Tensor(gated, shape: shape), saved: saved)
+        var expected = try BatchNormalization.backward(x, gradOutput: Tensor(gated, shape: shape), saved: saved)
         expected.residual = try Tensor(gated, shape: shape)
         saved.activationMask = try ActivationMask(.relu, output: output)
         saved.hasResidual = true
-        #expect(try backward(x, gradOutput: dy, saved: saved) == expected)
+        #expect(try BatchNormalization.backward(x, gradOutput: dy, saved: saved) == expected)
     }
 
     /// Over the input, over nothing of the caller's, and with what nobody wants left out.
@@ -92,14 +92,14 @@ import Testing
         let dy = try tensor(2, shape)
         let residual = try tensor(3, shape)
         var running = try RunningStatistics<Float>(channels: 3)
-        let (output, saved) = try forwardTraining(
+        let (output, saved) = try BatchNormalization.forwardTraining(
             x, activation: .relu, residual: residual, running: &running)
-        let gradients = try backward(x, gradOutput: dy, saved: saved)
+        let gradients = try BatchNormalization.backward(x, gradOutput: dy, saved: saved)
 
         var elements = x.elements
         var again = try RunningStatistics<Float>(channels: 3)
         var span = elements.mutableSpan
-        let inPlace = try forwardTraining(
+        let inPlace = try BatchNormalization.forwardTraining(
             inPlace: &span, shape: shape, activation: .relu, residual: residual.elements.span,
             running: &again)
         #expect(elements == output.elements)
@@ -108,19 +108,19 @@ import Testing
 
         var elements2 = x.elements
         var span2 = elements2.mutableSpan
-        try forwardInference(
+        try BatchNormalization.forwardInference(
             inPlace: &span2, shape: shape, activation: .relu, residual: residual.elements.span,
             runningMean: running.mean.span, runningVar: running.variance.span)
         #expect(
             try Tensor(elements2, shape: shape)
-                == forwardInference(x, activation: .relu, residual: residual, running: running))
+                == BatchNormalization.forwardInference(x, activation: .relu, residual: residual, running: running))
 
         var gradResidual = [Float](repeating: .nan, count: shape.count)
         var written = gradResidual.mutableSpan
         var none = MutableSpan<Float>()
         var none2 = MutableSpan<Float>()
         var none3 = MutableSpan<Float>()
-        try backward(
+        try BatchNormalization.backward(
             input: x.elements.span, gradOutput: dy.elements.span, shape: shape, saved: saved,
             gradInput: &none, gradWeight: &none2, gradBias: &none3, gradResidual: &written)
         #expect(gradResidual == gradients.residual?.elements)
@@ -154,7 +154,7 @@ import Testing
         let (mean, variance) = ideal.moments(compacted(x))
         for mask in [PositionMask.lengths(lengths), .positions(takesPart)] {
             var running = try RunningStatistics<Float>(channels: 5)
-            let (output, saved) = try forwardTraining(x, mask: mask, running: &running)
+            let (output, saved) = try BatchNormalization.forwardTraining(x, mask: mask, running: &running)
             #expect(saved.nonfiniteChannels == 0)
             #expect(largestError(saved.mean, mean) < 64)
             let y = ideal.forward(compacted(x), mean: mean, invstd: ideal.invstd(variance))
@@ -163,7 +163,7 @@ import Testing
                 largestError(running.variance, variance.map { 0.9 + 0.1 * $0 * 60 / 59 }) <= 2)
             #expect((0..<5).flatMap { places($0, false) }.allSatisfy { output.elements[$0] == 0 })
 
-            let gradients = try backward(x, gradOutput: dy, saved: saved)
+            let gradients = try BatchNormalization.backward(x, gradOutput: dy, saved: saved)
             let expected = ideal.backward(
                 compacted(x), gradOutput: compacted(dy), mean: saved.mean, invstd: saved.invstd,
                 frozen: false)
@@ -175,7 +175,7 @@ import Testing
                 (0..<5).flatMap { places($0, false) }.allSatisfy {
                     gradients.input.elements[$0] == 0
                 })
-            let inferred = try forwardInference(x, mask: mask, running: running)
+            let inferred = try BatchNormalization.forwardInference(x, mask: mask, running: running)
             #expect(inferred.elements.allSatisfy { $0.isFinite })
         }
     }
@@ -186,9 +186,9 @@ import Testing
         let lengths = [50, 12, 31]
         let positions = lengths.flatMap { length in (0..<50).map { $0 < length } }
         for masked in [MaskedOutput.zero, .pass] {
-            let one = try forwardTraining(
+            let one = try BatchNormalization.forwardTraining(
                 x, activation: .relu, mask: .lengths(lengths, masked: masked))
-            let other = try forwardTraining(
+            let other = try BatchNormalization.forwardTraining(
                 x, activation: .relu, mask: .positions(positions, masked: masked))
             #expect(one.output == other.output)
             #expect(one.saved.activationMask == other.saved.activationMask)
@@ -202,8 +202,8 @@ import Testing
                 }
             }
         }
-        let all = try forwardTraining(x, mask: .lengths([50, 50, 50]))
-        #expect(try all.output == forwardTraining(x).output)
+        let all = try BatchNormalization.forwardTraining(x, mask: .lengths([50, 50, 50]))
+        #expect(try all.output == BatchNormalization.forwardTraining(x).output)
     }
 
     @Test func allMaskedUpdatesNothing() throws {
@@ -211,16 +211,16 @@ import Testing
         let x = try tensor(1, shape)
         let nothing = PositionMask.positions(Array(repeating: false, count: 40), masked: .pass)
         var running = try RunningStatistics<Float>(channels: 3)
-        let (output, saved) = try forwardTraining(x, mask: nothing, running: &running)
+        let (output, saved) = try BatchNormalization.forwardTraining(x, mask: nothing, running: &running)
         #expect(output == x)
         #expect(try running == RunningStatistics<Float>(channels: 3))
-        let gradients = try backward(x, gradOutput: x, saved: saved)
+        let gradients = try BatchNormalization.backward(x, gradOutput: x, saved: saved)
         #expect(gradients.input == x)
         #expect(gradients.weight == [0, 0, 0] && gradients.bias == [0, 0, 0])
 
         var one = nothing
         one.content = .positions((0..<40).map { $0 == 17 })
-        #expect(throws: BatchNormError.self) { try forwardTraining(x, mask: one) }
+        #expect(throws: BatchNormError.self) { try BatchNormalization.forwardTraining(x, mask: one) }
     }
 
     // MARK: The layer
@@ -235,11 +235,11 @@ import Testing
         try layer.setWeight(weight)
         try layer.setBias(bias)
         for mask in [nil, PositionMask.lengths([41, 5, 0, 40], masked: .pass)] {
-            let (output, saved) = try forwardTraining(
+            let (output, saved) = try BatchNormalization.forwardTraining(
                 x, weight: weight, bias: bias, activation: activation, residual: residual, mask: mask)
             #expect(
                 try layer.forward(x, activation: activation, residual: residual, mask: mask) == output)
-            let expected = try backward(x, gradOutput: dy, weight: weight, saved: saved)
+            let expected = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: saved)
             #expect(expected.residual != nil)
             #expect(try layer.backward(x, gradOutput: dy) == expected)
             var elements = x.elements
@@ -250,11 +250,11 @@ import Testing
             #expect(elements == output.elements)
         }
         // A plain forward forgets them.
-        let (plain, saved) = try forwardTraining(x, weight: weight, bias: bias)
+        let (plain, saved) = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias)
         #expect(try layer.forward(x) == plain)
         #expect(
             try layer.backward(x, gradOutput: dy)
-                == backward(x, gradOutput: dy, weight: weight, saved: saved))
+                == BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: saved))
     }
 
     @Test func passesThatUpdateNothing() throws {
@@ -303,11 +303,11 @@ import Testing
             let layer = try BatchNormLayer<Float>(numFeatures: 3)
             let state = try layer.state()
             #expect(throws: expected) {
-                try forwardTraining(
+                try BatchNormalization.forwardTraining(
                     x, activation: activation, residual: residual, mask: mask, running: &running)
             }
             #expect(throws: expected) {
-                try forwardInference(
+                try BatchNormalization.forwardInference(
                     x, activation: activation, residual: residual, mask: mask, running: running)
             }
             #expect(throws: expected) {
@@ -332,21 +332,21 @@ import Testing
 
         let images = try tensor(1, .nchw(2, 3, 5, 1))
         #expect(throws: BatchNormError.lengthsRank(actual: 4)) {
-            try forwardTraining(images, mask: .lengths([5, 5]))
+            try BatchNormalization.forwardTraining(images, mask: .lengths([5, 5]))
         }
         // What was saved of another shape.
-        let (_, saved) = try forwardTraining(try tensor(1, short), activation: .relu)
+        let (_, saved) = try BatchNormalization.forwardTraining(try tensor(1, short), activation: .relu)
         #expect(throws: BatchNormError.countMismatch(.activationMask, actual: 3, expected: 4)) {
-            try backward(x, gradOutput: x, saved: saved)
+            try BatchNormalization.backward(x, gradOutput: x, saved: saved)
         }
     }
 
     @Test func emptyBatches() throws {
         let nothing = try Tensor<Float>(repeating: 0, shape: .nhwc(0, 4, 4, 3))
-        let (output, saved) = try forwardTraining(
+        let (output, saved) = try BatchNormalization.forwardTraining(
             nothing, activation: .relu, residual: nothing, mask: .positions([]))
         #expect(output == nothing)
-        let gradients = try backward(nothing, gradOutput: nothing, saved: saved)
+        let gradients = try BatchNormalization.backward(nothing, gradOutput: nothing, saved: saved)
         #expect(gradients.residual == nothing)
         #expect(gradients.bias == [0, 0, 0])
     }

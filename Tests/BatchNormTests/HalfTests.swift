@@ -49,10 +49,10 @@ struct HalfTests {
         let values = (0..<shape.count).map { narrow(Float($0 * 37 % 101) / 7 - 5) }
         let mean: [Float] = [1, 2, -3, 0, 4]
         let variance: [Float] = [1, 4, 0.25, 2, 9]
-        let half = try forwardInference(
+        let half = try BatchNormalization.forwardInference(
             Tensor(values, shape: shape), activation: .relu,
             running: RunningStatistics<Half>(mean: mean, variance: variance))
-        let float = try forwardInference(
+        let float = try BatchNormalization.forwardInference(
             Tensor(values.map(widen), shape: shape), activation: .relu,
             running: RunningStatistics<Float>(mean: mean, variance: variance))
         for index in 0..<shape.count {

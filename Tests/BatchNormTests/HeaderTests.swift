@@ -63,6 +63,6 @@ import Testing
             }
         }
         #expect(status == BN_STATUS_OK)
-        #expect(output == (try forwardTraining(x).output.elements))
+        #expect(output == (try BatchNormalization.forwardTraining(x).output.elements))
     }
 }

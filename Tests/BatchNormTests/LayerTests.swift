@@ -32,21 +32,21 @@ import Testing
         for seed in 1...3 {
             let x = try random(UInt64(seed))
             let dy = try random(UInt64(seed) + 100)
-            let (y, saved) = try forwardTraining(
+            let (y, saved) = try BatchNormalization.forwardTraining(
                 x, weight: [0.5, -1, 2], bias: [1, 2, 3], running: &running)
             #expect(try layer.forward(x) == y)
             #expect(try layer.savedStatistics() == saved)
             #expect(try layer.runningMean == running.mean)
             #expect(try layer.runningVar == running.variance)
             #expect(layer.numBatchesTracked == seed)
-            let expected = try backward(x, gradOutput: dy, weight: [0.5, -1, 2], saved: saved)
+            let expected = try BatchNormalization.backward(x, gradOutput: dy, weight: [0.5, -1, 2], saved: saved)
             #expect(try layer.backward(x, gradOutput: dy) == expected)
             // Again, for a graph that is walked twice.
             #expect(try layer.backward(x, gradOutput: dy) == expected)
         }
         layer.isTraining = false
         let x = try random(9)
-        let y = try forwardInference(x, weight: [0.5, -1, 2], bias: [1, 2, 3], running: running)
+        let y = try BatchNormalization.forwardInference(x, weight: [0.5, -1, 2], bias: [1, 2, 3], running: running)
         #expect(try layer.forward(x) == y)
         #expect(layer.numBatchesTracked == 3)
         #expect(try layer.runningMean == running.mean)
@@ -66,7 +66,7 @@ import Testing
         try layer.resetRunningStats()
         layer.isTraining = true
         #expect(try layer.savedStatistics() == saved)
-        let expected = try backward(x, gradOutput: dy, saved: saved)
+        let expected = try BatchNormalization.backward(x, gradOutput: dy, saved: saved)
         #expect(try layer.backward(x, gradOutput: dy) == expected)
     }
 
@@ -95,7 +95,7 @@ import Testing
             #expect(try layer.runningVar == [1, 1, 1])
             if hasBias { try layer.setBias([1, 2, 3]) }
             let x = try random(1)
-            let expected = try forwardTraining(x, bias: hasBias ? [1, 2, 3] : nil).output
+            let expected = try BatchNormalization.forwardTraining(x, bias: hasBias ? [1, 2, 3] : nil).output
             #expect(try layer.forward(x) == expected)
             if !hasWeight {
                 #expect(throws: BatchNormError.noParameter(.weight)) {
@@ -130,9 +130,9 @@ import Testing
             var random = Random(1)
             let x: Tensor<Double> = try random.tensor(shape)
             let dy: Tensor<Double> = try random.tensor(shape)
-            let (y, saved) = try forwardTraining(x)
+            let (y, saved) = try BatchNormalization.forwardTraining(x)
             #expect(try layer.forward(x) == y)
-            let expected = try backward(x, gradOutput: dy, saved: saved)
+            let expected = try BatchNormalization.backward(x, gradOutput: dy, saved: saved)
             #expect(try layer.backward(x, gradOutput: dy) == expected)
         }
     }

@@ -19,25 +19,25 @@ import Testing
         let bias: [Scalar] = random.values(shape.channels)
         var running = try RunningStatistics<Scalar>(channels: shape.channels)
         var again = running
-        let whole = try forwardTraining(x, weight: weight, bias: bias, running: &running)
-        let gradients = try backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
+        let whole = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias, running: &running)
+        let gradients = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
 
         let moments = try Moments(of: x)
         #expect(moments.count == shape.valuesPerChannel && moments.channels == shape.channels)
-        let halves = try normalize(
+        let halves = try BatchNormalization.normalize(
             x, moments: moments, weight: weight, bias: bias, running: &again)
         #expect(halves.output == whole.output)
         #expect(halves.saved == whole.saved)
         #expect(again == running)
         #expect(try moments.invstd() == whole.saved.invstd)
-        let sums = try backwardReduce(x, gradOutput: dy, saved: halves.saved)
+        let sums = try BatchNormalization.backwardReduce(x, gradOutput: dy, saved: halves.saved)
         #expect(
-            try backwardApply(x, gradOutput: dy, sums: sums, weight: weight, saved: halves.saved)
+            try BatchNormalization.backwardApply(x, gradOutput: dy, sums: sums, weight: weight, saved: halves.saved)
                 == gradients)
         // The second forward of activation checkpointing.
         #expect(
-            try normalize(x, moments: moments, weight: weight, bias: bias).output == whole.output)
-        let once = try normalize(x, saved: whole.saved, weight: weight, bias: bias)
+            try BatchNormalization.normalize(x, moments: moments, weight: weight, bias: bias).output == whole.output)
+        let once = try BatchNormalization.normalize(x, saved: whole.saved, weight: weight, bias: bias)
         #expect(largestError(once.elements, whole.output.elements.doubles, scale: 128) < 2)
     }
 
@@ -65,18 +65,18 @@ import Testing
         var sums = GradientSums(count: 0, dy: [0, 0, 0], dyXmu: [0, 0, 0])
         var saved: SavedStatistics?
         for range in ranges {
-            let normalized = try normalize(part(x, range), moments: moments)
+            let normalized = try BatchNormalization.normalize(part(x, range), moments: moments)
             output += normalized.output.elements
             saved = normalized.saved
             try sums.add(
-                backwardReduce(part(x, range), gradOutput: part(dy, range), saved: normalized.saved))
+                BatchNormalization.backwardReduce(part(x, range), gradOutput: part(dy, range), saved: normalized.saved))
         }
-        let whole = try forwardTraining(x)
+        let whole = try BatchNormalization.forwardTraining(x)
         #expect(largestError(output, whole.output.elements.doubles) < 4)
-        let gradients = try backward(x, gradOutput: dy, saved: whole.saved)
+        let gradients = try BatchNormalization.backward(x, gradOutput: dy, saved: whole.saved)
         var gradInput: [Float] = []
         for range in ranges {
-            let own = try backwardApply(
+            let own = try BatchNormalization.backwardApply(
                 part(x, range), gradOutput: part(dy, range), sums: sums, saved: #require(saved))
             gradInput += own.input.elements
             #expect(largestError(own.weight, gradients.weight.doubles) < 4)
@@ -112,10 +112,10 @@ import Testing
         }
         let x = try Tensor<Float>([1, 2, 3, 4], shape: .nc(2, 2))
         #expect(throws: BatchNormError.momentsCount(.moments, actual: 0, expected: 1)) {
-            try normalize(x, moments: Moments(channels: 2))
+            try BatchNormalization.normalize(x, moments: Moments(channels: 2))
         }
         #expect(throws: BatchNormError.oneValueOfMoments) {
-            try normalize(x, moments: Moments(count: 1, mean: [0, 0], m2: [0, 0]))
+            try BatchNormalization.normalize(x, moments: Moments(count: 1, mean: [0, 0], m2: [0, 0]))
         }
         var sums = GradientSums(count: 1, dy: [0, 0], dyXmu: [0, 0])
         #expect(throws: BatchNormError.countMismatch(.sumDy, actual: 1, expected: 2)) {
@@ -124,7 +124,7 @@ import Testing
         let saved = SavedStatistics(mean: [0, 0], invstd: [1, 1])
         sums.count = 0
         #expect(throws: BatchNormError.momentsCount(.sums, actual: 0, expected: 1)) {
-            try backwardApply(x, gradOutput: x, sums: sums, saved: saved)
+            try BatchNormalization.backwardApply(x, gradOutput: x, sums: sums, saved: saved)
         }
         #expect(
             BatchNormError.momentsM2(.moments, channel: 7, actual: -0.5).description
@@ -157,7 +157,7 @@ import Testing
         var running = try RunningStatistics<Float>(channels: 2)
         for batch in try batches() {
             try collected.add(batch)
-            _ = try forwardTraining(
+            _ = try BatchNormalization.forwardTraining(
                 batch, running: &running, options: TrainingOptions(averaging: .cumulative))
         }
         let statistics = try collected.statistics(as: Float.self)
@@ -210,27 +210,27 @@ import Testing
             for mask in [nil, PositionMask.positions(takesPart, masked: .pass)] {
                 var running = try RunningStatistics<Float>(channels: shape.channels)
                 var again = running
-                let whole = try forwardTraining(
+                let whole = try BatchNormalization.forwardTraining(
                     x, weight: weight, bias: bias, activation: activation, residual: residual, mask: mask,
                     running: &running)
-                let gradients = try backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
+                let gradients = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
 
                 let moments = try Moments(of: x, mask: mask)
-                let (output, saved) = try normalize(
+                let (output, saved) = try BatchNormalization.normalize(
                     x, moments: moments, weight: weight, bias: bias, activation: activation,
                     residual: residual, mask: mask, running: &again)
                 #expect(output == whole.output)
                 #expect(saved == whole.saved)
                 #expect(again == running)
                 #expect((saved.activationMask == nil) == (activation == .none))
-                let second = try normalize(
+                let second = try BatchNormalization.normalize(
                     x, moments: moments, weight: weight, bias: bias, activation: activation,
                     residual: residual, mask: mask)
                 #expect(second.output == whole.output)
                 #expect(second.saved == whole.saved)
 
                 // What was saved repeats it but for roundings; so where the sign stays, the mask is the same.
-                let repeated = try normalize(
+                let repeated = try BatchNormalization.normalize(
                     x, saved: saved, weight: weight, bias: bias, activation: activation, residual: residual,
                     mask: mask)
                 #expect(largestError(repeated.elements, output.elements.doubles, scale: 4) < 2)
@@ -239,9 +239,9 @@ import Testing
                 if activation != .none {
                     ofOutput.activationMask = try ActivationMask(activation, output: output)
                 }
-                let sums = try backwardReduce(x, gradOutput: dy, saved: saved)
-                #expect(try backwardReduce(x, gradOutput: dy, saved: ofOutput) == sums)
-                let applied = try backwardApply(
+                let sums = try BatchNormalization.backwardReduce(x, gradOutput: dy, saved: saved)
+                #expect(try BatchNormalization.backwardReduce(x, gradOutput: dy, saved: ofOutput) == sums)
+                let applied = try BatchNormalization.backwardApply(
                     x, gradOutput: dy, sums: sums, weight: weight, saved: saved)
                 #expect(applied == gradients)
                 #expect((applied.residual != nil) == (residual != nil))
@@ -255,15 +255,15 @@ import Testing
         let x = try random.tensor(shape, as: Float.self)
         let dy = try random.tensor(shape, as: Float.self)
         let residual = try random.tensor(shape, as: Float.self)
-        let whole = try forwardTraining(x, activation: .relu, residual: residual)
-        let gradients = try backward(x, gradOutput: dy, saved: whole.saved)
-        let sums = try backwardReduce(x, gradOutput: dy, saved: whole.saved)
+        let whole = try BatchNormalization.forwardTraining(x, activation: .relu, residual: residual)
+        let gradients = try BatchNormalization.backward(x, gradOutput: dy, saved: whole.saved)
+        let sums = try BatchNormalization.backwardReduce(x, gradOutput: dy, saved: whole.saved)
         var gradResidual = [Float](repeating: .nan, count: shape.count)
         var written = gradResidual.mutableSpan
         var none = MutableSpan<Float>()
         var none2 = MutableSpan<Float>()
         var none3 = MutableSpan<Float>()
-        try backwardApply(
+        try BatchNormalization.backwardApply(
             input: x.elements.span, gradOutput: dy.elements.span, shape: shape, sums: sums,
             saved: whole.saved, gradInput: &none, gradWeight: &none2, gradBias: &none3,
             gradResidual: &written)
@@ -273,22 +273,22 @@ import Testing
     @Test func badExtrasAreRefused() throws {
         let x = try Tensor<Float>([1, 2, 3, 4], shape: .nc(2, 2))
         let moments = try Moments(of: x)
-        let saved = try forwardTraining(x).saved
+        let saved = try BatchNormalization.forwardTraining(x).saved
         let short = try Tensor<Float>([1, 2], shape: .nc(1, 2))
         let mismatch = BatchNormError.shapeMismatch(actual: short.shape, expected: x.shape)
-        #expect(throws: mismatch) { try normalize(x, moments: moments, residual: short) }
-        #expect(throws: mismatch) { try normalize(x, saved: saved, residual: short) }
+        #expect(throws: mismatch) { try BatchNormalization.normalize(x, moments: moments, residual: short) }
+        #expect(throws: mismatch) { try BatchNormalization.normalize(x, saved: saved, residual: short) }
         let slope = Activation.leakyReLU(negativeSlope: -1)
         #expect(throws: BatchNormError.negativeSlope(actual: -1)) {
-            try normalize(x, moments: moments, activation: slope)
+            try BatchNormalization.normalize(x, moments: moments, activation: slope)
         }
         #expect(throws: BatchNormError.negativeSlope(actual: -1)) {
-            try normalize(x, saved: saved, activation: slope)
+            try BatchNormalization.normalize(x, saved: saved, activation: slope)
         }
         var rest = saved
         rest.meanRest = [0, 0, 0]
         #expect(throws: BatchNormError.countMismatch(.savedMeanRest, actual: 3, expected: 2)) {
-            try normalize(x, saved: rest)
+            try BatchNormalization.normalize(x, saved: rest)
         }
     }
 
@@ -297,9 +297,9 @@ import Testing
         var random = Random(43)
         let shape = try Shape.nchw(3, 4, 9, 9)
         let x = try random.tensor(shape, in: 1e9...(1e9 + 8), as: Double.self)
-        let (output, saved) = try forwardTraining(x)
+        let (output, saved) = try BatchNormalization.forwardTraining(x)
         #expect(saved.meanRest.contains { $0 != 0 })
-        #expect(try normalize(x, saved: saved) == output)
+        #expect(try BatchNormalization.normalize(x, saved: saved) == output)
     }
 }
 

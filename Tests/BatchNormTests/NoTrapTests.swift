@@ -44,17 +44,17 @@ import Testing
         let nothing = try Tensor<Float>([], shape: .nc(0, many))
         let saved = SavedStatistics(mean: [0], invstd: [1])
         var running = try RunningStatistics<Float>(channels: 1)
-        refused(many * 8) { _ = try forwardTraining(nothing) }
-        refused(many * 8) { _ = try forwardTraining(nothing, activation: .relu, running: &running) }
+        refused(many * 8) { _ = try BatchNormalization.forwardTraining(nothing) }
+        refused(many * 8) { _ = try BatchNormalization.forwardTraining(nothing, activation: .relu, running: &running) }
         refused(many * 8) { _ = try Moments(of: nothing) }
-        refused(many * 4) { _ = try backward(nothing, gradOutput: nothing, saved: saved) }
-        refused(many * 8) { _ = try backwardReduce(nothing, gradOutput: nothing, saved: saved) }
+        refused(many * 4) { _ = try BatchNormalization.backward(nothing, gradOutput: nothing, saved: saved) }
+        refused(many * 8) { _ = try BatchNormalization.backwardReduce(nothing, gradOutput: nothing, saved: saved) }
         let sums = GradientSums(count: 0, dy: [], dyXmu: [])
         refused(many * 4) {
-            _ = try backwardApply(nothing, gradOutput: nothing, sums: sums, saved: saved)
+            _ = try BatchNormalization.backwardApply(nothing, gradOutput: nothing, sums: sums, saved: saved)
         }
         #expect(throws: BatchNormError.countMismatch(.runningMean, actual: 1, expected: many)) {
-            try forwardInference(nothing, running: running)
+            try BatchNormalization.forwardInference(nothing, running: running)
         }
         #expect(throws: BatchNormError.countMismatch(.runningMean, actual: 1, expected: many)) {
             try running.fold(into: [], shape: WeightShape(outer: 0, channels: many))
@@ -69,7 +69,9 @@ import Testing
             try .nhwc(1, most, 1, 1), try .nc(1 << 30, 1 << 29),
         ] {
             for scalar in [ScalarType.float32, .float64, .bfloat16] {
-                #expect(try explain(operation, shape: shape, scalar: scalar).description.isEmpty == false)
+                #expect(
+                    try BatchNormalization.explain(operation, shape: shape, scalar: scalar).description.isEmpty == false
+                )
             }
         }
     }
@@ -81,10 +83,10 @@ import Testing
     func optionsOfAnySize(_ number: Double) throws {
         let x = try Tensor<Float>([1, 2, -3, 4], shape: .nc(2, 2))
         var running = try RunningStatistics<Float>(channels: 2)
-        _ = try? forwardTraining(x, running: &running, options: TrainingOptions(epsilon: number))
-        _ = try? forwardTraining(x, running: &running, options: TrainingOptions(momentum: number))
-        _ = try? forwardTraining(x, activation: .leakyReLU(negativeSlope: number))
-        _ = try? forwardInference(x, running: running, epsilon: number)
+        _ = try? BatchNormalization.forwardTraining(x, running: &running, options: TrainingOptions(epsilon: number))
+        _ = try? BatchNormalization.forwardTraining(x, running: &running, options: TrainingOptions(momentum: number))
+        _ = try? BatchNormalization.forwardTraining(x, activation: .leakyReLU(negativeSlope: number))
+        _ = try? BatchNormalization.forwardInference(x, running: running, epsilon: number)
         _ = try? Moments(of: x).invstd(epsilon: number)
         _ = try? running.affine(epsilon: number)
         _ = BFloat16(number)
@@ -105,19 +107,21 @@ import Testing
             var running = try RunningStatistics<Float>(channels: 2)
             running.numBatchesTracked = count
             #expect(throws: BatchNormError.batchCounter(actual: count)) {
-                try forwardTraining(x, running: &running)
+                try BatchNormalization.forwardTraining(x, running: &running)
             }
             var sums = GradientSums(count: count, dy: [0, 0], dyXmu: [0, 0])
             #expect(throws: BatchNormError.self) { try sums.add(sums) }
             guard count < 0 else { continue }
             #expect(throws: BatchNormError.momentsCount(.sums, actual: count, expected: 1)) {
-                try backwardApply(x, gradOutput: x, sums: sums, saved: saved)
+                try BatchNormalization.backwardApply(x, gradOutput: x, sums: sums, saved: saved)
             }
             let moments = Moments(count: count, mean: [0, 0], m2: [1, 1])
             #expect(throws: BatchNormError.momentsCount(.moments, actual: count, expected: 1)) {
                 try moments.variance()
             }
-            #expect(throws: BatchNormError.self) { try forwardTraining(x, mask: .lengths([count, 0])) }
+            #expect(throws: BatchNormError.self) {
+                try BatchNormalization.forwardTraining(x, mask: .lengths([count, 0]))
+            }
         }
     }
 

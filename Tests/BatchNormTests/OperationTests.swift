@@ -20,7 +20,7 @@ import Testing
         var running = RunningStatistics<Scalar>(
             mean: random.values(c), variance: random.values(c, in: 0.5...2), numBatchesTracked: 4)
         let before = running
-        let (y, saved) = try forwardTraining(x, weight: weight, bias: bias, running: &running)
+        let (y, saved) = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias, running: &running)
 
         let reference = Reference(shape: shape, weight: weight.doubles, bias: bias.doubles)
         let (mean, variance) = reference.moments(x.elements.doubles)
@@ -49,7 +49,7 @@ import Testing
         let shape = try Shape.nchw(4, 1, 56, 56)
         var random = Random(2)
         let x: Tensor<Float> = try random.tensor(shape, in: 9999.98...10000.02)
-        let (y, _) = try forwardTraining(x)
+        let (y, _) = try BatchNormalization.forwardTraining(x)
         let reference = Reference(shape: shape)
         let (mean, variance) = reference.moments(x.elements.doubles)
         let expected = reference.forward(
@@ -61,14 +61,14 @@ import Testing
         for value: Float in [3.7, 1e4, -1e-3] {
             let x = try Tensor<Float>(repeating: value, shape: .nhwc(5, 7, 9, 3))
             let bias: [Float] = [0.1, -2, 5]
-            let (y, _) = try forwardTraining(x, weight: [2, 3, 4], bias: bias)
+            let (y, _) = try BatchNormalization.forwardTraining(x, weight: [2, 3, 4], bias: bias)
             #expect(y.elements.indices.allSatisfy { y.elements[$0] == bias[$0 % 3] })
         }
     }
 
     @Test func zeroVarianceAndZeroEpsilon() throws {
         let x = try Tensor<Double>(repeating: 2, shape: .nc(4, 2))
-        let (y, saved) = try forwardTraining(
+        let (y, saved) = try BatchNormalization.forwardTraining(
             x, weight: [5, 6], bias: [1, 2], options: TrainingOptions(epsilon: 0))
         #expect(saved.invstd == [0, 0])
         #expect(y.elements == [1, 2, 1, 2, 1, 2, 1, 2])
@@ -79,9 +79,9 @@ import Testing
         var unbiased = RunningStatistics<Double>(mean: [0], variance: [0])
         var biased = unbiased
         var options = TrainingOptions(momentum: 1)
-        _ = try forwardTraining(x, running: &unbiased, options: options)
+        _ = try BatchNormalization.forwardTraining(x, running: &unbiased, options: options)
         options.runningVariance = .biased
-        _ = try forwardTraining(x, running: &biased, options: options)
+        _ = try BatchNormalization.forwardTraining(x, running: &biased, options: options)
         #expect(unbiased.mean == [3] && biased.mean == [3])
         #expect(abs(biased.variance[0] - 3.5) < 1e-14)
         #expect(abs(unbiased.variance[0] - 14.0 / 3) < 1e-14)
@@ -95,7 +95,7 @@ import Testing
         var means = [0.0, 0.0]
         for k in 1...5 {
             let x: Tensor<Double> = try random.tensor(shape, in: -1...Double(k))
-            let (_, saved) = try forwardTraining(x, running: &running, options: options)
+            let (_, saved) = try BatchNormalization.forwardTraining(x, running: &running, options: options)
             means = zip(means, saved.mean).map { $0 + $1 / 5 }
         }
         #expect(largestError(running.mean, means) < 20)
@@ -106,10 +106,10 @@ import Testing
         for shape in [try Shape.nchw(0, 3, 4, 4), try .nhwc(2, 0, 4, 3), try .nc(0, 3)] {
             let x = try Tensor<Float>([], shape: shape)
             var running = try RunningStatistics<Float>(channels: 3)
-            let (y, saved) = try forwardTraining(x, running: &running)
+            let (y, saved) = try BatchNormalization.forwardTraining(x, running: &running)
             #expect(y.elements.isEmpty)
             #expect(try running == RunningStatistics(channels: 3))
-            let gradients = try backward(x, gradOutput: x, saved: saved)
+            let gradients = try BatchNormalization.backward(x, gradOutput: x, saved: saved)
             #expect(gradients.weight == [0, 0, 0] && gradients.bias == [0, 0, 0])
         }
     }
@@ -124,8 +124,8 @@ import Testing
             elements[places[17]] = bad
             var cleanRunning = try RunningStatistics<Float>(channels: 4)
             var running = cleanRunning
-            let (cleanOutput, _) = try forwardTraining(good, running: &cleanRunning)
-            let (output, saved) = try forwardTraining(
+            let (cleanOutput, _) = try BatchNormalization.forwardTraining(good, running: &cleanRunning)
+            let (output, saved) = try BatchNormalization.forwardTraining(
                 Tensor(elements, shape: shape), running: &running)
 
             #expect(saved.nonfiniteChannels == 1)
@@ -150,7 +150,7 @@ import Testing
         let x = try Tensor<Float>([1, .nan, 2, 3], shape: .nc(2, 2))
         var running = try RunningStatistics<Float>(channels: 2)
         #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) {
-            try forwardTraining(x, running: &running, options: TrainingOptions(nonfinite: .error))
+            try BatchNormalization.forwardTraining(x, running: &running, options: TrainingOptions(nonfinite: .error))
         }
         #expect(running.numBatchesTracked == 1)
         #expect(running.mean[0] == 0.15 && running.mean[1] == 0)
@@ -163,21 +163,21 @@ import Testing
         var running = start
 
         #expect(throws: BatchNormError.oneValue(shape.sizes)) {
-            try forwardTraining(x, running: &running)
+            try BatchNormalization.forwardTraining(x, running: &running)
         }
         #expect(running == start)
 
         var options = TrainingOptions(epsilon: 0, oneValue: .useRunning)
-        let (byRunning, saved) = try forwardTraining(x, running: &running, options: options)
+        let (byRunning, saved) = try BatchNormalization.forwardTraining(x, running: &running, options: options)
         #expect(byRunning.elements == [1, 1.5])
         #expect(saved == SavedStatistics(mean: [1, 1], invstd: [0.5, 0.5], statistics: .running))
         #expect(running == start)
         #expect(throws: BatchNormError.oneValueWithoutRunningStatistics(shape.sizes)) {
-            try forwardTraining(x, options: options)
+            try BatchNormalization.forwardTraining(x, options: options)
         }
 
         options.oneValue = .allow
-        let (allowed, _) = try forwardTraining(
+        let (allowed, _) = try BatchNormalization.forwardTraining(
             x, bias: [8, 9], running: &running, options: options)
         #expect(allowed.elements == [8, 9])
         #expect(largestError(running.mean, [1.2, 1.3]) < 2)
@@ -196,8 +196,8 @@ import Testing
                     for threads in [1, 2, 3, 5, 8] {
                         BatchNormSettings.isa = isa
                         try BatchNormSettings.setThreads(threads)
-                        let (y, saved) = try forwardTraining(x)
-                        let gradients = try backward(x, gradOutput: dy, saved: saved)
+                        let (y, saved) = try BatchNormalization.forwardTraining(x)
+                        let gradients = try BatchNormalization.backward(x, gradOutput: dy, saved: saved)
                         if let expected {
                             #expect(y == expected.0)
                             #expect(saved == expected.1)
@@ -221,7 +221,7 @@ import Testing
         let running = RunningStatistics<Float>(
             mean: random.values(c), variance: random.values(c, in: 0.1...4))
         let weight: [Float] = random.values(c)
-        let y = try forwardInference(x, weight: weight, running: running, epsilon: 1e-3)
+        let y = try BatchNormalization.forwardInference(x, weight: weight, running: running, epsilon: 1e-3)
         let reference = Reference(shape: shape, epsilon: 1e-3, weight: weight.doubles)
         let expected = reference.forward(
             x.elements.doubles, mean: running.mean.doubles,
@@ -231,7 +231,7 @@ import Testing
 
     @Test func emptyBatch() throws {
         let x = try Tensor<Float>([], shape: .nchw(0, 2, 3, 3))
-        #expect(try forwardInference(x, running: RunningStatistics(channels: 2)) == x)
+        #expect(try BatchNormalization.forwardInference(x, running: RunningStatistics(channels: 2)) == x)
     }
 }
 
@@ -252,13 +252,13 @@ import Testing
         let weight: [Scalar] = random.values(c)
         let saved: SavedStatistics
         switch statistics {
-        case .batch: saved = try forwardTraining(x, weight: weight).saved
+        case .batch: saved = try BatchNormalization.forwardTraining(x, weight: weight).saved
         case .running:
             saved = try SavedStatistics(
                 running: RunningStatistics<Scalar>(
                     mean: random.values(c), variance: random.values(c, in: 0.5...2)))
         }
-        let gradients = try backward(x, gradOutput: dy, weight: weight, saved: saved)
+        let gradients = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: saved)
         let expected = Reference(shape: shape, weight: weight.doubles).backward(
             x.elements.doubles, gradOutput: dy.elements.doubles, mean: saved.mean,
             invstd: saved.invstd, frozen: statistics == .running)
@@ -278,7 +278,7 @@ import Testing
         let weight: [Double] = [0.7, -1.3]
         let bias: [Double] = [0.1, 0.2]
         func loss(_ x: [Double], _ weight: [Double], _ bias: [Double]) throws -> Double {
-            let (y, _) = try forwardTraining(
+            let (y, _) = try BatchNormalization.forwardTraining(
                 Tensor(x, shape: shape), weight: weight, bias: bias)
             return zip(y.elements, dy.elements).reduce(0) { $0 + $1.0 * $1.1 }
         }
@@ -290,8 +290,8 @@ import Testing
             down[index] -= h
             return try (f(up) - f(down)) / (2 * h)
         }
-        let (_, saved) = try forwardTraining(x, weight: weight, bias: bias)
-        let gradients = try backward(x, gradOutput: dy, weight: weight, saved: saved)
+        let (_, saved) = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias)
+        let gradients = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: saved)
         for index in 0..<shape.count {
             let expected = try slope(x.elements, index) { try loss($0, weight, bias) }
             #expect(abs(gradients.input.elements[index] - expected) < 1e-7)
@@ -309,8 +309,8 @@ import Testing
         var random = Random(9)
         let x: Tensor<Float> = try random.tensor(shape)
         let dy: Tensor<Float> = try random.tensor(shape)
-        let (_, saved) = try forwardTraining(x)
-        let all = try backward(x, gradOutput: dy, saved: saved)
+        let (_, saved) = try BatchNormalization.forwardTraining(x)
+        let all = try BatchNormalization.backward(x, gradOutput: dy, saved: saved)
         for wanted in 0..<8 {
             var input = [Float](repeating: 99, count: wanted & 1 == 0 ? 0 : shape.count)
             var weight = [Float](repeating: 99, count: wanted & 2 == 0 ? 0 : 4)
@@ -318,7 +318,7 @@ import Testing
             var inputSpan = input.mutableSpan
             var weightSpan = weight.mutableSpan
             var biasSpan = bias.mutableSpan
-            try backward(
+            try BatchNormalization.backward(
                 input: x.elements.span, gradOutput: dy.elements.span, shape: shape, saved: saved,
                 gradInput: &inputSpan, gradWeight: &weightSpan, gradBias: &biasSpan)
             #expect(input == (wanted & 1 == 0 ? [] : all.input.elements))
@@ -336,11 +336,11 @@ import Testing
         let weight: [Float] = random.values(3)
         var running = try RunningStatistics<Float>(channels: 3)
         var spanRunning = running
-        let (y, saved) = try forwardTraining(x, weight: weight, running: &running)
+        let (y, saved) = try BatchNormalization.forwardTraining(x, weight: weight, running: &running)
 
         var output = [Float](repeating: 0, count: shape.count)
         var span = output.mutableSpan
-        let spanSaved = try forwardTraining(
+        let spanSaved = try BatchNormalization.forwardTraining(
             input: x.elements.span, shape: shape, output: &span, weight: weight.span,
             running: &spanRunning)
         #expect(output == y.elements)
@@ -354,19 +354,19 @@ import Testing
             let x: Tensor<Float> = try random.tensor(shape)
             var running = try RunningStatistics<Float>(channels: 3)
             var otherRunning = running
-            let (y, saved) = try forwardTraining(x, running: &running)
+            let (y, saved) = try BatchNormalization.forwardTraining(x, running: &running)
             var inPlace = x
             let otherSaved = try inPlace.withMutableSpan { span in
-                try forwardTraining(inPlace: &span, shape: shape, running: &otherRunning)
+                try BatchNormalization.forwardTraining(inPlace: &span, shape: shape, running: &otherRunning)
             }
             #expect(inPlace == y)
             #expect(otherSaved == saved)
             #expect(otherRunning == running)
 
-            let evaluated = try forwardInference(x, running: running)
+            let evaluated = try BatchNormalization.forwardInference(x, running: running)
             inPlace = x
             try inPlace.withMutableSpan { span in
-                try forwardInference(
+                try BatchNormalization.forwardInference(
                     inPlace: &span, shape: shape, runningMean: running.mean.span,
                     runningVar: running.variance.span)
             }

@@ -12,7 +12,7 @@ import Testing
     private func normalize() throws -> Tensor<Float> {
         let shape = try Shape.nchw(1, 3, 250, 250)
         let pixels = (0..<shape.count).map { Float(($0 * 7919) % 1013) }
-        return try forwardTraining(Tensor(pixels, shape: shape)).output
+        return try BatchNormalization.forwardTraining(Tensor(pixels, shape: shape)).output
     }
 
     @Test func aClosureRunsTheMembers() throws {

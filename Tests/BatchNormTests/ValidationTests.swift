@@ -95,13 +95,13 @@ import Testing
         var running = try RunningStatistics<Float>(channels: 1)
         for options in [TrainingOptions(epsilon: .nan), TrainingOptions(momentum: .nan)] {
             #expect(throws: BatchNormError.self) {
-                try forwardTraining(x, running: &running, options: options)
+                try BatchNormalization.forwardTraining(x, running: &running, options: options)
             }
         }
         #expect(try running == RunningStatistics(channels: 1))
         // Nobody uses a momentum without running statistics.
         #expect(throws: Never.self) {
-            try forwardTraining(x, options: TrainingOptions(momentum: .nan))
+            try BatchNormalization.forwardTraining(x, options: TrainingOptions(momentum: .nan))
         }
     }
 
@@ -244,19 +244,19 @@ import Testing
         }
         let x = try Tensor<Float>([1, 2, 3, 4], shape: .nc(2, 2))
         #expect(throws: BatchNormError.countMismatch(.weight, actual: 0, expected: 2)) {
-            try forwardTraining(x, weight: [])
+            try BatchNormalization.forwardTraining(x, weight: [])
         }
         var running = try RunningStatistics<Float>(channels: 3)
         #expect(throws: BatchNormError.countMismatch(.runningMean, actual: 3, expected: 2)) {
-            try forwardTraining(x, running: &running)
+            try BatchNormalization.forwardTraining(x, running: &running)
         }
         running = RunningStatistics(mean: [], variance: [])
         #expect(throws: BatchNormError.countMismatch(.runningMean, actual: 0, expected: 2)) {
-            try forwardTraining(x, running: &running)
+            try BatchNormalization.forwardTraining(x, running: &running)
         }
         let saved = SavedStatistics(mean: [1], invstd: [1, 2])
         #expect(throws: BatchNormError.countMismatch(.savedMean, actual: 1, expected: 2)) {
-            try backward(x, gradOutput: x, saved: saved)
+            try BatchNormalization.backward(x, gradOutput: x, saved: saved)
         }
         #expect(throws: BatchNormError.countMismatch(.runningVar, actual: 1, expected: 2)) {
             try SavedStatistics(running: RunningStatistics<Float>(mean: [1, 2], variance: [1]))
