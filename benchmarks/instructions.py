@@ -35,7 +35,7 @@ SLACK = 1.25
 # Small enough for valgrind, large enough to be all kernel; then tiny: the call itself.
 KERNEL_SHAPES = ("8x16x56x56", "8x64x14x14", "8x128x7x7", "4x17x28x28", "2048x64")
 TINY_SHAPES = ("128x32",)
-# As many bytes: three tensors stay in every last level of cache, beyond which stores are others.
+# As many bytes: three tensors stay in a last-level cache of 8 MB, beyond which stores are others.
 FLOAT64_SHAPE = "8x8x56x56"
 OPS = ("forward", "inference", "backward", "frozen")
 

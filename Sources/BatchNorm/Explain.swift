@@ -22,7 +22,7 @@ extension BatchNormalization {
     ///
     /// Nothing is run, and next to nothing allocated. `BatchNormSettings` count as they do for the operation itself.
     ///
-    ///     print(try explain(.forwardTraining, shape: .nchw(32, 64, 56, 56)))
+    ///     print(try BatchNormalization.explain(.forwardTraining, shape: .nchw(32, 64, 56, 56)))
     ///
     /// - Throws: `BatchNormError.sizeOverflow`, as the operation does. One value per channel is explained as
     ///   `OneValuePolicy.allow` would run it.

@@ -50,12 +50,15 @@ public struct Tensor<Scalar: BatchNormScalar>: Equatable, Sendable {
 
     private func offset(of indices: [Int]) -> Int {
         precondition(indices.count == shape.rank, "a tensor takes one index for each of its sizes")
-        let inMemory = shape.layout == .nhwc ? [0] + Array(2..<shape.rank) + [1] : Array(0..<shape.rank)
-        var offset = 0
-        for axis in inMemory {
+        var offset = indices[0]
+        precondition((0..<shape.batch).contains(offset), "an index is out of range")
+        func step(into axis: Int) {
             precondition((0..<shape.sizes[axis]).contains(indices[axis]), "an index is out of range")
             offset = offset * shape.sizes[axis] + indices[axis]
         }
+        if shape.layout == .nchw { step(into: 1) }
+        for axis in 2..<shape.rank { step(into: axis) }
+        if shape.layout == .nhwc { step(into: 1) }
         return offset
     }
 

@@ -96,6 +96,17 @@ class Kernels(unittest.TestCase):
         self.assertEqual({name for name in names if not name.startswith("bnk_")}, set())
 
 
+STRUCTS_WITH_DEFAULTS = [
+    "bn_forward_training_args",
+    "bn_forward_inference_args",
+    "bn_backward_args",
+    "bn_layer_options",
+    "bn_layer_forward_args",
+    "bn_layer_backward_args",
+    "bn_fold_args",
+]
+
+
 class Header(unittest.TestCase):
     """The header alone, then twice, with every warning, as C11 and C++17, with gcc and clang."""
 
@@ -118,7 +129,26 @@ class Header(unittest.TestCase):
                         "bn_backward_args backward = BN_BACKWARD_ARGS_INIT;\n"
                         "bn_layer_options options = BN_LAYER_OPTIONS_INIT;\n"
                         "bn_plan_info info = BN_PLAN_INFO_INIT;\n"
+                        "bn_moments moments = BN_MOMENTS_INIT;\n"
+                        "bn_gradient_sums sums = BN_GRADIENT_SUMS_INIT;\n"
+                        "bn_layer_forward_args forward = BN_LAYER_FORWARD_ARGS_INIT;\n"
+                        "bn_layer_backward_args back = BN_LAYER_BACKWARD_ARGS_INIT;\n"
+                        "bn_fold_args fold = BN_FOLD_ARGS_INIT;\n"
+                        "bn_activation relu = BN_RELU;\n"
+                        "bn_activation leaky(int slope);\n"
+                        "bn_activation leaky(int slope)\n"
+                        "{ bn_activation a = BN_LEAKY_RELU(slope); return a; }\n"
                     )
+                    if suffix == ".c":  # see Structs in the header's introduction
+                        with source.open("a") as file:
+                            for name in STRUCTS_WITH_DEFAULTS:
+                                defaults = f"{name.upper()}_DEFAULTS"
+                                file.write(f"{name} named_{name} = {{ {defaults} }};\n")
+                            file.write(
+                                "bn_forward_training_args with = {"
+                                " BN_FORWARD_TRAINING_ARGS_DEFAULTS, .input = { NULL, 96 },"
+                                " .activation = BN_LEAKY_RELU(0.01) };\n"
+                            )
                     run(
                         compiler,
                         f"-std={standard}",

@@ -66,7 +66,12 @@ bnk_cut bnk_cut_grid(bnk_grid grid, bnk_plan plan);
 enum { BNK_ISA_GENERIC = 0, BNK_ISA_AVX2 = 1, BNK_ISA_AVX512 = 2, BNK_ISA_COUNT = 3 };
 
 /* What is done to a value after batch normalization and residual: see activations.h. */
-enum { BNK_ACTIVATION_NONE = 0, BNK_ACTIVATION_RELU = 1, BNK_ACTIVATION_LEAKY_RELU = 2 };
+enum {
+    BNK_ACTIVATION_NONE = 0,
+    BNK_ACTIVATION_RELU = 1,
+    BNK_ACTIVATION_LEAKY_RELU = 2,
+    BNK_ACTIVATION_COUNT = 3
+};
 typedef struct bnk_activation {
     int32_t kind;
     double slope; /* LEAKY_RELU's */

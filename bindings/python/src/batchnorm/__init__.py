@@ -47,14 +47,13 @@ from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .moments import (
     GradientSums,
     Moments,
-    StatisticsAccumulator,
     backward_apply,
     backward_reduce,
     normalize,
     normalize_saved,
-    recalibrate,
 )
 from .plan import Plan, explain
+from .recalibration import StatisticsAccumulator, recalibrate
 
 __all__ = [
     "BatchNorm1d",
