@@ -119,7 +119,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         defer { withExtendedLifetime(mask) {} }
         try core().forward(
             Scalar.scalarType, shape, pass: pass, input: View(input), output: MutableView(&output),
-            extras: ForwardExtras(activation, residual, mask))
+            epilogue: ForwardEpilogue(activation, residual), positions: Positions(mask))
     }
 
     /// As the function on tensors, in place. The input is lost; keep a copy if there will be a backward.
@@ -131,7 +131,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         let view = MutableView(&elements)
         try core().forward(
             Scalar.scalarType, shape, pass: pass, input: view.constant, output: view,
-            extras: ForwardExtras(activation, residual, mask))
+            epilogue: ForwardEpilogue(activation, residual), positions: Positions(mask))
     }
 
     /// Backward of the last forward, with the statistics which that one used, back through its activation and with the

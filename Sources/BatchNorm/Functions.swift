@@ -95,7 +95,8 @@ extension BatchNormalization {
             output: MutableView(&output))
         job.weight = View(weight)
         job.bias = View(bias)
-        job.extras = ForwardExtras(activation, residual, mask)
+        job.epilogue = ForwardEpilogue(activation, residual)
+        job.positions = Positions(mask)
         return try job.run(&running, mask)
     }
 
@@ -111,7 +112,8 @@ extension BatchNormalization {
             output: MutableView(&output))
         job.weight = View(weight)
         job.bias = View(bias)
-        job.extras = ForwardExtras(activation, residual, mask)
+        job.epilogue = ForwardEpilogue(activation, residual)
+        job.positions = Positions(mask)
         return try job.runAndSave(mask)
     }
 
@@ -131,7 +133,8 @@ extension BatchNormalization {
             output: view)
         job.weight = View(weight)
         job.bias = View(bias)
-        job.extras = ForwardExtras(activation, residual, mask)
+        job.epilogue = ForwardEpilogue(activation, residual)
+        job.positions = Positions(mask)
         return try job.run(&running, mask)
     }
 }
@@ -150,7 +153,7 @@ extension ForwardTraining {
         }
     }
 
-    /// `mask` is what the extras have views of.
+    /// `mask` is what the positions have views of.
     func runAndSave(_ mask: PositionMask? = nil) throws(BatchNormError) -> SavedStatistics {
         defer { withExtendedLifetime(mask) {} }
         var saved = try SavedStatistics(channels: shape.channels)
@@ -168,19 +171,19 @@ extension ForwardTraining {
         saved.nonfiniteRunningChannels = outcome.nonfiniteRunningChannels
         saved.activationMask = activationMask
         saved.positionMask = mask
-        saved.hasResidual = !extras.residual.isAbsent
+        saved.hasResidual = !epilogue.residual.isAbsent
         return saved
     }
 
     /// Runs it with a mask of the activation's, which is there afterwards if there is an activation.
     private func run(bits: inout ActivationMask?) throws(BatchNormError) -> Outcome {
-        guard extras.activation != .none else { return try run() }
+        guard epilogue.activation != .none else { return try run() }
         // Before there is memory for so many values as the shape says.
         try validate()
-        var own = try ActivationMask(extras.activation, count: shape.count)
+        var own = try ActivationMask(epilogue.activation, count: shape.count)
         let outcome = try own.withView { (view) throws(BatchNormError) in
             var job = self
-            job.extras.activationMask = view
+            job.epilogue.activationMask = view
             return try job.run()
         }
         bits = own
@@ -236,7 +239,8 @@ extension BatchNormalization {
             output: MutableView(&output), runningMean: View(runningMean), runningVar: View(runningVar))
         job.weight = View(weight)
         job.bias = View(bias)
-        job.extras = ForwardExtras(activation, residual, mask)
+        job.epilogue = ForwardEpilogue(activation, residual)
+        job.positions = Positions(mask)
         try job.run()
     }
 
@@ -254,7 +258,8 @@ extension BatchNormalization {
             output: view, runningMean: View(runningMean), runningVar: View(runningVar))
         job.weight = View(weight)
         job.bias = View(bias)
-        job.extras = ForwardExtras(activation, residual, mask)
+        job.epilogue = ForwardEpilogue(activation, residual)
+        job.positions = Positions(mask)
         try job.run()
     }
 }
@@ -313,8 +318,9 @@ extension BatchNormalization {
         job.gradInput = MutableView(unlessEmpty: &gradInput)
         job.gradWeight = MutableView(unlessEmpty: &gradWeight)
         job.gradBias = MutableView(unlessEmpty: &gradBias)
-        job.extras = BackwardExtras(saved)
-        job.extras.gradResidual = MutableView(unlessEmpty: &gradResidual)
+        job.epilogue = BackwardEpilogue(saved)
+        job.positions = Positions(saved.positionMask)
+        job.epilogue.gradResidual = MutableView(unlessEmpty: &gradResidual)
         try job.run()
     }
 

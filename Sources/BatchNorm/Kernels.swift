@@ -40,15 +40,10 @@ package enum Kernels {
     }
 
     static func forwardInference(
-        _ grid: bnk_grid, _ job: inout bnk_inference, _ extras: ForwardExtras,
-        _ keep: UnsafePointer<UInt8>?
+        _ grid: bnk_grid, _ job: inout bnk_inference, extraTensors: Int = 0
     ) {
-        var cut = cut(.forwardInference, grid, extras.tensors)
-        var kernelExtras = extras.kernels(keep)
-        withUnsafePointer(to: &kernelExtras) { pointer in
-            if !extras.isPlain { job.extras = pointer }
-            bnk_forward_inference(&cut, &job)
-        }
+        var cut = cut(.forwardInference, grid, extraTensors)
+        bnk_forward_inference(&cut, &job)
     }
 
     static func backward(
@@ -61,13 +56,13 @@ package enum Kernels {
     }
 
     static func moments(
-        _ grid: bnk_grid, _ input: View, _ keep: UnsafePointer<UInt8>?,
+        _ grid: bnk_grid, _ input: View, _ positions: bnk_positions,
         _ moments: inout bnk_moment_arrays
     ) throws(BatchNormError) {
         var cut = partCut(.forwardTraining, grid)
         var workspace = Memory()
         try workspace.reserve(Int(bnk_moments_workspace(&cut)))
-        bnk_moments_run(&cut, input.address, keep, &moments, workspace.address)
+        bnk_moments_run(&cut, input.address, positions, &moments, workspace.address)
     }
 
     /// The forward from given moments, whose statistics are written also if the tensor is empty.
@@ -148,8 +143,8 @@ package enum Kernels {
     }
 
     /// How many bytes are not 0.
-    static func countKept(_ positions: UnsafePointer<UInt8>, _ count: Int) -> Int {
-        Int(bnk_count_taking_part(positions, Int64(count)))
+    static func countTakingPart(_ mask: UnsafePointer<UInt8>, _ count: Int) -> Int {
+        Int(bnk_count_taking_part(mask, Int64(count)))
     }
 
     /// 64-byte aligned, not cleared; nil if there is none.

@@ -200,23 +200,24 @@ package final class LayerCore {
     /// Forward in the layer's mode, or as `pass` says. The activation's mask is the layer's own.
     package func forward(
         _ scalar: ScalarType, _ shape: Shape, pass: ForwardPass = .normal, input: View,
-        output: MutableView, extras: ForwardExtras = ForwardExtras()
+        output: MutableView, epilogue: ForwardEpilogue = ForwardEpilogue(),
+        positions: Positions = Positions()
     ) throws(BatchNormError) {
         try requireMatch(scalar, shape)
         switch pass {
         case .recompute:
-            try recompute(shape, input: input, output: output, extras)
+            try recompute(shape, input: input, output: output, epilogue, positions)
         case _ where isTraining || !options.trackRunningStats:
             try forwardByBatch(
-                shape, keepsRunning: pass == .keepRunning, input: input, output: output, extras)
+                shape, keepsRunning: pass == .keepRunning, input: input, output: output, epilogue, positions)
         default:
-            try forwardByRunning(shape, input: input, output: output, extras)
+            try forwardByRunning(shape, input: input, output: output, epilogue, positions)
         }
     }
 
     private func forwardByBatch(
         _ shape: Shape, keepsRunning: Bool, input: View, output: MutableView,
-        _ extras: ForwardExtras
+        _ epilogue: ForwardEpilogue, _ positions: Positions
     ) throws(BatchNormError) {
         var job = ForwardTraining(
             scalar: scalar, shape: shape, options: options.training, input: input, output: output)
@@ -226,7 +227,8 @@ package final class LayerCore {
         job.runningVar = runningVar
         job.skippedBatches = skippedBatches
         job.keepsRunning = keepsRunning
-        job.extras = extras
+        job.epilogue = epilogue
+        job.positions = positions
         let outcome = try withUnsafeMutablePointer(to: &batches) {
             (counter) throws(BatchNormError) in
             job.numBatchesTracked = counter
@@ -236,20 +238,21 @@ package final class LayerCore {
             job.savedMean = savedMean
             job.savedInvstd = savedInvstd
             job.savedMeanRest = savedMeanRest
-            try keepBits(of: &job.extras, shape)
+            try keepBits(of: &job.epilogue, job.positions, shape)
             return try job.runValidated(workspace: &workspace)
         }
-        try remember(shape, outcome, extras)
+        try remember(shape, outcome, epilogue, positions)
         try outcome.require(options.training.nonfinite, of: channels)
     }
 
     private func forwardByRunning(
-        _ shape: Shape, input: View, output: MutableView, _ extras: ForwardExtras
+        _ shape: Shape, input: View, output: MutableView, _ epilogue: ForwardEpilogue, _ positions: Positions
     ) throws(BatchNormError) {
         var job = ForwardInference(
             scalar: scalar, shape: shape, epsilon: options.training.epsilon, input: input,
             output: output, runningMean: runningMean.constant, runningVar: runningVar.constant)
-        job.extras = extras
+        job.epilogue = epilogue
+        job.positions = positions
         try run(&job, savesRunning: true)
         // Remembered as numbers, so that backward stays right when the running statistics move on.
         Kernels.statisticsFromRunning(
@@ -259,11 +262,11 @@ package final class LayerCore {
         savedMeanRest.zero()
         let outcome = ForwardTraining.Outcome(
             statistics: .running, valuesPerChannel: shape.valuesPerChannel)
-        try remember(shape, outcome, extras)
+        try remember(shape, outcome, epilogue, positions)
     }
 
     private func recompute(
-        _ shape: Shape, input: View, output: MutableView, _ extras: ForwardExtras
+        _ shape: Shape, input: View, output: MutableView, _ epilogue: ForwardEpilogue, _ positions: Positions
     ) throws(BatchNormError) {
         let last = try requireLastForward(shape)
         var job = ForwardInference(
@@ -272,28 +275,29 @@ package final class LayerCore {
         job.saved = (savedMean.constant, savedInvstd.constant)
         job.savedMeanRest = savedMeanRest.constant
         job.needsStatistics = hasSaved
-        job.extras = extras
+        job.epilogue = epilogue
+        job.positions = positions
         try run(&job, repeating: last)
-        try remember(shape, last.outcome, extras)
+        try remember(shape, last.outcome, epilogue, positions)
     }
 
     /// Throws unless these are the last forward's. If they are not, the caller means another forward than the last one:
     /// a layer that is used twice, say. Its statistics are gone.
-    private func requireExtras(
-        _ extras: ForwardExtras, of last: LastForward
+    private func requireSame(
+        _ epilogue: ForwardEpilogue, _ positions: Positions, as last: LastForward
     ) throws(BatchNormError) {
-        let slope = extras.activation.negativeSlope
+        let slope = epilogue.activation.negativeSlope
         guard slope == last.activation.negativeSlope else {
             throw .recomputeMismatch(
                 .activation, actual: .real(slope), expected: .real(last.activation.negativeSlope))
         }
-        guard extras.residual.isAbsent != last.hasResidual else {
+        guard epilogue.residual.isAbsent != last.hasResidual else {
             throw .recomputeMismatch(
-                .residual, actual: .integer(extras.residual.count),
+                .residual, actual: .integer(epilogue.residual.count),
                 expected: .integer(last.hasResidual ? last.shape.count : 0))
         }
-        guard last.isMasked || !extras.positions.isAbsent, !last.shape.isEmpty else { return }
-        let now = try extras.positions.resolve(last.shape, memory: &workspace.mask)
+        guard last.isMasked || !positions.isAbsent, !last.shape.isEmpty else { return }
+        let now = try positions.resolve(last.shape, memory: &workspace.mask)
         let before = last.isMasked ? mask.address?.assumingMemoryBound(to: UInt8.self) : nil
         var isMasked = false
         for position in 0..<last.shape.valuesPerChannel {
@@ -303,9 +307,9 @@ package final class LayerCore {
             }
             isMasked = isMasked || !takesPart
         }
-        guard !isMasked || extras.positions.masked == last.masked else {
+        guard !isMasked || positions.masked == last.masked else {
             throw .recomputeMismatch(
-                .masked, actual: .integer(Int(extras.positions.masked.rawValue)),
+                .masked, actual: .integer(Int(positions.masked.rawValue)),
                 expected: .integer(Int(last.masked.rawValue)))
         }
     }
@@ -316,9 +320,9 @@ package final class LayerCore {
         job.weight = weight.constant
         job.bias = bias.constant
         try job.validate()
-        if let last { try requireExtras(job.extras, of: last) }
+        if let last { try requireSame(job.epilogue, job.positions, as: last) }
         if savesRunning { try reserveSaved() }
-        try keepBits(of: &job.extras, job.shape)
+        try keepBits(of: &job.epilogue, job.positions, job.shape)
         try job.runValidated(workspace: &workspace)
     }
 
@@ -340,11 +344,11 @@ package final class LayerCore {
         job.gradInput = gradInput
         job.gradWeight = gradWeight
         job.gradBias = gradBias
-        job.extras.gradResidual = gradResidual
-        job.extras.activation = last.activation
-        if last.activation != .none { job.extras.activationMask = bits(of: shape).constant }
-        if last.isMasked { job.extras.positions.mask = View(mask.address, count: shape.valuesPerChannel) }
-        job.extras.positions.masked = last.masked
+        job.epilogue.gradResidual = gradResidual
+        job.epilogue.activation = last.activation
+        if last.activation != .none { job.epilogue.activationMask = bits(of: shape).constant }
+        if last.isMasked { job.positions.mask = View(mask.address, count: shape.valuesPerChannel) }
+        job.positions.masked = last.masked
         try job.run(workspace: &workspace)
     }
 
@@ -386,26 +390,26 @@ package final class LayerCore {
     /// Room for all that a forward with valid arguments leaves behind, and where its activation's bits go. The
     /// last forward's stay until it runs.
     private func keepBits(
-        of extras: inout ForwardExtras, _ shape: Shape
+        of epilogue: inout ForwardEpilogue, _ positions: Positions, _ shape: Shape
     ) throws(BatchNormError) {
-        extras.activationMask = .absent
+        epilogue.activationMask = .absent
         // At least a byte, so that those of an empty batch are there as well.
-        if extras.activation != .none {
+        if epilogue.activation != .none {
             try bits.grow(Activation.maskBytes(shape.count) &+ 1)
-            extras.activationMask = bits(of: shape)
+            epilogue.activationMask = bits(of: shape)
         }
-        if !extras.positions.isAbsent { try mask.grow(shape.valuesPerChannel &+ 1) }
+        if !positions.isAbsent { try mask.grow(shape.valuesPerChannel &+ 1) }
     }
 
     /// What backward needs of a forward that has run.
     private func remember(
-        _ shape: Shape, _ outcome: ForwardTraining.Outcome, _ extras: ForwardExtras
+        _ shape: Shape, _ outcome: ForwardTraining.Outcome, _ epilogue: ForwardEpilogue, _ positions: Positions
     ) throws(BatchNormError) {
-        try extras.positions.store(shape, in: &mask)
+        try positions.store(shape, in: &mask)
         lastForward = LastForward(
-            shape: shape, outcome: outcome, activation: extras.activation,
-            hasResidual: !extras.residual.isAbsent, isMasked: !extras.positions.isAbsent,
-            masked: extras.positions.masked)
+            shape: shape, outcome: outcome, activation: epilogue.activation,
+            hasResidual: !epilogue.residual.isAbsent, isMasked: !positions.isAbsent,
+            masked: positions.masked)
     }
 
     private func requireLastForward(_ shape: Shape) throws(BatchNormError) -> LastForward {

@@ -108,25 +108,23 @@ extension Positions {
     }
 }
 
-extension ForwardExtras {
+extension ForwardEpilogue {
     init<Scalar: BatchNormScalar>(
-        _ activation: Activation, _ residual: Span<Scalar>?, _ mask: PositionMask?
+        _ activation: Activation, _ residual: Span<Scalar>?
     ) {
         self.init()
         self.activation = activation
         self.residual = View(residual)
-        self.positions = Positions(mask)
     }
 }
 
-extension BackwardExtras {
+extension BackwardEpilogue {
     init(_ saved: SavedStatistics) {
         self.init()
         if let mask = saved.activationMask {
             activation = mask.activation
             activationMask = View(mask.bytes.span)
         }
-        positions = Positions(saved.positionMask)
     }
 }
 

@@ -114,3 +114,11 @@ struct Memory: ~Copyable {
         bytes = wanted
     }
 }
+
+/// Memory of a call that may serve the next one again.
+struct Workspace: ~Copyable {
+    /// What the kernels need.
+    var kernels = Memory()
+    /// A mask made from lengths.
+    var mask = Memory()
+}

@@ -205,7 +205,8 @@ extension BatchNormalization {
             output: MutableView(&output))
         job.weight = View(weight)
         job.bias = View(bias)
-        job.extras = ForwardExtras(activation, residual, mask)
+        job.epilogue = ForwardEpilogue(activation, residual)
+        job.positions = Positions(mask)
         return try moments.withView { (view) throws(BatchNormError) in
             job.moments = view
             return try job.run(&running, mask)
@@ -224,7 +225,8 @@ extension BatchNormalization {
             output: MutableView(&output))
         job.weight = View(weight)
         job.bias = View(bias)
-        job.extras = ForwardExtras(activation, residual, mask)
+        job.epilogue = ForwardEpilogue(activation, residual)
+        job.positions = Positions(mask)
         return try moments.withView { (view) throws(BatchNormError) in
             job.moments = view
             return try job.runAndSave(mask)
@@ -281,7 +283,8 @@ extension BatchNormalization {
         job.savedMeanRest = View(saved.meanRest.span)
         job.weight = View(weight)
         job.bias = View(bias)
-        job.extras = ForwardExtras(activation, residual, mask)
+        job.epilogue = ForwardEpilogue(activation, residual)
+        job.positions = Positions(mask)
         try job.run()
     }
 }
@@ -350,7 +353,8 @@ extension BatchNormalization {
             source: .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span)),
             input: View(input), gradOutput: View(gradOutput))
         job.savedMeanRest = View(saved.meanRest.span)
-        job.extras = BackwardExtras(saved)
+        job.epilogue = BackwardEpilogue(saved)
+        job.positions = Positions(saved.positionMask)
         defer { withExtendedLifetime(saved) {} }
         var sums = GradientSums(
             count: 0, dy: try Array(allocating: shape.channels, of: 0),
@@ -399,8 +403,9 @@ extension BatchNormalization {
         job.gradWeight = MutableView(unlessEmpty: &gradWeight)
         job.gradBias = MutableView(unlessEmpty: &gradBias)
         job.savedMeanRest = View(saved.meanRest.span)
-        job.extras = BackwardExtras(saved)
-        job.extras.gradResidual = MutableView(unlessEmpty: &gradResidual)
+        job.epilogue = BackwardEpilogue(saved)
+        job.positions = Positions(saved.positionMask)
+        job.epilogue.gradResidual = MutableView(unlessEmpty: &gradResidual)
         defer { withExtendedLifetime(saved) {} }
         try sums.dy.withUnsafeBufferPointer { (dy) throws(BatchNormError) in
             try sums.dyXmu.withUnsafeBufferPointer { (dyXmu) throws(BatchNormError) in

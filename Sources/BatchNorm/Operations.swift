@@ -33,7 +33,8 @@ package struct ForwardTraining {
     package var savedMeanRest = MutableView.absent
     /// The running statistics and their counter stay as they are.
     var keepsRunning = false
-    package var extras = ForwardExtras()
+    package var epilogue = ForwardEpilogue()
+    package var positions = Positions()
     /// In place of the input's own.
     package var moments: MomentsView?
 
@@ -64,13 +65,13 @@ package struct ForwardTraining {
     }
 
     func runValidated(workspace: inout Workspace) throws(BatchNormError) -> Outcome {
-        let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
-        let kept = shape.keptPerChannel(keep)
-        let count = moments?.count ?? kept
+        let mask = try positions.resolve(shape, memory: &workspace.mask)
+        let takingPart = shape.countTakingPart(mask)
+        let count = moments?.count ?? takingPart
         guard count > 0 else {
-            guard kept == 0 else { throw .momentsCount(.moments, actual: 0, expected: 1) }
-            output.fillMasked(extras.positions.masked, from: input, scalar)
-            extras.activationMask.clear()
+            guard takingPart == 0 else { throw .momentsCount(.moments, actual: 0, expected: 1) }
+            output.fillMasked(positions.masked, from: input, scalar)
+            epilogue.activationMask.clear()
             return Outcome(statistics: .batch, valuesPerChannel: 0)
         }
         if count == 1 {
@@ -78,7 +79,7 @@ package struct ForwardTraining {
             case .error: throw moments == nil ? .oneValue(shape.sizes) : .oneValueOfMoments
             case .useRunning where !hasRunning:
                 throw .oneValueWithoutRunningStatistics(shape.sizes)
-            case .useRunning: return try runByRunningStatistics(keep, workspace: &workspace)
+            case .useRunning: return try runByRunningStatistics(mask, workspace: &workspace)
             case .allow: break
             }
         }
@@ -116,18 +117,16 @@ package struct ForwardTraining {
         job.saved_mean_rest = savedMeanRest.address?.assumingMemoryBound(to: Double.self)
         job.saved_invstd = savedInvstd.address?.assumingMemoryBound(to: Double.self)
         job.count = Int64(count)
-        var kernelExtras = extras.kernels(keep)
-        try withUnsafePointer(to: &kernelExtras) { (pointer) throws(BatchNormError) in
-            if !extras.isPlain { job.extras = pointer }
-            if let moments {
-                try Kernels.normalize(
-                    shape, scalar, moments.arrays, &job, extraTensors: extras.tensors,
-                    workspace: &workspace.kernels)
-            } else {
-                try Kernels.forwardTraining(
-                    shape.grid(scalar), &job, extraTensors: extras.tensors,
-                    workspace: &workspace.kernels)
-            }
+        job.epilogue = epilogue.kernel
+        job.positions = positions.kernel(mask)
+        if let moments {
+            try Kernels.normalize(
+                shape, scalar, moments.arrays, &job, extraTensors: epilogue.tensors,
+                workspace: &workspace.kernels)
+        } else {
+            try Kernels.forwardTraining(
+                shape.grid(scalar), &job, extraTensors: epilogue.tensors,
+                workspace: &workspace.kernels)
         }
         if updatesRunning { numBatchesTracked?.pointee = counter &+ 1 }
         return Outcome(
@@ -164,7 +163,8 @@ package struct ForwardTraining {
         }
         try buffers.write(
             optional: skippedBatches, .skippedBatches, count: 2 &* channels, elementSize: 8)
-        try extras.validate(shape, elementSize: size, &buffers)
+        try epilogue.validate(shape, elementSize: size, &buffers)
+        try positions.validate(shape, &buffers)
         if let moments { try moments.requireReadable(.moments, channels: channels, &buffers) }
         try buffers.requireSeparate()
 
@@ -178,11 +178,11 @@ package struct ForwardTraining {
             }
             try SkippedBatches.require(skippedBatches.constant, of: numBatchesTracked?.pointee ?? 0)
         }
-        if let moments { try moments.requireValid(.moments, least: extras.positions.leastCount(shape)) }
+        if let moments { try moments.requireValid(.moments, least: positions.leastCount(shape)) }
     }
 
     private func runByRunningStatistics(
-        _ keep: UnsafePointer<UInt8>?, workspace: inout Workspace
+        _ mask: UnsafePointer<UInt8>?, workspace: inout Workspace
     ) throws(BatchNormError) -> Outcome {
         if !savedMean.isAbsent || !savedInvstd.isAbsent {
             // The kernel writes both; what the caller does not want goes into the workspace.
@@ -205,7 +205,9 @@ package struct ForwardTraining {
         job.statistics.epsilon = options.epsilon
         job.statistics.running_mean = UnsafeRawPointer(runningMean.address)
         job.statistics.running_var = UnsafeRawPointer(runningVar.address)
-        Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
+        job.epilogue = epilogue.kernel
+        job.positions = positions.kernel(mask)
+        Kernels.forwardInference(shape.grid(scalar), &job, extraTensors: epilogue.tensors)
         return Outcome(statistics: .running, valuesPerChannel: 1)
     }
 }
@@ -230,7 +232,8 @@ package struct ForwardInference {
     package var bias = View.absent
     package var runningMean: View
     package var runningVar: View
-    package var extras = ForwardExtras()
+    package var epilogue = ForwardEpilogue()
+    package var positions = Positions()
     /// Mean and invstd in float64, in place of the running statistics and epsilon.
     package var saved: (mean: View, invstd: View)?
     /// What the saved mean lacks.
@@ -263,7 +266,7 @@ package struct ForwardInference {
     }
 
     func runValidated(workspace: inout Workspace) throws(BatchNormError) {
-        let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
+        let mask = try positions.resolve(shape, memory: &workspace.mask)
         guard !shape.isEmpty else { return }
 
         var job = bnk_inference()
@@ -277,7 +280,9 @@ package struct ForwardInference {
         job.statistics.invstd = saved?.invstd.address?.assumingMemoryBound(to: Double.self)
         job.statistics.running_mean = runningMean.address
         job.statistics.running_var = runningVar.address
-        Kernels.forwardInference(shape.grid(scalar), &job, extras, keep)
+        job.epilogue = epilogue.kernel
+        job.positions = positions.kernel(mask)
+        Kernels.forwardInference(shape.grid(scalar), &job, extraTensors: epilogue.tensors)
     }
 
     func validate() throws(BatchNormError) {
@@ -301,7 +306,8 @@ package struct ForwardInference {
             try buffers.read(runningMean, .runningMean, count: channels, elementSize: parameterSize)
             try buffers.read(runningVar, .runningVar, count: channels, elementSize: parameterSize)
         }
-        try extras.validate(shape, elementSize: size, &buffers)
+        try epilogue.validate(shape, elementSize: size, &buffers)
+        try positions.validate(shape, &buffers)
         try buffers.requireSeparate()
     }
 }
@@ -330,7 +336,8 @@ package struct Backward {
     package var gradInput = MutableView.absent
     package var gradWeight = MutableView.absent
     package var gradBias = MutableView.absent
-    package var extras = BackwardExtras()
+    package var epilogue = BackwardEpilogue()
+    package var positions = Positions()
     /// Of the whole batch, in place of the tensors' own.
     package var sums: GradientSumsView?
 
@@ -354,13 +361,13 @@ package struct Backward {
     /// Runs it with a workspace that may serve again.
     func run(workspace: inout Workspace) throws(BatchNormError) {
         try validate()
-        let keep = try extras.positions.resolve(shape, memory: &workspace.mask)
-        let kept = shape.keptPerChannel(keep)
-        let count = sums?.count ?? kept
+        let mask = try positions.resolve(shape, memory: &workspace.mask)
+        let takingPart = shape.countTakingPart(mask)
+        let count = sums?.count ?? takingPart
         guard count > 0 else {
-            guard kept == 0 else { throw .momentsCount(.sums, actual: 0, expected: 1) }
-            gradInput.fillMasked(extras.positions.masked, from: gradOutput, scalar)
-            extras.gradResidual.fillMasked(.zero, from: gradOutput, scalar)
+            guard takingPart == 0 else { throw .momentsCount(.sums, actual: 0, expected: 1) }
+            gradInput.fillMasked(positions.masked, from: gradOutput, scalar)
+            epilogue.gradResidual.fillMasked(.zero, from: gradOutput, scalar)
             gradWeight.fillMasked(.zero, from: gradOutput, scalar.parameter)
             gradBias.fillMasked(.zero, from: gradOutput, scalar.parameter)
             return
@@ -368,18 +375,16 @@ package struct Backward {
 
         var job = self.job
         job.count = Int64(count)
-        var kernelExtras = extras.kernels(keep)
-        try withUnsafePointer(to: &kernelExtras) { (pointer) throws(BatchNormError) in
-            if !extras.isPlain { job.extras = pointer }
-            if let sums {
-                try Kernels.backwardApply(
-                    shape, scalar, sums.arrays, &job, extraTensors: extras.tensors,
-                    workspace: &workspace.kernels)
-            } else {
-                try Kernels.backward(
-                    shape.grid(scalar), &job, extraTensors: extras.tensors,
-                    workspace: &workspace.kernels)
-            }
+        job.epilogue = epilogue.kernel
+        job.positions = positions.kernel(mask)
+        if let sums {
+            try Kernels.backwardApply(
+                shape, scalar, sums.arrays, &job, extraTensors: epilogue.tensors,
+                workspace: &workspace.kernels)
+        } else {
+            try Kernels.backward(
+                shape.grid(scalar), &job, extraTensors: epilogue.tensors,
+                workspace: &workspace.kernels)
         }
     }
 
@@ -430,9 +435,10 @@ package struct Backward {
             try buffers.read(variance, .runningVar, count: channels, elementSize: parameterSize)
         case .nothing: break
         }
-        try extras.validate(shape, elementSize: size, &buffers)
+        try epilogue.validate(shape, elementSize: size, &buffers)
+        try positions.validate(shape, &buffers)
         if let sums { try sums.requireReadable(channels: channels, &buffers) }
         try buffers.requireSeparate()
-        if let sums { try sums.requireValid(least: extras.positions.leastCount(shape)) }
+        if let sums { try sums.requireValid(least: positions.leastCount(shape)) }
     }
 }

@@ -135,9 +135,9 @@ package func computeMoments(
     try moments.requireWritable(.moments, channels: shape.channels, &buffers)
     try positions.validate(shape, &buffers)
     try buffers.requireSeparate()
-    var mask = Memory()
-    let keep = try positions.resolve(shape, memory: &mask)
-    let count = shape.keptPerChannel(keep)
+    var memory = Memory()
+    let mask = try positions.resolve(shape, memory: &memory)
+    let count = shape.countTakingPart(mask)
     guard count > 0 else {
         moments.mean.zero()
         moments.meanRest.zero()
@@ -145,7 +145,7 @@ package func computeMoments(
         return 0
     }
     var arrays = moments.arrays
-    try Kernels.moments(shape.grid(scalar), input, keep, &arrays)
+    try Kernels.moments(shape.grid(scalar), input, positions.kernel(mask), &arrays)
     return count
 }
 
@@ -215,8 +215,8 @@ extension Backward {
     /// The first half: see bn_backward_reduce in batchnorm.h; returns the count. Gradients and weight are not looked
     /// at.
     package func reduce(into sums: GradientSumsView) throws(BatchNormError) -> Int {
-        var extras = extras
-        extras.gradResidual = .absent
+        var epilogue = epilogue
+        epilogue.gradResidual = .absent
         try shape.requireAddressable(scalar)
         let size = scalar.size
         var buffers = BufferCheck()
@@ -232,11 +232,12 @@ extension Backward {
         case .nothing: break
         }
         try sums.requireWritable(channels: shape.channels, &buffers)
-        try extras.validate(shape, elementSize: size, &buffers)
+        try epilogue.validate(shape, elementSize: size, &buffers)
+        try positions.validate(shape, &buffers)
         try buffers.requireSeparate()
-        var mask = Memory()
-        let keep = try extras.positions.resolve(shape, memory: &mask)
-        let count = shape.keptPerChannel(keep)
+        var memory = Memory()
+        let mask = try positions.resolve(shape, memory: &memory)
+        let count = shape.countTakingPart(mask)
         guard count > 0 else {
             sums.dy.zero()
             sums.dyXmu.zero()
@@ -244,11 +245,9 @@ extension Backward {
         }
         var job = self.job
         var arrays = sums.arrays
-        var kernelExtras = extras.kernels(keep)
-        try withUnsafePointer(to: &kernelExtras) { (pointer) throws(BatchNormError) in
-            if !extras.isPlain { job.extras = pointer }
-            try Kernels.backwardReduce(shape.grid(scalar), &job, &arrays)
-        }
+        job.epilogue = epilogue.kernel
+        job.positions = positions.kernel(mask)
+        try Kernels.backwardReduce(shape.grid(scalar), &job, &arrays)
         return count
     }
 }

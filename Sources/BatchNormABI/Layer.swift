@@ -164,7 +164,7 @@ public func bn_layer_forward_with(
             problem.scalar, problem.shape, pass: option(given.pass, .pass),
             input: View(given.input),
             output: MutableView(given.output),
-            extras: ForwardExtras(given))
+            epilogue: ForwardEpilogue(given), positions: try Positions(given.positions))
     }
 }
 
@@ -188,12 +188,11 @@ public func bn_layer_backward_with(
     }
 }
 
-extension ForwardExtras {
+extension ForwardEpilogue {
     fileprivate init(_ args: bn_layer_forward_args) throws(BatchNormError) {
         self.init()
         activation = try Activation(args.activation)
         residual = View(args.residual)
-        positions = try Positions(args.positions)
     }
 }
 

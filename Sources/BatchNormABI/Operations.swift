@@ -75,10 +75,10 @@ extension ForwardTraining {
         savedMean = MutableView(args.saved.mean)
         savedInvstd = MutableView(args.saved.invstd)
         savedMeanRest = MutableView(args.saved.mean_rest)
-        extras.activation = try Activation(args.activation)
-        extras.residual = View(args.residual)
-        extras.activationMask = MutableView(args.activation_mask)
-        extras.positions = try Positions(args.positions)
+        epilogue.activation = try Activation(args.activation)
+        epilogue.residual = View(args.residual)
+        epilogue.activationMask = MutableView(args.activation_mask)
+        positions = try Positions(args.positions)
     }
 }
 
@@ -95,10 +95,10 @@ extension ForwardInference {
             runningVar: View(args.running_var))
         weight = View(args.weight)
         bias = View(args.bias)
-        extras.activation = try Activation(args.activation)
-        extras.residual = View(args.residual)
-        extras.activationMask = MutableView(args.activation_mask)
-        extras.positions = try Positions(args.positions)
+        epilogue.activation = try Activation(args.activation)
+        epilogue.residual = View(args.residual)
+        epilogue.activationMask = MutableView(args.activation_mask)
+        positions = try Positions(args.positions)
     }
 }
 
@@ -128,10 +128,10 @@ extension Backward {
         gradInput = MutableView(args.grad_input)
         gradWeight = MutableView(args.grad_weight)
         gradBias = MutableView(args.grad_bias)
-        extras.activation = try Activation(args.activation)
-        extras.activationMask = View(args.activation_mask)
-        extras.output = View(args.output)
-        extras.gradResidual = MutableView(args.grad_residual)
-        extras.positions = try Positions(args.positions)
+        epilogue.activation = try Activation(args.activation)
+        epilogue.activationMask = View(args.activation_mask)
+        epilogue.output = View(args.output)
+        epilogue.gradResidual = MutableView(args.grad_residual)
+        positions = try Positions(args.positions)
     }
 }

@@ -34,7 +34,7 @@ static void plain_columns(const bnk_operands *o, int64_t at, int64_t lines, int6
 void bnk_apply_rows(const bnk_operands *o, const bnk_piece *piece, const bnk_linear *f)
 {
     const int64_t stride = o->cut->stride, first = bnk_first_element(o->cut, piece);
-    if (!o->extras) {
+    if (bnk_is_plain(o)) {
         plain_rows(o, first, piece->rows, piece->length, f);
         return;
     }
@@ -85,7 +85,7 @@ static bnk_linears columns_of(const bnk_operands *o, const bnk_piece *piece,
     return columns;
 }
 
-/* Lines of an operation that has extras, some of whose positions may be masked; from row `row` of a piece on. */
+/* Lines of an operation with an epilogue, or some of whose positions may be masked; from row `row` of a piece on. */
 static void apply_lines(const bnk_operands *o, const bnk_piece *piece, int64_t row, int64_t lines,
                         int64_t rows, const bnk_linears *columns)
 {
@@ -94,11 +94,11 @@ static void apply_lines(const bnk_operands *o, const bnk_piece *piece, int64_t r
     const int64_t width = piece->channels * o->cut->grid.inner * rows;
     const int64_t stride = o->cut->stride * rows;
     for (int64_t line = 0, begin = 0; line < lines; begin = ++line) {
-        uint8_t keeps[BNK_MAX_COLUMNS];
+        uint8_t mask[BNK_MAX_COLUMNS];
         const uint8_t *positions = NULL;
         while (line < lines &&
                !(positions =
-                     bnk_positions_of_line(o, row + line * rows, rows, piece->channels, keeps)) &&
+                     bnk_positions_of_line(o, row + line * rows, rows, piece->channels, mask)) &&
                plain)
             line++;
         if (line > begin)
@@ -117,7 +117,7 @@ static void apply_columns(const bnk_operands *o, const bnk_piece *piece,
     for (int64_t row = piece->row; row < end;) {
         const int64_t rows = rows_per_line(cut, piece, end - row); /* the last may be too few */
         const int64_t lines = (end - row) / rows;
-        if (o->extras)
+        if (!bnk_is_plain(o))
             apply_lines(o, piece, row, lines, rows, &columns);
         else
             plain_columns(o, bnk_element_at(cut, row, piece->channel, 0), lines, cut->stride * rows,

@@ -9,7 +9,7 @@
 #include "pieces.h"
 
 /* y = (x * scale + center) * slope + offset with the coefficients of the piece's channels, whose
- * first is the arrays' first; in a backward + dy * factor; and what the operands' extras ask for.
+ * first is the arrays' first; in a backward + dy * factor; and what epilogue and positions ask for.
  * `results` are for the extreme channels among these. */
 void bnk_apply_piece(const bnk_operands *o, const bnk_piece *piece, const bnk_linears *channels,
                      bnk_results results);

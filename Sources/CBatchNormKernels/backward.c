@@ -178,9 +178,10 @@ static backward backward_on(const bnk_cut *cut, const bnk_backward *job,
                                     .dy = job->grad_output,
                                     .y = job->grad_input,
                                     .frozen = job->frozen,
-                                    .extras = job->extras };
+                                    .epilogue = job->epilogue,
+                                    .positions = job->positions };
     const bool writes_parameters = job->grad_weight || job->grad_bias;
-    const bool writes_residual = job->extras && job->extras->grad_residual;
+    const bool writes_residual = job->epilogue.grad_residual != NULL;
     return (backward){
         .operation = { .reduction = &gradients_reduction,
                        .operands = operands,

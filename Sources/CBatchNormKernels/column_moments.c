@@ -38,12 +38,12 @@ static void add_masked_lines(const bnk_operands *o, const line_tile *tile, int64
                              int64_t last, const double *pivot, double *sum, double *squares)
 {
     const int64_t columns = columns_of(o, tile);
-    uint8_t keeps[BNK_MAX_COLUMNS];
+    uint8_t mask[BNK_MAX_COLUMNS];
     const uint8_t *positions = NULL;
     for (int64_t line = first, begin = first; line < last; begin = ++line) {
         while (line < last &&
                !(positions = bnk_positions_of_line(o, tile->row + line * tile->rows_per_line,
-                                                   tile->rows_per_line, tile->channels, keeps)))
+                                                   tile->rows_per_line, tile->channels, mask)))
             line++;
         if (line > begin) add_lines(o, tile, begin, line, pivot, sum, squares);
         if (line < last && bnk_count_taking_part(positions, columns) > 0)
@@ -79,10 +79,10 @@ static double tile_moments(const bnk_operands *o, const line_tile *tile, bnk_mom
 {
     const bnk_grid *grid = &o->cut->grid;
     const int64_t rows = tile->lines * tile->rows_per_line;
-    const bnk_taking_part kept = bnk_taking_part_in(o, tile->row, rows, 0, grid->inner);
-    const double n = (double)kept.count;
+    const bnk_taking_part found = bnk_taking_part_in(o, tile->row, rows, 0, grid->inner);
+    const double n = (double)found.count;
     if (n == 0) return 0;
-    const bool masked = kept.count < rows * grid->inner;
+    const bool masked = found.count < rows * grid->inner;
     double sum[BNK_MAX_COLUMNS], squares[BNK_MAX_COLUMNS], pivot[BNK_MAX_COLUMNS];
     bool done[BNK_MAX_COLUMNS] = { false };
     if (!grid->is_double) {
@@ -96,7 +96,7 @@ static double tile_moments(const bnk_operands *o, const line_tile *tile, bnk_mom
         if (all_done) return n;
     }
     for (int64_t c = 0; c < tile->channels; c++)
-        pivot[c] = bnk_pivot_of(o, tile->channel + c, kept, tile->row + rows, 0, grid->inner);
+        pivot[c] = bnk_pivot_of(o, tile->channel + c, found, tile->row + rows, 0, grid->inner);
     channel_sums(o, tile, masked, pivot, sum, squares);
     bool all_near = true;
     for (int64_t c = 0; c < tile->channels; c++) {

@@ -3,15 +3,14 @@
 
 int bnk_applies_plainly(const bnk_operands *o)
 {
-    const bnk_extras *e = o->extras;
-    if (!e) return 1;
+    const bnk_epilogue *e = &o->epilogue;
     return e->activation.kind == BNK_ACTIVATION_NONE && !e->residual &&
            !e->written_activation_mask && !e->grad_residual;
 }
 
 int bnk_sums_plainly(const bnk_operands *o)
 {
-    return !o->extras || o->extras->activation.kind == BNK_ACTIVATION_NONE;
+    return o->epilogue.activation.kind == BNK_ACTIVATION_NONE;
 }
 
 /* ---- stretches ---- */
@@ -19,7 +18,7 @@ int bnk_sums_plainly(const bnk_operands *o)
 static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count,
                               const uint8_t *positions)
 {
-    const bnk_extras *e = o->extras;
+    const bnk_epilogue *e = &o->epilogue;
     bnk_stretch s = {
         .way = !o->dy      ? BNK_WAY_FORWARD
                : o->frozen ? BNK_WAY_FROZEN
@@ -31,7 +30,7 @@ static bnk_stretch stretch_at(const bnk_operands *o, int64_t at, int64_t count,
         .dy = bnk_value(o, o->dy, at),
         .y = bnk_value(o, o->y, at),
         .activation = e->activation,
-        .pass_masked = e->pass_masked,
+        .pass_masked = o->positions.pass_masked,
         .positions = positions,
     };
     if (!o->dy) {

@@ -7,7 +7,15 @@
 /* Where stretches should end with a cache line. */
 static inline const char *bnk_written(const bnk_operands *o)
 {
-    return o->y ? o->y : o->extras->grad_residual;
+    return o->y ? o->y : o->epilogue.grad_residual;
+}
+
+/* Whether all values go through the plain leaves. */
+static inline int bnk_is_plain(const bnk_operands *o)
+{
+    const bnk_epilogue *e = &o->epilogue;
+    return e->activation.kind == BNK_ACTIVATION_NONE && !e->residual &&
+           !e->written_activation_mask && !e->grad_residual && !o->positions.mask;
 }
 
 /* Whether the plain leaves apply to values of which none is masked, or sum them. */

@@ -52,11 +52,12 @@ BNK_INLINE BNK_LINE BNK_NAME(activate)(const bnk_stretch *s, int64_t i, int64_t 
         if (s->written_activation_mask) BNK_NAME(bits_of_choice)(~(v <= vanishing), bits, bit + i);
         return v;
     }
-    const BNK_CHOICE kept = BNK_NAME(choice_of_bytes)(s->positions + i, count);
+    const BNK_CHOICE takes_part = BNK_NAME(choice_of_bytes)(s->positions + i, count);
     if (s->written_activation_mask)
-        BNK_NAME(bits_of_choice)(~(v <= vanishing) & kept, bits, bit + i);
-    return BNK_NAME(choose)(
-        kept, v, s->pass_masked ? BNK_NAME(widen_some)((const BNK_T *)s->x + i, count) : zero);
+        BNK_NAME(bits_of_choice)(~(v <= vanishing) & takes_part, bits, bit + i);
+    return BNK_NAME(choose)(takes_part, v,
+                            s->pass_masked ? BNK_NAME(widen_some)((const BNK_T *)s->x + i, count)
+                                           : zero);
 }
 
 /* dy back through the activation, 0 where masked. */

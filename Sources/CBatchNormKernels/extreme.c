@@ -65,7 +65,7 @@ static void put(const bnk_grid *grid, void *tensor, int64_t i, double value)
     }
 }
 
-/* What an operation has beyond batch normalization: that of epilogue_body.h, for one value. */
+/* The epilogue: that of epilogue_body.h, for one value. */
 
 #define CHOOSE(which, yes, no) ((which) ? (yes) : (no))
 
@@ -102,20 +102,16 @@ static void forward_one(const bnk_operands *o, const bnk_extreme *e, numbers n, 
                         bool masked)
 {
     const bnk_grid *grid = &o->cut->grid;
-    const bnk_extras *extras = o->extras;
+    const bnk_epilogue *p = &o->epilogue;
     const double x = bnk_element(grid, o->x, i);
-    double v = result_of(o, e, n, x, 0);
-    if (extras) {
-        if (extras->residual)
-            v = bnk_round(v, grid->is_double) + bnk_element(grid, extras->residual, i);
-        v = bnk_round(v, grid->is_double);
-        v = activated(&extras->activation, v, grid->is_double);
-        if (masked) v = extras->pass_masked ? x : 0;
-    }
+    double v = bnk_round(result_of(o, e, n, x, 0), grid->is_double);
+    if (p->residual) v = bnk_round(v + bnk_element(grid, p->residual, i), grid->is_double);
+    v = activated(&p->activation, v, grid->is_double);
+    if (masked) v = o->positions.pass_masked ? x : 0;
     put(grid, o->y, i, v);
-    if (extras && extras->written_activation_mask) {
+    if (p->written_activation_mask) {
         const bool passed = !masked && !(bnk_element(grid, o->y, i) <= 0);
-        bnk_put_some_bits(extras->written_activation_mask + i / 8, 1 << i % 8, passed << i % 8);
+        bnk_put_some_bits(p->written_activation_mask + i / 8, 1 << i % 8, passed << i % 8);
     }
 }
 
@@ -123,21 +119,19 @@ static void gradient_one(const bnk_operands *o, const bnk_extreme *e, numbers n,
                          bool masked)
 {
     const bnk_grid *grid = &o->cut->grid;
-    const bnk_extras *extras = o->extras;
+    const bnk_epilogue *p = &o->epilogue;
     const double dy = bnk_element(grid, o->dy, i);
     const double x = o->frozen ? 0 : bnk_element(grid, o->x, i);
     double z = dy;
-    if (extras) {
-        const uint8_t *bits = extras->activation_mask;
-        if (extras->activation.kind != BNK_ACTIVATION_NONE &&
-            (bits ? !(bits[i / 8] >> i % 8 & 1) : bnk_element(grid, extras->output, i) <= 0))
-            z = blocked_gradient(&extras->activation, dy, grid->is_double);
-        if (masked) z = 0;
-        if (extras->grad_residual) put(grid, extras->grad_residual, i, z);
-    }
+    const uint8_t *bits = p->activation_mask;
+    if (p->activation.kind != BNK_ACTIVATION_NONE &&
+        (bits ? !(bits[i / 8] >> i % 8 & 1) : bnk_element(grid, p->output, i) <= 0))
+        z = blocked_gradient(&p->activation, dy, grid->is_double);
+    if (masked) z = 0;
+    if (p->grad_residual) put(grid, p->grad_residual, i, z);
     if (!o->y) return;
     double v = result_of(o, e, n, x, z);
-    if (masked) v = extras->pass_masked ? dy : 0;
+    if (masked) v = o->positions.pass_masked ? dy : 0;
     put(grid, o->y, i, v);
 }
 
@@ -147,7 +141,7 @@ void bnk_apply_extreme(const bnk_operands *o, const bnk_piece *piece, int64_t ch
     const bnk_cut *cut = o->cut;
     const int64_t inner = cut->grid.inner;
     const numbers n = { bounded(e->gain), bounded(e->offset), bounded(e->factor) };
-    const uint8_t *positions = o->extras ? o->extras->positions : NULL;
+    const uint8_t *positions = o->positions.mask;
     for (int64_t row = piece->row; row < piece->row + piece->rows; row++)
         for (int64_t at = piece->offset; at < piece->offset + piece->length; at++) {
             const bool masked = positions && !positions[row * inner + at];

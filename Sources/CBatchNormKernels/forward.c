@@ -108,7 +108,8 @@ static training training_on(const bnk_cut *cut, bnk_forward *job, const bnk_mome
                                     .leaves = bnk_leaves_for(cut->plan.isa, &cut->grid),
                                     .x = job->input,
                                     .y = job->output,
-                                    .extras = job->extras };
+                                    .epilogue = job->epilogue,
+                                    .positions = job->positions };
     return (training){ .operation = { .reduction = &moments_reduction,
                                       .operands = operands,
                                       .count = moments ? moments->count : (double)job->count,
@@ -135,11 +136,10 @@ int64_t bnk_moments_workspace(const bnk_cut *cut)
     return bnk_reduce_part_workspace(&moments_reduction, cut);
 }
 
-void bnk_moments_run(const bnk_cut *cut, const void *input, const uint8_t *positions,
+void bnk_moments_run(const bnk_cut *cut, const void *input, bnk_positions positions,
                      const bnk_moment_arrays *moments, void *workspace)
 {
-    const bnk_extras masked = { .positions = positions };
-    bnk_forward job = { .input = input, .extras = &masked };
+    bnk_forward job = { .input = input, .positions = positions };
     training t = training_on(cut, &job, moments);
     bnk_reduce_part_run(&t.operation, workspace);
 }

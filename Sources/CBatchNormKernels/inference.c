@@ -54,7 +54,8 @@ void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job)
                                   .leaves = bnk_leaves_for(cut->plan.isa, &cut->grid),
                                   .x = job->input,
                                   .y = job->output,
-                                  .extras = job->extras,
+                                  .epilogue = job->epilogue,
+                                  .positions = job->positions,
                                   .extreme = extreme_coefficients } };
     t.operands.operation = &t;
     bnk_clear_last_bits(&t.operands);

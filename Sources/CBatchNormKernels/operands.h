@@ -19,7 +19,8 @@ typedef struct bnk_operands {
     const void *dy; /* NULL: a forward */
     void *y; /* dx in a backward; may be x or dy; NULL: only the residual's gradient is wanted */
     int32_t frozen; /* dx depends on dy alone, and comes of the forward's formula with dy for x */
-    const bnk_extras *extras; /* NULL: plain */
+    bnk_epilogue epilogue;
+    bnk_positions positions;
 
     /* The coefficients of an extreme channel. */
     bnk_extreme (*extreme)(const void *operation, int64_t channel, bnk_results results);
@@ -36,8 +37,8 @@ static inline void *bnk_value(const bnk_operands *o, const void *tensor, int64_t
 /* Before a forward is applied: tasks write the bits of their values, and the last byte may have more. */
 static inline void bnk_clear_last_bits(const bnk_operands *o)
 {
-    if (!o->dy && o->extras && o->extras->written_activation_mask)
-        o->extras->written_activation_mask[(o->cut->grid.rows * o->cut->stride - 1) / 8] = 0;
+    uint8_t *bits = o->epilogue.written_activation_mask;
+    if (!o->dy && bits) bits[(o->cut->grid.rows * o->cut->stride - 1) / 8] = 0;
 }
 
 #endif

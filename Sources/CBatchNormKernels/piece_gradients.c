@@ -6,15 +6,10 @@
 
 #include "columns.h"
 
-static const uint8_t *positions_of(const bnk_operands *o)
-{
-    return o->extras ? o->extras->positions : NULL;
-}
-
 /* Whether the tensors can be summed as they are. */
 static bool sums_are_plain(const bnk_operands *o)
 {
-    return bnk_sums_plainly(o) && !positions_of(o);
+    return bnk_sums_plainly(o) && !o->positions.mask;
 }
 
 /* ---- by rows ---- */
@@ -29,7 +24,7 @@ static void add_rows(const bnk_operands *o, const bnk_piece *part, int64_t ahead
                                  stride, part->length, ahead, mean, lanes);
         return;
     }
-    const uint8_t *positions = positions_of(o);
+    const uint8_t *positions = o->positions.mask;
     if (positions) positions += part->row * o->cut->grid.inner + part->offset;
     bnk_gated_row_sums(o, at, part->rows, stride, part->length, positions, ahead, mean, lanes);
 }
@@ -111,7 +106,7 @@ static void add_block(const bnk_operands *o, const line_part *p, double *sum, do
     if (sums_are_plain(o))
         o->leaves->column_grad_sums(bnk_value(o, o->x, at), bnk_value(o, o->dy, at), p->lines,
                                     stride, columns, bnk_from_memory(cut), p->mean, sum, product);
-    else if (positions_of(o))
+    else if (o->positions.mask)
         add_masked_lines(o, p, columns, stride, sum, product);
     else
         bnk_gated_column_sums(o, at, p->lines, stride, columns, NULL, 0, p->mean, sum, product);

@@ -3,49 +3,49 @@
 
 #include <string.h>
 
-int64_t bnk_count_taking_part(const uint8_t *positions, int64_t count)
+int64_t bnk_count_taking_part(const uint8_t *mask, int64_t count)
 {
     typedef uint8_t bytes __attribute__((vector_size(16)));
-    int64_t kept = 0, i = 0;
+    int64_t taking_part = 0, i = 0;
     while (count - i >= 16) {
         /* Sixteen counts side by side, for as long as they fit in a byte. */
         bytes part = { 0 };
         const int64_t end = i + bnk_min(255, (count - i) / 16) * 16;
         for (; i < end; i += 16) {
             bytes own;
-            memcpy(&own, positions + i, sizeof own);
+            memcpy(&own, mask + i, sizeof own);
             part -= (bytes)(own != 0); /* of all ones, -1 */
         }
-        for (int k = 0; k < 16; k++) kept += part[k];
+        for (int k = 0; k < 16; k++) taking_part += part[k];
     }
-    for (; i < count; i++) kept += positions[i] != 0;
-    return kept;
+    for (; i < count; i++) taking_part += mask[i] != 0;
+    return taking_part;
 }
 
 const uint8_t *bnk_positions_of_row(const bnk_operands *o, int64_t row, int64_t offset,
                                     int64_t length)
 {
-    if (!o->extras || !o->extras->positions) return NULL;
-    const uint8_t *positions = o->extras->positions + row * o->cut->grid.inner + offset;
+    if (!o->positions.mask) return NULL;
+    const uint8_t *positions = o->positions.mask + row * o->cut->grid.inner + offset;
     return bnk_count_taking_part(positions, length) == length ? NULL : positions;
 }
 
 int64_t bnk_prefix_taking_part(const uint8_t *positions, int64_t length)
 {
-    const int64_t kept = bnk_count_taking_part(positions, length);
-    return bnk_count_taking_part(positions, kept) == kept ? kept : -1;
+    const int64_t count = bnk_count_taking_part(positions, length);
+    return bnk_count_taking_part(positions, count) == count ? count : -1;
 }
 
-const uint8_t *bnk_positions_of_line(const bnk_operands *o, int64_t row, int64_t fold,
+const uint8_t *bnk_positions_of_line(const bnk_operands *o, int64_t row, int64_t rows,
                                      int64_t channels, uint8_t *columns)
 {
     const int64_t inner = o->cut->grid.inner;
-    if (!bnk_positions_of_row(o, row, 0, fold * inner)) return NULL;
-    const uint8_t *positions = o->extras->positions + row * inner;
+    if (!bnk_positions_of_row(o, row, 0, rows * inner)) return NULL;
+    const uint8_t *positions = o->positions.mask + row * inner;
     uint8_t *to = columns;
-    if (inner == 1) /* fold rows of channels */
-        for (int64_t f = 0; f < fold; f++, to += channels)
-            memset(to, positions[f], (size_t)channels);
+    if (inner == 1) /* rows of channels */
+        for (int64_t r = 0; r < rows; r++, to += channels)
+            memset(to, positions[r], (size_t)channels);
     else
         for (int64_t c = 0; c < channels; c++, to += inner) memcpy(to, positions, (size_t)inner);
     return columns;
@@ -55,21 +55,21 @@ bnk_taking_part bnk_taking_part_in(const bnk_operands *o, int64_t row, int64_t r
                                    int64_t length)
 {
     const int64_t inner = o->cut->grid.inner;
-    bnk_taking_part kept = { rows * length, row, offset };
-    if (!o->extras || !o->extras->positions) return kept;
-    kept.count = 0;
+    bnk_taking_part found = { rows * length, row, offset };
+    if (!o->positions.mask) return found;
+    found.count = 0;
     for (int64_t r = row; r < row + rows; r++) {
-        const uint8_t *positions = o->extras->positions + r * inner + offset;
+        const uint8_t *positions = o->positions.mask + r * inner + offset;
         const int64_t own = bnk_count_taking_part(positions, length);
-        if (own > 0 && kept.count == 0) {
+        if (own > 0 && found.count == 0) {
             int64_t first = 0;
             while (!positions[first]) first++;
-            kept.row = r;
-            kept.offset = offset + first;
+            found.row = r;
+            found.offset = offset + first;
         }
-        kept.count += own;
+        found.count += own;
     }
-    return kept;
+    return found;
 }
 
 /* ---- masked values ---- */

@@ -8,9 +8,9 @@
 const uint8_t *bnk_positions_of_row(const bnk_operands *o, int64_t row, int64_t offset,
                                     int64_t length);
 
-/* The same for the columns of a line: `fold` rows from `row` on, `channels` of each. columns: room for
+/* The same for the columns of a line: `rows` rows from `row` on, `channels` of each. columns: room for
  * BNK_MAX_COLUMNS. */
-const uint8_t *bnk_positions_of_line(const bnk_operands *o, int64_t row, int64_t fold,
+const uint8_t *bnk_positions_of_line(const bnk_operands *o, int64_t row, int64_t rows,
                                      int64_t channels, uint8_t *columns);
 
 /* If the first ones of `length` values take part and no others do, as in a padded sequence, how many these

@@ -79,11 +79,11 @@ static bnk_moments tile_moments(const bnk_operands *o, const bnk_piece *piece,
                                 const bnk_piece *tile, double *count, bnk_application *other)
 {
     const bnk_grid *grid = &o->cut->grid;
-    const bnk_taking_part kept =
+    const bnk_taking_part found =
         bnk_taking_part_in(o, tile->row, tile->rows, tile->offset, tile->length);
-    const double n = *count = (double)kept.count;
+    const double n = *count = (double)found.count;
     if (n == 0) return (bnk_moments){ 0, 0, 0 };
-    const bool masked = kept.count < tile->rows * tile->length;
+    const bool masked = found.count < tile->rows * tile->length;
     if (!grid->is_double) {
         const tile_sums s = sums_of(o, piece, tile, masked, NULL, other);
         if (bnk_needs_no_pivot(grid, n, s.sum, s.squares))
@@ -91,7 +91,7 @@ static bnk_moments tile_moments(const bnk_operands *o, const bnk_piece *piece,
         other = NULL; /* it has gone on as far as it should */
     }
     double pivot =
-        bnk_pivot_of(o, tile->channel, kept, tile->row + tile->rows, tile->offset, tile->length);
+        bnk_pivot_of(o, tile->channel, found, tile->row + tile->rows, tile->offset, tile->length);
     tile_sums s = sums_of(o, piece, tile, masked, &pivot, other);
     if (grid->is_double && !bnk_is_near(n, s.sum, s.squares)) {
         pivot += s.sum / n;

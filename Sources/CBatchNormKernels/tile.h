@@ -45,25 +45,25 @@ static inline bool bnk_is_near(double count, double sum, double squares)
 }
 
 /*
- * A pivot for the values of a channel that take part, of which `kept` has the first: in rows up to `end`, of which
+ * A pivot for the values of a channel that take part, of which `found` has the first: in rows up to `end`, of which
  * `length` values from `offset` on are looked at. In float64 the mean of the first few, for the first alone is as far
  * from the mean as it happens to be. Where computing in float a value of that type, with which masked values are filled
  * up.
  */
-static inline double bnk_pivot_of(const bnk_operands *o, int64_t channel, bnk_taking_part kept,
+static inline double bnk_pivot_of(const bnk_operands *o, int64_t channel, bnk_taking_part found,
                                   int64_t end, int64_t offset, int64_t length)
 {
     enum { LOOKED_AT = 16 };
     const bnk_cut *cut = o->cut;
     const bnk_grid *grid = &cut->grid;
-    const uint8_t *positions = o->extras ? o->extras->positions : NULL;
-    int64_t row = kept.row, at = kept.offset;
+    const uint8_t *mask = o->positions.mask;
+    int64_t row = found.row, at = found.offset;
     const double first = bnk_element(grid, o->x, bnk_element_at(cut, row, channel, at));
     if (!grid->is_double) return first;
     double sum = 0; /* of distances, so that the mean of equal values is that value */
     int taken = 0;
     for (int i = 0; i < LOOKED_AT && row < end; i++) {
-        if (!positions || positions[row * grid->inner + at]) {
+        if (!mask || mask[row * grid->inner + at]) {
             sum += bnk_element(grid, o->x, bnk_element_at(cut, row, channel, at)) - first;
             taken++;
         }

@@ -98,8 +98,7 @@ static void free_workspace(void *workspace)
 static int64_t values_that_count(const bench *b)
 {
     const int64_t values = b->grid.rows * b->grid.inner;
-    return b->extras && b->extras->positions ? bnk_count_taking_part(b->extras->positions, values)
-                                             : values;
+    return b->positions.mask ? bnk_count_taking_part(b->positions.mask, values) : values;
 }
 
 static void forward_from(bench *b, const bnk_plan *plan, const void *input)
@@ -115,7 +114,8 @@ static void forward_from(bench *b, const bnk_plan *plan, const void *input)
         .running_var = b->running_var.data,
         .momentum = b->momentum,
         .count = values_that_count(b),
-        .extras = b->extras,
+        .epilogue = b->epilogue,
+        .positions = b->positions,
         .variance_scale = b->variance_scale,
         .saved_mean = b->saved_mean.data,
         .saved_invstd = b->saved_invstd.data,
@@ -149,7 +149,8 @@ void bench_inference(bench *b, const bnk_plan *plan)
         .statistics = { .running_mean = b->running_mean.data,
                         .running_var = b->running_var.data,
                         .epsilon = b->epsilon },
-        .extras = b->extras,
+        .epilogue = b->epilogue,
+        .positions = b->positions,
     };
     bnk_forward_inference(&cut, &job);
 }
@@ -180,7 +181,8 @@ void bench_backward(bench *b, const bnk_plan *plan, bool frozen, bool from_runni
                         .epsilon = b->epsilon },
         .frozen = frozen,
         .count = values_that_count(b),
-        .extras = b->extras,
+        .epilogue = b->epilogue,
+        .positions = b->positions,
         .workspace = workspace_of(bnk_backward_workspace(&cut)),
     };
     bnk_backward_run(&cut, &job);

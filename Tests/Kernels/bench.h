@@ -21,8 +21,9 @@ typedef struct bench {
     elements grad_weight, grad_bias;
     elements saved_mean, saved_invstd;
     int64_t nonfinite_channels;
-    const bnk_extras *extras; /* of all operations; NULL at first: none */
-    ref_statistics *batch;    /* the reference's, per channel */
+    bnk_epilogue epilogue;   /* of all operations; at first none */
+    bnk_positions positions; /* at first all */
+    ref_statistics *batch;   /* the reference's, per channel */
     ref_statistics *running;
 } bench;
 

@@ -10,12 +10,13 @@
 
 #include "bench.h"
 
-/* A bench and what extras read and write. */
+/* A bench, and what its epilogue and masked positions read and write. */
 typedef struct extended {
     bench b;
-    bnk_extras extras;
+    bnk_epilogue epilogue;
+    bnk_positions positions;
     elements residual, grad_residual;
-    uint8_t *bits, *positions;
+    uint8_t *bits, *mask;
     int64_t bits_count;
     double slope;
 } extended;
@@ -29,21 +30,20 @@ static extended extended_make(bnk_grid grid, int turn)
     f.grad_residual = guarded_elements(count, grid.is_double, (placement)((turn + 1) % 3));
     f.bits_count = (count + 7) / 8;
     f.bits = guarded((size_t)f.bits_count, 1, (placement)((turn + 2) % 3));
-    f.positions = guarded((size_t)values, 1, PLACE_END);
+    f.mask = guarded((size_t)values, 1, PLACE_END);
     elements_fill_normal(f.residual, 9, 0.5, 1);
     for (int64_t i = 0; i < values; i++)
-        f.positions[i] = i / 40 % 2 == 0 ? i * 7 % 5 < 3 : i / 200 % 2 == 0;
-    f.extras = (bnk_extras){ .activation = { BNK_ACTIVATION_LEAKY_RELU, f.slope },
-                             .written_activation_mask = f.bits,
-                             .activation_mask = f.bits };
-    if (turn % 3 != 1) f.extras.residual = f.residual.data;
-    f.extras.grad_residual = f.grad_residual.data;
+        f.mask[i] = i / 40 % 2 == 0 ? i * 7 % 5 < 3 : i / 200 % 2 == 0;
+    f.epilogue = (bnk_epilogue){ .activation = { BNK_ACTIVATION_LEAKY_RELU, f.slope },
+                                 .written_activation_mask = f.bits,
+                                 .activation_mask = f.bits };
+    if (turn % 3 != 1) f.epilogue.residual = f.residual.data;
+    f.epilogue.grad_residual = f.grad_residual.data;
     if (turn % 3 != 2) return f;
-    f.extras.positions = f.positions;
-    f.extras.pass_masked = turn % 2;
+    f.positions = (bnk_positions){ f.mask, turn % 2 };
     for (int64_t c = 0; c < grid.channels; c++)
         for (int64_t i = 0; i < values; i++)
-            if (!f.positions[i]) {
+            if (!f.mask[i]) {
                 elements_set(f.b.input, ref_index(f.b.shape, c, i), NAN);
                 elements_set(f.b.grad_output, ref_index(f.b.shape, c, i), NAN);
             }
@@ -66,7 +66,8 @@ typedef struct results {
 /* Forward (also inference, where that is asked for) and backward. */
 static void run(extended *f, const bnk_plan *plan, bool frozen)
 {
-    f->b.extras = &f->extras;
+    f->b.epilogue = f->epilogue;
+    f->b.positions = f->positions;
     if (frozen)
         bench_inference(&f->b, plan);
     else
@@ -97,7 +98,8 @@ static void free_results(results r)
 static results compose(extended *f, const bnk_plan *plan, bool frozen)
 {
     bench *b = &f->b;
-    b->extras = NULL;
+    b->epilogue = (bnk_epilogue){ 0 };
+    b->positions = (bnk_positions){ 0 };
     if (frozen)
         bench_inference(b, plan);
     else
@@ -105,7 +107,7 @@ static results compose(extended *f, const bnk_plan *plan, bool frozen)
     const elements dy = guarded_copy(b->grad_output), kept_dy = b->grad_output;
     memset(f->bits, 0, (size_t)f->bits_count);
     for (int64_t i = 0; i < b->output.count; i++) {
-        if (f->extras.residual)
+        if (f->epilogue.residual)
             elements_set(b->output, i, elements_get(b->output, i) + elements_get(f->residual, i));
         const double v = elements_get(b->output, i);
         if (v <= 0) {
@@ -128,8 +130,8 @@ static void check_array(const extended *f, const bnk_plan *plan, const char *wha
 {
     const int64_t at = elements_first_difference(got, expected);
     check(at < 0, "%s, slope %g%s%s: %s[%lld] is %.17g, expected %.17g",
-          plan_text(&f->b.grid, plan), f->slope, f->extras.residual ? ", residual" : "",
-          f->extras.positions ? ", masked" : "", what, (long long)at, elements_get(got, at),
+          plan_text(&f->b.grid, plan), f->slope, f->epilogue.residual ? ", residual" : "",
+          f->positions.mask ? ", masked" : "", what, (long long)at, elements_get(got, at),
           elements_get(expected, at));
 }
 
@@ -155,7 +157,7 @@ static void over_all_grids(bool is_double, bool frozen)
         grid.is_double = is_double;
         extended f = extended_make(grid, g + frozen);
         /* Sums of nothing are another matter (Operations.swift). */
-        if (f.extras.positions && bnk_count_taking_part(f.positions, grid.rows * grid.inner) == 0) {
+        if (f.positions.mask && bnk_count_taking_part(f.mask, grid.rows * grid.inner) == 0) {
             bench_free(&f.b);
             continue;
         }
@@ -164,7 +166,7 @@ static void over_all_grids(bool is_double, bool frozen)
         for (int i = 0; i < cut_count; i++) {
             extended_reset(&f);
             results expected;
-            if (f.extras.positions) {
+            if (f.positions.mask) {
                 run(&f, &cuts[i], frozen);
                 expected = copy_results(&f);
                 for (int64_t at = 0; at < f.grad_residual.count; at++)

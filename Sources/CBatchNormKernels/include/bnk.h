@@ -1,8 +1,7 @@
 /*
  * bnk.h — the interface between the Swift core and the C kernels. Not installed.
  *
- * The kernels are pure functions over memory: they check nothing, positions nothing and allocate
- * nothing. Every argument has been validated by the Swift core (Sources/BatchNorm), which also
+ * The kernels are pure functions over memory: they check nothing, keep nothing and allocate nothing. Every argument has been validated by the Swift core (Sources/BatchNorm), which also
  * makes the plan.
  */
 #ifndef BNK_H
@@ -78,10 +77,10 @@ typedef struct bnk_activation {
 } bnk_activation;
 
 /*
- * What an operation may have beyond batch normalization itself; jobs without any have none. Tensors are
- * of the grid's type and shape. Bit i % 8 of byte i / 8 of an activation mask tells whether output i is not <= 0.
+ * What is done to values after batch normalization; all zero: nothing. Tensors are of the grid's type and shape.
+ * Bit i % 8 of byte i / 8 of an activation mask tells whether output i is not <= 0.
  */
-typedef struct bnk_extras {
+typedef struct bnk_epilogue {
     bnk_activation activation;
 
     /* forward: y = activation(batch normalization + residual) */
@@ -92,13 +91,16 @@ typedef struct bnk_extras {
     const uint8_t *activation_mask;
     const void *output;
     void *grad_residual; /* may be NULL or grad_output */
+} bnk_epilogue;
 
-    const uint8_t *positions; /* may be NULL: [rows][inner], 0: masked, takes no part */
-    int32_t pass_masked;      /* masked outputs are 1: the input (backward: grad_output), 0: zero */
-} bnk_extras;
+/* Which positions take part; all zero: all of them. */
+typedef struct bnk_positions {
+    const uint8_t *mask; /* may be NULL: [rows][inner], 0: masked, takes no part */
+    int32_t pass_masked; /* masked outputs are 1: the input (backward: grad_output), 0: zero */
+} bnk_positions;
 
-/* How many of the positions are not masked. */
-int64_t bnk_count_taking_part(const uint8_t *positions, int64_t count);
+/* How many bytes of a mask are not 0. */
+int64_t bnk_count_taking_part(const uint8_t *mask, int64_t count);
 
 /* Parameter arrays (void *) have the grid's computing type and `channels` elements; NULL means
  * absent. */
@@ -124,7 +126,8 @@ typedef struct bnk_forward {
     int64_t nonfinite_channels;         /* out, by the batch */
     int64_t nonfinite_running_channels; /* out, by the running statistics as they are afterwards */
     int64_t count;                      /* values per channel that take part, at least 1 */
-    const bnk_extras *extras;           /* or NULL */
+    bnk_epilogue epilogue;
+    bnk_positions positions;
     void *workspace; /* bnk_forward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_forward;
 
@@ -144,7 +147,8 @@ typedef struct bnk_inference {
     const void *weight;
     const void *bias;
     bnk_statistics statistics; /* with mean_rest, a training forward's own coefficients */
-    const bnk_extras *extras;  /* or NULL */
+    bnk_epilogue epilogue;
+    bnk_positions positions;
 } bnk_inference;
 
 typedef struct bnk_backward {
@@ -157,7 +161,8 @@ typedef struct bnk_backward {
     bnk_statistics statistics; /* mean_rest is looked at where computing in double */
     int32_t frozen;            /* 1: the statistics are constants */
     int64_t count;             /* values per channel that take part, at least 1 */
-    const bnk_extras *extras;  /* or NULL */
+    bnk_epilogue epilogue;
+    bnk_positions positions;
     void *workspace; /* bnk_backward_workspace() bytes, 64-byte aligned; NULL if that is 0 */
 } bnk_backward;
 
@@ -186,8 +191,8 @@ void bnk_backward_run(const bnk_cut *cut, const bnk_backward *job);
  * same. The plan is never of whole runs. The ..._workspace() of a part is its own.
  */
 int64_t bnk_moments_workspace(const bnk_cut *cut);
-/* Writes all of `moments` but the count. positions: as bnk_extras'. */
-void bnk_moments_run(const bnk_cut *cut, const void *input, const uint8_t *positions,
+/* Writes all of `moments` but the count. */
+void bnk_moments_run(const bnk_cut *cut, const void *input, bnk_positions positions,
                      const bnk_moment_arrays *moments, void *workspace);
 int64_t bnk_normalize_workspace(const bnk_cut *cut);
 void bnk_normalize(const bnk_cut *cut, const bnk_moment_arrays *moments, bnk_forward *job);
