@@ -130,26 +130,29 @@ extension BatchNormPlan {
         rowsPerLine = pieceRows < Int(plan.rows_per_line) ? 1 : Int(plan.rows_per_line)
         pieceValues = Int(plan.piece_values)
         hasNontemporalStores = plan.nontemporal != 0
-        let runs = Int(cut.runs)
-        pieces = runs &* Int(cut.pieces)
+        pieces = Int(cut.runs &* cut.pieces)
 
-        let isWhole = operation == .forwardInference || plan.whole_runs != 0
-        steps = isWhole ? 1 : 3
-        // A task is a run where one goes through reduction and application, else a piece.
-        let isTaskRun = isWhole && operation != .forwardInference
-        threads = min(Int(plan.threads), isTaskRun ? runs : pieces)
-        workspaceBytes =
-            switch operation {
-            case .forwardTraining: Int(bnk_forward_workspace(&cut))
-            case .forwardInference: 0
-            case .backward, .backwardFrozen: Int(bnk_backward_workspace(&cut))
-            }
+        let schedule: bnk_schedule
+        switch operation {
+        case .forwardTraining:
+            schedule = bnk_forward_schedule(&cut)
+            workspaceBytes = Int(bnk_forward_workspace(&cut))
+        case .forwardInference:
+            schedule = bnk_inference_schedule(&cut)
+        case .backward, .backwardFrozen:
+            schedule = bnk_backward_schedule(&cut)
+            workspaceBytes = Int(bnk_backward_workspace(&cut))
+        }
+        steps = Int(schedule.steps)
+        threads = Int(min(Int64(plan.threads), schedule.tasks))
 
         limitBytesRead = product(tensorBytes, operation.inputs)
         limitBytesWritten = tensorBytes
         bytesWritten = tensorBytes
         bytesRead = limitBytesRead
         guard operation.inputsReadTwice > 0 else { return }
+        // A task is a run where one goes through reduction and application.
+        let isTaskRun = steps == 1
         let heldTensor = isTaskRun ? tensorBytes / shape.channels &* runChannels : tensorBytes
         heldBytes = product(heldTensor, operation.inputs)
         // Where a thread applies what others have reduced, it finds none of it in its own cache.

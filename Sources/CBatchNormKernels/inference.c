@@ -47,6 +47,16 @@ static void apply_pieces(void *context, int64_t begin, int64_t end)
     bnk_finish_stores(cut);
 }
 
+static bnk_phase phase_of(const bnk_cut *cut)
+{
+    return (bnk_phase){ apply_pieces, cut->runs * cut->pieces };
+}
+
+bnk_schedule bnk_inference_schedule(const bnk_cut *cut)
+{
+    return (bnk_schedule){ 1, phase_of(cut).tasks };
+}
+
 void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job)
 {
     inference t = { .job = job,
@@ -59,5 +69,6 @@ void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job)
                                   .extreme = extreme_coefficients } };
     t.operands.operation = &t;
     bnk_clear_last_bits(&t.operands);
-    bnk_parallel(cut->plan.threads, &(bnk_phase){ apply_pieces, cut->runs * cut->pieces }, 1, &t);
+    const bnk_phase phase = phase_of(cut);
+    bnk_parallel(cut->plan.threads, &phase, 1, &t);
 }

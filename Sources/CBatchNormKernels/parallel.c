@@ -148,16 +148,22 @@ static void run_on_pool(int threads, const work *w, const bnk_workers *workers)
     }
 }
 
+int64_t bnk_most_tasks(const bnk_phase *phases, int count)
+{
+    int64_t most = 0;
+    for (int i = 0; i < count; i++)
+        if (phases[i].tasks > most) most = phases[i].tasks;
+    return most;
+}
+
 void bnk_parallel(int32_t threads, const bnk_phase *phases, int count, void *context)
 {
     /* Empty phases at either end must not cost a barrier; nobody has one in the middle. */
     while (count > 0 && phases[count - 1].tasks == 0) count--;
     while (count > 0 && phases[0].tasks == 0) phases++, count--;
 
-    int64_t widest = 0;
-    for (int i = 0; i < count; i++)
-        if (phases[i].tasks > widest) widest = phases[i].tasks;
-    const int team = widest < threads ? (int)widest : threads;
+    const int64_t most = bnk_most_tasks(phases, count);
+    const int team = most < threads ? (int)most : threads;
     if (team <= 1) {
         for (int i = 0; i < count; i++) share(&phases[i], context, 0, 1);
         return;

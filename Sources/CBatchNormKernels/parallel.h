@@ -13,6 +13,9 @@ typedef struct bnk_phase {
     int64_t tasks; /* 0: nothing to do */
 } bnk_phase;
 
+/* Tasks of the phase that has the most: more threads than these have nothing to do. */
+int64_t bnk_most_tasks(const bnk_phase *phases, int count);
+
 /* Does the phases, each when the one before it is done, all by one team of at most `threads` threads:
  * [0, tasks) is cut into neighbouring ranges of nearly equal length, one a thread. Returns when all is
  * done. */

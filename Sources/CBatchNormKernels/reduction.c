@@ -225,20 +225,39 @@ static bnk_phase apply_phase(const bnk_operation *o)
     return (bnk_phase){ apply_all, o->applies ? bnk_apply_tasks(cut_of(o)) : 0 };
 }
 
+/* One, or three in the workspace; returns how many. */
+static int phases_of(const bnk_operation *o, bnk_phase *phases)
+{
+    const bnk_cut *cut = cut_of(o);
+    if (cut->plan.whole_runs) {
+        phases[0] = (bnk_phase){ take_whole_runs, cut->runs };
+        return 1;
+    }
+    phases[0] = reduce_phase(o);
+    phases[1] = (bnk_phase){ finish_channels, merge_tasks(cut) };
+    phases[2] = apply_phase(o);
+    return 3;
+}
+
+bnk_schedule bnk_operation_schedule(const bnk_cut *cut)
+{
+    const bnk_operation o = { .operands.cut = cut, .has_results = true, .applies = true };
+    bnk_phase phases[3];
+    const int count = phases_of(&o, phases);
+    return (bnk_schedule){ count, bnk_most_tasks(phases, count) };
+}
+
 void bnk_operation_run(bnk_operation *o, void *workspace)
 {
     const bnk_cut *cut = cut_of(o);
+    bnk_phase phases[3];
+    const int count = phases_of(o, phases);
     prepare_to_apply(o);
-    if (cut->plan.whole_runs) {
-        bnk_parallel(cut->plan.threads, &(bnk_phase){ take_whole_runs, cut->runs }, 1, o);
-        return;
+    if (count > 1) {
+        place_results(o, workspace);
+        place_linears(o, o->counts + cut->pieces);
     }
-    place_results(o, workspace);
-    place_linears(o, o->counts + cut->pieces);
-    const bnk_phase phases[] = { reduce_phase(o),
-                                 { finish_channels, merge_tasks(cut) },
-                                 apply_phase(o) };
-    bnk_parallel(cut->plan.threads, phases, 3, o);
+    bnk_parallel(cut->plan.threads, phases, count, o);
 }
 
 void bnk_reduce_part_run(bnk_operation *o, void *workspace)

@@ -179,11 +179,20 @@ typedef struct bnk_gradient_sums {
     double *dy_xmu; /* sum(dy * (x - mean)) */
 } bnk_gradient_sums;
 
+/* How an operation goes about its work, for those who explain it. */
+typedef struct bnk_schedule {
+    int32_t steps; /* 1: whole runs, or nothing to reduce; 3: reduce, merge, apply */
+    int64_t tasks; /* of the step that has the most: more threads have nothing to do */
+} bnk_schedule;
+
 /* Operations. rows and inner are at least 1. */
 int64_t bnk_forward_workspace(const bnk_cut *cut);
+bnk_schedule bnk_forward_schedule(const bnk_cut *cut);
 void bnk_forward_training(const bnk_cut *cut, bnk_forward *job);
+bnk_schedule bnk_inference_schedule(const bnk_cut *cut);
 void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job);
 int64_t bnk_backward_workspace(const bnk_cut *cut);
+bnk_schedule bnk_backward_schedule(const bnk_cut *cut);
 void bnk_backward_run(const bnk_cut *cut, const bnk_backward *job);
 
 /*
