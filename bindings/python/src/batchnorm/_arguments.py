@@ -56,7 +56,6 @@ _BACKWARD_SIZE = sizeof(c.bn_backward_args)
 # Looked up once: an enum takes as long to give a member as an array to be checked.
 _CUMULATIVE, _EXPONENTIAL = c.Averaging.CUMULATIVE, c.Averaging.EXPONENTIAL
 _BATCH = c.Statistics.BATCH
-_LEAKY_RELU = c.Activation.LEAKY_RELU
 
 _Forward = c.bn_forward_training_args | c.bn_forward_inference_args
 
@@ -238,9 +237,9 @@ def set_activation(
     negative_slope: float,
 ) -> None:
     """The activation, with the number that its kind takes."""
-    args.activation = kind = parse(ACTIVATIONS, "activation", activation)
-    if kind is _LEAKY_RELU:
-        args.slope = negative_slope
+    args.activation, parameter = parse(ACTIVATIONS, "activation", activation)
+    if parameter is not None:
+        setattr(args, parameter, negative_slope)
 
 
 def set_positions(

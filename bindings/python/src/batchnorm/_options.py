@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from ctypes import c_double
 from enum import IntEnum
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ._lowlevel import (
     Activation,
@@ -31,6 +31,7 @@ ActivationName = Literal["relu", "leaky_relu"]
 MaskedPolicy = Literal["zero", "pass"]
 
 _E = TypeVar("_E", bound=IntEnum)
+_Meaning = TypeVar("_Meaning")
 
 
 def _words(kind: type[_E]) -> dict[str, _E]:
@@ -44,17 +45,27 @@ STATISTICS = _words(Statistics)
 OPERATIONS = _words(Operation)
 LAYOUTS = _words(Layout)
 MASKED = _words(Masked)
+
+
+class ActivationRow(NamedTuple):
+    """An activation as C knows it."""
+
+    kind: Activation
+    parameter: str | None = None
+    """The member of `bn_activation` that the activation's number goes to."""
+
+
 #: No activation is None, as no residual and no mask are.
-ACTIVATIONS: dict[str | None, Activation] = {
-    None: Activation.NONE,
-    "relu": Activation.RELU,
-    "leaky_relu": Activation.LEAKY_RELU,
+ACTIVATIONS: dict[str | None, ActivationRow] = {
+    None: ActivationRow(Activation.NONE),
+    "relu": ActivationRow(Activation.RELU),
+    "leaky_relu": ActivationRow(Activation.LEAKY_RELU, "slope"),
 }
 STATISTICS_WORDS: tuple[StatisticsUsed, ...] = ("batch", "running")
 
 
-def parse(words: Mapping[Any, _E], name: str, word: str | None) -> _E:
-    """The enumerator for a word. Raises BatchNormValueError that lists the words there are."""
+def parse(words: Mapping[Any, _Meaning], name: str, word: str | None) -> _Meaning:
+    """What a word stands for. Raises BatchNormValueError that lists the words there are."""
     try:
         return words[word]
     except (KeyError, TypeError):
