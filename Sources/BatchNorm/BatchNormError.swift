@@ -1,5 +1,5 @@
-// What can go wrong, with the values that a person needs to see. Every public function throws this one type;
-// the C interface turns it into a status and a sentence. ErrorText.swift holds the sentences.
+// What can go wrong, with the values that a person needs to see. Every public function throws this one type. In
+// ErrorText.swift each has a row: its status in C and its sentence.
 
 /// Why a call was refused. Unless a case says otherwise, a call that throws has written nothing.
 ///
@@ -138,17 +138,23 @@ public enum BatchNormError: Error, Equatable, Sendable {
     }
 
     /// What an error is about: an argument, or a member of one. The names are those of batchnorm.h.
-    public enum Argument: Int32, Sendable {
+    public enum Argument: String, Sendable {
         case problem, args, options, layer, state, out, values, size, count, channels
-        case input, output, weight, bias, runningMean, runningVar, numBatchesTracked, skippedBatches
-        case saved, savedMean, savedInvstd
-        case gradOutput, gradInput, gradWeight, gradBias
-        case residual, gradResidual, activation, slope, limit, activationMask, mask, lengths, masked
-        case dtype, layout, averaging, runningVariance, oneValue, nonfinite, statistics, reserved
-        case hasWeight, hasBias, trackRunningStats, training, numFeatures, epsilon, momentum
+        case input, output, weight, bias, runningMean = "running_mean", runningVar = "running_var"
+        case numBatchesTracked = "num_batches_tracked", skippedBatches = "skipped_batches"
+        case saved, savedMean = "saved.mean", savedInvstd = "saved.invstd"
+        case gradOutput = "grad_output", gradInput = "grad_input", gradWeight = "grad_weight", gradBias = "grad_bias"
+        case residual, gradResidual = "grad_residual", activation, slope = "activation.slope"
+        case limit = "activation.limit", activationMask = "activation_mask", mask, lengths, masked
+        case dtype, layout, averaging, runningVariance = "running_variance", oneValue = "one_value", nonfinite
+        case statistics, reserved
+        case hasWeight = "has_weight", hasBias = "has_bias", trackRunningStats = "track_running_stats", training
+        case numFeatures = "num_features", epsilon, momentum
         case threads, isa, threading, operation, info
-        case moments, other, sums, mean, meanRest, savedMeanRest, m2, variance, invstd, sumDy, sumDyXmu, kind
+        case moments, other, sums, mean, meanRest = "mean_rest", savedMeanRest = "saved.mean_rest", m2, variance
+        case invstd, sumDy = "sum_dy", sumDyXmu = "sum_dy_xmu", kind
         case pass
-        case shape, groups, outer, inner, convWeight, convBias, foldedWeight, foldedBias
+        case shape, groups, outer, inner, convWeight = "conv_weight", convBias = "conv_bias"
+        case foldedWeight = "folded_weight", foldedBias = "folded_bias"
     }
 }

@@ -11,9 +11,10 @@ func perform(_ body: () throws(BatchNormError) -> Void) -> bn_status {
         try body()
         return bn_status(BN_STATUS_OK)
     } catch {
+        let (status, sentence) = error.row
         var text = TextWriter(Kernels.threadText)
-        error.write(to: &text)
-        return error.status
+        sentence.write(to: &text)
+        return status.rawValue
     }
 }
 

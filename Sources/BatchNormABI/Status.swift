@@ -1,51 +1,7 @@
-// Section STATUS of batchnorm.h: statuses, their names and the last message.
+// Section STATUS of batchnorm.h: the names of statuses and the last message.
 
 import BatchNorm
 import CBatchNorm
-
-extension BatchNormError {
-    /// The status that says the same in C.
-    var status: bn_status {
-        let status =
-            switch self {
-            case .missing, .missingBoth: BN_STATUS_NULL_POINTER
-            case .structSize, .unknownMember: BN_STATUS_STRUCT_SIZE
-            case .invalidOption, .unusedNumber, .foldedType: BN_STATUS_INVALID_OPTION
-            case .exclusive: BN_STATUS_EXCLUSIVE
-            case .rank, .lengthsRank: BN_STATUS_RANK
-            case .negativeSize, .negativeCount: BN_STATUS_NEGATIVE_SIZE
-            case .noChannels: BN_STATUS_NO_CHANNELS
-            case .sizeOverflow: BN_STATUS_SIZE_OVERFLOW
-            case .countMismatch: BN_STATUS_COUNT_MISMATCH
-            case .length: BN_STATUS_LENGTH
-            case .misaligned: BN_STATUS_MISALIGNED
-            case .overlap, .lent: BN_STATUS_OVERLAP
-            case .outOfMemory: BN_STATUS_OUT_OF_MEMORY
-            case .epsilon: BN_STATUS_EPSILON
-            case .momentum: BN_STATUS_MOMENTUM
-            case .negativeSlope: BN_STATUS_NEGATIVE_SLOPE
-            case .oneValue, .oneValueOfMoments, .oneValueWithoutRunningStatistics: BN_STATUS_ONE_VALUE
-            case .nonfinite: BN_STATUS_NONFINITE
-            case .batchCounter, .skippedBatches: BN_STATUS_BATCH_COUNTER
-            case .momentsCount, .momentsCountOverflow, .momentsM2: BN_STATUS_MOMENTS
-            case .number: BN_STATUS_NUMBER
-            case .noRunningStatistics: BN_STATUS_NO_RUNNING_STATISTICS
-            case .noParameter: BN_STATUS_NO_PARAMETER
-            case .noForward: BN_STATUS_NO_FORWARD
-            case .scalarTypeMismatch, .channelsMismatch, .shapeMismatch, .optionMismatch,
-                .recomputeMismatch, .recomputeMask:
-                BN_STATUS_LAYER_MISMATCH
-            case .stateTruncated: BN_STATUS_STATE_TRUNCATED
-            case .stateForeign: BN_STATUS_STATE_FOREIGN
-            case .stateVersion: BN_STATUS_STATE_VERSION
-            case .stateChecksum: BN_STATUS_STATE_CHECKSUM
-            case .stateInvalid: BN_STATUS_STATE_INVALID
-            case .bufferTooSmall: BN_STATUS_BUFFER_TOO_SMALL
-            case .noSharedRuntime: BN_STATUS_NO_SHARED_RUNTIME
-            }
-        return bn_status(status)
-    }
-}
 
 @_cdecl("bn_status_name") @implementation
 public func bn_status_name(_ status: bn_status) -> UnsafePointer<CChar>? {

@@ -37,6 +37,13 @@ import Testing
         #expect(Int(BatchNormOperation.backwardFrozen.rawValue) == BN_OPERATION_BACKWARD_FROZEN)
     }
 
+    @Test(arguments: Status.allCases)
+    func statusesAreTheHeaders(status: Status) {
+        // As `bn_status_name`, which goes by the header's constants: `noChannels` is BN_STATUS_NO_CHANNELS.
+        let words = "\(status)".map { $0.isUppercase ? "_\($0)" : $0.uppercased() }
+        #expect(String(cString: bn_status_name(status.rawValue)) == "BN_STATUS_" + words.joined())
+    }
+
     @Test func failuresReturnAStatusAndLeaveAMessage() {
         #expect(bn_layer_set_training(nil, 1) == BN_STATUS_NULL_POINTER)
         #expect(String(cString: bn_last_error_message()) == "layer is NULL, but required")

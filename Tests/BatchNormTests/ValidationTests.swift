@@ -324,7 +324,7 @@ import Testing
         withUnsafeTemporaryAllocation(of: UInt8.self, capacity: 8) { buffer in
             buffer.initialize(repeating: 0xff)
             var text = TextWriter(buffer)
-            BatchNormError.noForward.write(to: &text)
+            BatchNormError.noForward.row.sentence.write(to: &text)
             #expect(String(decoding: text.bytes, as: UTF8.self) == "the lay")
             #expect(buffer[7] == 0)
         }
