@@ -22,7 +22,10 @@ let package = Package(
                 .unsafeFlags(["-fopenmp", "-ffp-contract=off"])
             ],
             linkerSettings: [.linkedLibrary(hasDebianName ? "omp5" : "omp"), .linkedLibrary("m")]),
-        .target(name: "BatchNorm", dependencies: ["CBatchNormKernels"]),
+        .target(
+            name: "BatchNorm", dependencies: ["CBatchNormKernels"],
+            // For properties that are spans.
+            swiftSettings: [.enableExperimentalFeature("Lifetimes")]),
 
         // The C interface. Nobody imports it from Swift; it is here so that the compiler holds batchnorm.h and its
         // implementation together in every build, and for the tests.

@@ -16,7 +16,7 @@ function(add_embedded_swift_module name)
     OUTPUT "${object}" "${folder}/${name}.swiftmodule"
     COMMAND "${BATCHNORM_SWIFTC}"
       -module-name "${name}" -package-name batchnorm -swift-version 6
-      -enable-experimental-feature Embedded -parse-as-library -wmo
+      -enable-experimental-feature Embedded -enable-experimental-feature Lifetimes -parse-as-library -wmo
       "$<IF:$<CONFIG:Debug>,-Onone;-g,-O>" "$<$<CONFIG:RelWithDebInfo>:-g>"
       "$<$<BOOL:${BATCHNORM_STRICT}>:-warnings-as-errors>"
       -Xfrontend -function-sections

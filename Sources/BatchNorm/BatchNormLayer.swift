@@ -94,11 +94,9 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ) throws(BatchNormError) -> Tensor<Scalar> {
         try residual?.requireResidual(of: input)
         var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-        try output.withMutableSpan { (output) throws(BatchNormError) in
-            try forward(
-                input: input.elements.span, shape: input.shape, output: &output,
-                activation: activation, residual: residual?.elements.span, mask: mask, pass: pass)
-        }
+        try forward(
+            input: input.span, shape: input.shape, output: output.mutableSpan,
+            activation: activation, residual: residual?.span, mask: mask, pass: pass)
         return output
     }
 
@@ -112,23 +110,23 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
 
     /// As the function on tensors, from memory of yours into memory of yours: `shape.count` elements each.
     public func forward(
-        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
+        input: Span<Scalar>, shape: Shape, output: consuming MutableSpan<Scalar>,
         activation: Activation = .none, residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
         pass: ForwardPass = .normal
     ) throws(BatchNormError) {
         defer { withExtendedLifetime(mask) {} }
         try core().forward(
-            Scalar.scalarType, shape, pass: pass, input: View(input), output: MutableView(&output),
+            Scalar.scalarType, shape, pass: pass, input: View(input), output: MutableView(output),
             epilogue: ForwardEpilogue(activation, residual), positions: Positions(mask))
     }
 
     /// As the function on tensors, in place. The input is lost; keep a copy if there will be a backward.
     public func forward(
-        inPlace elements: inout MutableSpan<Scalar>, shape: Shape, activation: Activation = .none,
+        inPlace elements: consuming MutableSpan<Scalar>, shape: Shape, activation: Activation = .none,
         residual: Span<Scalar>? = nil, mask: PositionMask? = nil, pass: ForwardPass = .normal
     ) throws(BatchNormError) {
         defer { withExtendedLifetime(mask) {} }
-        let view = MutableView(&elements)
+        let view = MutableView(elements)
         try core().forward(
             Scalar.scalarType, shape, pass: pass, input: view.constant, output: view,
             epilogue: ForwardEpilogue(activation, residual), positions: Positions(mask))
@@ -150,37 +148,25 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         return try Gradients(shape: input.shape, hasResidual: owned.hadResidual) {
             (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
             try backward(
-                input: input.elements.span, gradOutput: gradOutput.elements.span,
-                shape: input.shape, gradInput: &gradInput, gradWeight: &gradWeight,
-                gradBias: &gradBias, gradResidual: &gradResidual)
+                input: input.span, gradOutput: gradOutput.span, shape: input.shape,
+                gradInput: gradInput, gradWeight: gradWeight,
+                gradBias: gradBias, gradResidual: gradResidual)
         }
     }
 
-    /// As `backward(_:gradOutput:)`, from memory of yours into memory of yours. Gradients are written, not added. Pass
-    /// an empty span (`MutableSpan()`) to skip one: what nobody wants is not computed.
+    /// As `backward(_:gradOutput:)`, from memory of yours into memory of yours. Gradients are written, not added. One
+    /// that is left out is not computed.
     public func backward(
         input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape,
-        gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar.Parameter>,
-        gradBias: inout MutableSpan<Scalar.Parameter>, gradResidual: inout MutableSpan<Scalar>
+        gradInput: consuming MutableSpan<Scalar>? = nil, gradWeight: consuming MutableSpan<Scalar.Parameter>? = nil,
+        gradBias: consuming MutableSpan<Scalar.Parameter>? = nil, gradResidual: consuming MutableSpan<Scalar>? = nil
     ) throws(BatchNormError) {
         try core().backward(
             Scalar.scalarType, shape, input: View(input), gradOutput: View(gradOutput),
-            gradInput: MutableView(unlessEmpty: &gradInput),
-            gradWeight: MutableView(unlessEmpty: &gradWeight),
-            gradBias: MutableView(unlessEmpty: &gradBias),
-            gradResidual: MutableView(unlessEmpty: &gradResidual))
-    }
-
-    /// As the function with `gradResidual`, for forwards without a residual.
-    public func backward(
-        input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape,
-        gradInput: inout MutableSpan<Scalar>, gradWeight: inout MutableSpan<Scalar.Parameter>,
-        gradBias: inout MutableSpan<Scalar.Parameter>
-    ) throws(BatchNormError) {
-        var gradResidual = MutableSpan<Scalar>()
-        try backward(
-            input: input, gradOutput: gradOutput, shape: shape, gradInput: &gradInput,
-            gradWeight: &gradWeight, gradBias: &gradBias, gradResidual: &gradResidual)
+            gradInput: MutableView(gradInput),
+            gradWeight: MutableView(gradWeight),
+            gradBias: MutableView(gradBias),
+            gradResidual: MutableView(gradResidual))
     }
 
     /// Mean and invstd that the last forward normalized with, and which statistics these were.

@@ -6,8 +6,8 @@
 ///     let (output, saved) = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias)
 ///     let gradients = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: saved)
 ///
-/// What may be left out is an optional argument. Running statistics and the residual's gradient are `inout`, which can
-/// have no default: there a second function without them stands beside the first.
+/// What a call may write is lent to it: `running: running.mutableView`, `gradInput: gradInput.mutableSpan`. Unlike an
+/// `inout` argument, this can be left out.
 public enum BatchNormalization {}
 
 /// The gradients of a loss with respect to a batch normalization's input and parameters.
@@ -41,40 +41,21 @@ extension BatchNormalization {
     ///   - activation: What is done to the values in the end.
     ///   - residual: Added before the activation; of the input's shape.
     ///   - mask: Which positions take part; nil means all.
-    ///   - running: Takes in the batch as `options` say, unless the call throws.
+    ///   - running: Takes in the batch as `options` say, unless the call throws; nil means that nothing does.
     ///   - options: Epsilon and how the running statistics take in a batch.
     /// - Returns: The output, of the input's shape, and what `backward` needs.
     /// - Throws: `BatchNormError`; only `.nonfinite` comes after the running statistics have been updated.
     public static func forwardTraining<Scalar: BatchNormScalar>(
         _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
         activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
-        running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
+        running: consuming MutableRunningStatistics<Scalar>? = nil, options: TrainingOptions = TrainingOptions()
     ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
         try residual?.requireResidual(of: input)
         var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-        let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
-            try forwardTraining(
-                input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-                bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
-                running: &running, options: options)
-        }
-        return (output, saved)
-    }
-
-    /// As the function with `running`, for batches that enter no running statistics.
-    public static func forwardTraining<Scalar: BatchNormScalar>(
-        _ input: Tensor<Scalar>, weight: [Scalar.Parameter]? = nil, bias: [Scalar.Parameter]? = nil,
-        activation: Activation = .none, residual: Tensor<Scalar>? = nil, mask: PositionMask? = nil,
-        options: TrainingOptions = TrainingOptions()
-    ) throws(BatchNormError) -> (output: Tensor<Scalar>, saved: SavedStatistics) {
-        try residual?.requireResidual(of: input)
-        var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-        let saved = try output.withMutableSpan { (output) throws(BatchNormError) in
-            try forwardTraining(
-                input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-                bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
-                options: options)
-        }
+        let saved = try forwardTraining(
+            input: input.span, shape: input.shape, output: output.mutableSpan, weight: weight?.span,
+            bias: bias?.span, activation: activation, residual: residual?.span, mask: mask,
+            running: running, options: options)
         return (output, saved)
     }
 
@@ -85,35 +66,15 @@ extension BatchNormalization {
     ///   nothing else grows with the batch. (`BatchNormLayer` keeps such memory from call to call.)
     /// - Throws: `BatchNormError`; only `.nonfinite` comes after output and statistics have been written.
     public static func forwardTraining<Scalar: BatchNormScalar>(
-        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
+        input: Span<Scalar>, shape: Shape, output: consuming MutableSpan<Scalar>,
         weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
         residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
-        running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
+        running: consuming MutableRunningStatistics<Scalar>? = nil, options: TrainingOptions = TrainingOptions()
     ) throws(BatchNormError) -> SavedStatistics {
         var job = ForwardTraining(
-            scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
-            output: MutableView(&output))
-        job.weight = View(weight)
-        job.bias = View(bias)
-        job.epilogue = ForwardEpilogue(activation, residual)
-        job.positions = Positions(mask)
-        return try job.run(&running, mask)
-    }
-
-    /// As the function with `running`, for batches that enter no running statistics.
-    public static func forwardTraining<Scalar: BatchNormScalar>(
-        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
-        weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
-        residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
-        options: TrainingOptions = TrainingOptions()
-    ) throws(BatchNormError) -> SavedStatistics {
-        var job = ForwardTraining(
-            scalar: Scalar.scalarType, shape: shape, options: options, input: View(input),
-            output: MutableView(&output))
-        job.weight = View(weight)
-        job.bias = View(bias)
-        job.epilogue = ForwardEpilogue(activation, residual)
-        job.positions = Positions(mask)
+            scalar: Scalar.scalarType, shape: shape, options: options, input: View(input), output: MutableView(output))
+        job.take(weight, bias, activation, residual, mask)
+        job.update(running)
         return try job.runAndSave(mask)
     }
 
@@ -122,72 +83,17 @@ extension BatchNormalization {
     ///
     /// - Throws: `BatchNormError`; only `.nonfinite` comes after elements and statistics have been written.
     public static func forwardTraining<Scalar: BatchNormScalar>(
-        inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
+        inPlace elements: consuming MutableSpan<Scalar>, shape: Shape,
         weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
         residual: Span<Scalar>? = nil, mask: PositionMask? = nil,
-        running: inout RunningStatistics<Scalar>, options: TrainingOptions = TrainingOptions()
+        running: consuming MutableRunningStatistics<Scalar>? = nil, options: TrainingOptions = TrainingOptions()
     ) throws(BatchNormError) -> SavedStatistics {
-        let view = MutableView(&elements)
+        let view = MutableView(elements)
         var job = ForwardTraining(
-            scalar: Scalar.scalarType, shape: shape, options: options, input: view.constant,
-            output: view)
-        job.weight = View(weight)
-        job.bias = View(bias)
-        job.epilogue = ForwardEpilogue(activation, residual)
-        job.positions = Positions(mask)
-        return try job.run(&running, mask)
-    }
-}
-
-extension ForwardTraining {
-    func run<Scalar>(
-        _ running: inout RunningStatistics<Scalar>, _ mask: PositionMask? = nil
-    ) throws(BatchNormError) -> SavedStatistics {
-        try running.withViews { (mean, variance, counter, skipped) throws(BatchNormError) in
-            var job = self
-            job.runningMean = mean
-            job.runningVar = variance
-            job.numBatchesTracked = counter
-            job.skippedBatches = skipped
-            return try job.runAndSave(mask)
-        }
-    }
-
-    /// `mask` is what the positions have views of.
-    func runAndSave(_ mask: PositionMask? = nil) throws(BatchNormError) -> SavedStatistics {
-        defer { withExtendedLifetime(mask) {} }
-        var saved = try SavedStatistics(channels: shape.channels)
-        var activationMask: ActivationMask?
-        let outcome = try saved.withViews { (mean, invstd, rest) throws(BatchNormError) in
-            var job = self
-            job.savedMean = mean
-            job.savedInvstd = invstd
-            job.savedMeanRest = rest
-            return try job.run(bits: &activationMask)
-        }
-        try outcome.require(options.nonfinite, of: shape.channels)
-        saved.statistics = outcome.statistics
-        saved.nonfiniteChannels = outcome.nonfiniteChannels
-        saved.nonfiniteRunningChannels = outcome.nonfiniteRunningChannels
-        saved.activationMask = activationMask
-        saved.positionMask = mask
-        saved.hasResidual = !epilogue.residual.isAbsent
-        return saved
-    }
-
-    /// Runs it with a mask of the activation's, which is there afterwards if there is an activation.
-    private func run(bits: inout ActivationMask?) throws(BatchNormError) -> Outcome {
-        guard epilogue.activation != .none else { return try run() }
-        // Before there is memory for so many values as the shape says.
-        try validate()
-        var own = try ActivationMask(epilogue.activation, count: shape.count)
-        let outcome = try own.withView { (view) throws(BatchNormError) in
-            var job = self
-            job.epilogue.activationMask = view
-            return try job.run()
-        }
-        bits = own
-        return outcome
+            scalar: Scalar.scalarType, shape: shape, options: options, input: view.constant, output: view)
+        job.take(weight, bias, activation, residual, mask)
+        job.update(running)
+        return try job.runAndSave(mask)
     }
 }
 
@@ -215,12 +121,10 @@ extension BatchNormalization {
     ) throws(BatchNormError) -> Tensor<Scalar> {
         try residual?.requireResidual(of: input)
         var output = try Tensor<Scalar>(repeating: 0, shape: input.shape)
-        try output.withMutableSpan { (output) throws(BatchNormError) in
-            try forwardInference(
-                input: input.elements.span, shape: input.shape, output: &output, weight: weight?.span,
-                bias: bias?.span, activation: activation, residual: residual?.elements.span, mask: mask,
-                runningMean: running.mean.span, runningVar: running.variance.span, epsilon: epsilon)
-        }
+        try forwardInference(
+            input: input.span, shape: input.shape, output: output.mutableSpan, weight: weight?.span,
+            bias: bias?.span, activation: activation, residual: residual?.span, mask: mask,
+            runningMean: running.mean.span, runningVar: running.variance.span, epsilon: epsilon)
         return output
     }
 
@@ -228,7 +132,7 @@ extension BatchNormalization {
     /// `output` hold `shape.count` elements, all others one per channel. Nothing is allocated, but for the bytes of a
     /// mask that is given by lengths.
     public static func forwardInference<Scalar: BatchNormScalar>(
-        input: Span<Scalar>, shape: Shape, output: inout MutableSpan<Scalar>,
+        input: Span<Scalar>, shape: Shape, output: consuming MutableSpan<Scalar>,
         weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
         residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar.Parameter>,
         runningVar: Span<Scalar.Parameter>, epsilon: Double = 1e-5
@@ -236,30 +140,24 @@ extension BatchNormalization {
         defer { withExtendedLifetime(mask) {} }
         var job = ForwardInference(
             scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: View(input),
-            output: MutableView(&output), runningMean: View(runningMean), runningVar: View(runningVar))
-        job.weight = View(weight)
-        job.bias = View(bias)
-        job.epilogue = ForwardEpilogue(activation, residual)
-        job.positions = Positions(mask)
+            output: MutableView(output), runningMean: View(runningMean), runningVar: View(runningVar))
+        job.take(weight, bias, activation, residual, mask)
         try job.run()
     }
 
     /// Normalizes a batch by running statistics in place.
     public static func forwardInference<Scalar: BatchNormScalar>(
-        inPlace elements: inout MutableSpan<Scalar>, shape: Shape,
+        inPlace elements: consuming MutableSpan<Scalar>, shape: Shape,
         weight: Span<Scalar.Parameter>? = nil, bias: Span<Scalar.Parameter>? = nil, activation: Activation = .none,
         residual: Span<Scalar>? = nil, mask: PositionMask? = nil, runningMean: Span<Scalar.Parameter>,
         runningVar: Span<Scalar.Parameter>, epsilon: Double = 1e-5
     ) throws(BatchNormError) {
         defer { withExtendedLifetime(mask) {} }
-        let view = MutableView(&elements)
+        let view = MutableView(elements)
         var job = ForwardInference(
             scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: view.constant,
             output: view, runningMean: View(runningMean), runningVar: View(runningVar))
-        job.weight = View(weight)
-        job.bias = View(bias)
-        job.epilogue = ForwardEpilogue(activation, residual)
-        job.positions = Positions(mask)
+        job.take(weight, bias, activation, residual, mask)
         try job.run()
     }
 }
@@ -290,76 +188,30 @@ extension BatchNormalization {
         return try Gradients(shape: input.shape, hasResidual: saved.hasResidual) {
             (gradInput, gradWeight, gradBias, gradResidual) throws(BatchNormError) in
             try backward(
-                input: input.elements.span, gradOutput: gradOutput.elements.span, shape: input.shape,
-                weight: weight?.span, saved: saved, gradInput: &gradInput, gradWeight: &gradWeight,
-                gradBias: &gradBias, gradResidual: &gradResidual)
+                input: input.span, gradOutput: gradOutput.span, shape: input.shape,
+                weight: weight?.span, saved: saved, gradInput: gradInput, gradWeight: gradWeight,
+                gradBias: gradBias, gradResidual: gradResidual)
         }
     }
 
     /// The gradients of a loss, from memory of yours into memory of yours. `input`, `gradOutput`, `gradInput` and
     /// `gradResidual` hold `shape.count` elements, `weight`, `gradWeight` and `gradBias` one per channel.
     ///
-    /// Gradients are written, not added. Pass an empty span (`MutableSpan()`) to skip one: what nobody wants is not
-    /// computed.
+    /// Gradients are written, not added. One that is left out is not computed.
     public static func backward<Scalar: BatchNormScalar>(
         input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar.Parameter>? = nil,
-        saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-        gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>,
-        gradResidual: inout MutableSpan<Scalar>
+        saved: SavedStatistics, gradInput: consuming MutableSpan<Scalar>? = nil,
+        gradWeight: consuming MutableSpan<Scalar.Parameter>? = nil,
+        gradBias: consuming MutableSpan<Scalar.Parameter>? = nil,
+        gradResidual: consuming MutableSpan<Scalar>? = nil
     ) throws(BatchNormError) {
         defer { withExtendedLifetime(saved) {} }
-        let source = Backward.Source.saved(
-            mean: View(saved.mean.span), invstd: View(saved.invstd.span))
-        var job = Backward(
-            scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics, source: source,
-            input: View(input), gradOutput: View(gradOutput))
-        job.savedMeanRest = View(saved.meanRest.span)
+        var job = Backward(input, gradOutput, shape, saved)
         job.weight = View(weight)
-        job.gradInput = MutableView(unlessEmpty: &gradInput)
-        job.gradWeight = MutableView(unlessEmpty: &gradWeight)
-        job.gradBias = MutableView(unlessEmpty: &gradBias)
-        job.epilogue = BackwardEpilogue(saved)
-        job.positions = Positions(saved.positionMask)
-        job.epilogue.gradResidual = MutableView(unlessEmpty: &gradResidual)
+        job.gradInput = MutableView(gradInput)
+        job.gradWeight = MutableView(gradWeight)
+        job.gradBias = MutableView(gradBias)
+        job.epilogue.gradResidual = MutableView(gradResidual)
         try job.run()
-    }
-
-    /// As the function with `gradResidual`, for forwards without a residual.
-    public static func backward<Scalar: BatchNormScalar>(
-        input: Span<Scalar>, gradOutput: Span<Scalar>, shape: Shape, weight: Span<Scalar.Parameter>? = nil,
-        saved: SavedStatistics, gradInput: inout MutableSpan<Scalar>,
-        gradWeight: inout MutableSpan<Scalar.Parameter>, gradBias: inout MutableSpan<Scalar.Parameter>
-    ) throws(BatchNormError) {
-        var gradResidual = MutableSpan<Scalar>()
-        try backward(
-            input: input, gradOutput: gradOutput, shape: shape, weight: weight, saved: saved,
-            gradInput: &gradInput, gradWeight: &gradWeight, gradBias: &gradBias,
-            gradResidual: &gradResidual)
-    }
-}
-
-extension Gradients {
-    /// Gradients of this shape that `fill` writes; that of the residual is empty unless there is one.
-    init(
-        shape: Shape, hasResidual: Bool,
-        _ fill: (
-            inout MutableSpan<Scalar>, inout MutableSpan<Scalar.Parameter>,
-            inout MutableSpan<Scalar.Parameter>, inout MutableSpan<Scalar>
-        ) throws(BatchNormError) -> Void
-    ) throws(BatchNormError) {
-        var input = try Tensor<Scalar>(repeating: 0, shape: shape)
-        var residual = try [Scalar](allocating: hasResidual ? shape.count : 0, of: 0)
-        var weight = try [Scalar.Parameter](allocating: shape.channels, of: 0)
-        var bias = try [Scalar.Parameter](allocating: shape.channels, of: 0)
-        try input.withMutableSpan { (gradInput) throws(BatchNormError) in
-            var gradWeight = weight.mutableSpan
-            var gradBias = bias.mutableSpan
-            var gradResidual = residual.mutableSpan
-            try fill(&gradInput, &gradWeight, &gradBias, &gradResidual)
-        }
-        self.input = input
-        self.weight = weight
-        self.bias = bias
-        self.residual = hasResidual ? try Tensor(residual, shape: shape) : nil
     }
 }

@@ -45,13 +45,12 @@ package struct MutableView {
     package var constant: View { View(address, count: count) }
 
     /// As for `View`.
-    init<Element: BitwiseCopyable>(_ span: inout MutableSpan<Element>) {
+    init<Element: BitwiseCopyable>(_ span: consuming MutableSpan<Element>) {
         self = span.withUnsafeMutableBufferPointer { MutableView($0) }
     }
 
-    /// Without the elements of an empty span: it says that the caller does not want this result.
-    init<Element: BitwiseCopyable>(unlessEmpty span: inout MutableSpan<Element>) {
-        if span.isEmpty { self = .absent } else { self.init(&span) }
+    init<Element: BitwiseCopyable>(_ span: consuming MutableSpan<Element>?) {
+        if let span { self.init(span) } else { self = .absent }
     }
 
     init<Element: BitwiseCopyable>(_ buffer: UnsafeMutableBufferPointer<Element>) {

@@ -116,23 +116,26 @@ public struct SavedStatistics: Equatable, Sendable {
     }
 }
 
-extension RunningStatistics {
-    /// Lends mean, variance and counters to a call that writes them.
-    mutating func withViews<Result, Failure: Error>(
-        _ body: (
-            _ mean: MutableView, _ variance: MutableView, _ counter: UnsafeMutablePointer<Int64>,
-            _ skipped: MutableView
-        ) throws(Failure) -> Result
-    ) throws(Failure) -> Result {
-        var counter = Int64(numBatchesTracked)
-        defer { numBatchesTracked = Int(counter) }
-        return try mean.withUnsafeMutableBufferPointer { (mean) throws(Failure) in
-            try variance.withUnsafeMutableBufferPointer { (variance) throws(Failure) in
-                try skippedBatches.withUnsafeMutableBufferPointer { (skipped) throws(Failure) in
-                    try body(MutableView(mean), MutableView(variance), &counter, MutableView(skipped))
-                }
-            }
+/// Running statistics lent to a call that may take a batch into them: `running.mutableView`.
+public struct MutableRunningStatistics<Scalar: BatchNormScalar>: ~Copyable, ~Escapable {
+    let mean, variance, skippedBatches: MutableView
+    let numBatchesTracked: UnsafeMutablePointer<Int64>
+
+    @_lifetime(&statistics)
+    fileprivate init(lending statistics: inout RunningStatistics<Scalar>) {
+        mean = MutableView(statistics.mean.mutableSpan)
+        variance = MutableView(statistics.variance.mutableSpan)
+        skippedBatches = MutableView(statistics.skippedBatches.mutableSpan)
+        numBatchesTracked = withUnsafeMutablePointer(to: &statistics.numBatchesTracked) {
+            UnsafeMutableRawPointer($0).assumingMemoryBound(to: Int64.self)
         }
+    }
+}
+
+extension RunningStatistics {
+    /// These statistics, lent to a call that takes a batch in.
+    public var mutableView: MutableRunningStatistics<Scalar> {
+        @_lifetime(&self) mutating get { MutableRunningStatistics(lending: &self) }
     }
 }
 

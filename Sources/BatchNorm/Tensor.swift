@@ -75,11 +75,13 @@ public struct Tensor<Scalar: BatchNormScalar>: Equatable, Sendable {
         self.elements = elements
     }
 
-    /// Lends the elements to `body`, which may change them in place. To read them, use `elements.span`.
-    public mutating func withMutableSpan<Result, Failure: Error>(
-        _ body: (inout MutableSpan<Scalar>) throws(Failure) -> Result
-    ) throws(Failure) -> Result {
-        var span = elements.mutableSpan
-        return try body(&span)
+    /// The elements in memory order, to be read.
+    public var span: Span<Scalar> {
+        @_lifetime(borrow self) get { elements.span }
+    }
+
+    /// The elements in memory order, to be changed in place.
+    public var mutableSpan: MutableSpan<Scalar> {
+        @_lifetime(&self) mutating get { elements.mutableSpan }
     }
 }

@@ -33,7 +33,7 @@ import Testing
             let x = try random(UInt64(seed))
             let dy = try random(UInt64(seed) + 100)
             let (y, saved) = try BatchNormalization.forwardTraining(
-                x, weight: [0.5, -1, 2], bias: [1, 2, 3], running: &running)
+                x, weight: [0.5, -1, 2], bias: [1, 2, 3], running: running.mutableView)
             #expect(try layer.forward(x) == y)
             #expect(try layer.savedStatistics() == saved)
             #expect(try layer.runningMean == running.mean)
@@ -142,7 +142,7 @@ import Testing
         let x = try random(1)
         let y = try layer.forward(x)
         var inPlace = x
-        try inPlace.withMutableSpan { try layer.forward(inPlace: &$0, shape: shape) }
+        try layer.forward(inPlace: inPlace.mutableSpan, shape: shape)
         #expect(inPlace == y)
     }
 

@@ -19,13 +19,13 @@ import Testing
         let bias: [Scalar] = random.values(shape.channels)
         var running = try RunningStatistics<Scalar>(channels: shape.channels)
         var again = running
-        let whole = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias, running: &running)
+        let whole = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias, running: running.mutableView)
         let gradients = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
 
         let moments = try Moments(of: x)
         #expect(moments.count == shape.valuesPerChannel && moments.channels == shape.channels)
         let halves = try BatchNormalization.normalize(
-            x, moments: moments, weight: weight, bias: bias, running: &again)
+            x, moments: moments, weight: weight, bias: bias, running: again.mutableView)
         #expect(halves.output == whole.output)
         #expect(halves.saved == whole.saved)
         #expect(again == running)
@@ -158,7 +158,7 @@ import Testing
         for batch in try batches() {
             try collected.add(batch)
             _ = try BatchNormalization.forwardTraining(
-                batch, running: &running, options: TrainingOptions(averaging: .cumulative))
+                batch, running: running.mutableView, options: TrainingOptions(averaging: .cumulative))
         }
         let statistics = try collected.statistics(as: Float.self)
         // The forward rounds to float32 after each batch.
@@ -212,13 +212,13 @@ import Testing
                 var again = running
                 let whole = try BatchNormalization.forwardTraining(
                     x, weight: weight, bias: bias, activation: activation, residual: residual, mask: mask,
-                    running: &running)
+                    running: running.mutableView)
                 let gradients = try BatchNormalization.backward(x, gradOutput: dy, weight: weight, saved: whole.saved)
 
                 let moments = try Moments(of: x, mask: mask)
                 let (output, saved) = try BatchNormalization.normalize(
                     x, moments: moments, weight: weight, bias: bias, activation: activation,
-                    residual: residual, mask: mask, running: &again)
+                    residual: residual, mask: mask, running: again.mutableView)
                 #expect(output == whole.output)
                 #expect(saved == whole.saved)
                 #expect(again == running)
@@ -259,14 +259,9 @@ import Testing
         let gradients = try BatchNormalization.backward(x, gradOutput: dy, saved: whole.saved)
         let sums = try BatchNormalization.backwardReduce(x, gradOutput: dy, saved: whole.saved)
         var gradResidual = [Float](repeating: .nan, count: shape.count)
-        var written = gradResidual.mutableSpan
-        var none = MutableSpan<Float>()
-        var none2 = MutableSpan<Float>()
-        var none3 = MutableSpan<Float>()
         try BatchNormalization.backwardApply(
-            input: x.elements.span, gradOutput: dy.elements.span, shape: shape, sums: sums,
-            saved: whole.saved, gradInput: &none, gradWeight: &none2, gradBias: &none3,
-            gradResidual: &written)
+            input: x.span, gradOutput: dy.span, shape: shape, sums: sums,
+            saved: whole.saved, gradResidual: gradResidual.mutableSpan)
         #expect(gradResidual == gradients.residual?.elements)
     }
 

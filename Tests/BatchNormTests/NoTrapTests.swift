@@ -45,7 +45,9 @@ import Testing
         let saved = SavedStatistics(mean: [0], invstd: [1])
         var running = try RunningStatistics<Float>(channels: 1)
         refused(many * 8) { _ = try BatchNormalization.forwardTraining(nothing) }
-        refused(many * 8) { _ = try BatchNormalization.forwardTraining(nothing, activation: .relu, running: &running) }
+        refused(many * 8) {
+            _ = try BatchNormalization.forwardTraining(nothing, activation: .relu, running: running.mutableView)
+        }
         refused(many * 8) { _ = try Moments(of: nothing) }
         refused(many * 4) { _ = try BatchNormalization.backward(nothing, gradOutput: nothing, saved: saved) }
         refused(many * 8) { _ = try BatchNormalization.backwardReduce(nothing, gradOutput: nothing, saved: saved) }
@@ -83,8 +85,10 @@ import Testing
     func optionsOfAnySize(_ number: Double) throws {
         let x = try Tensor<Float>([1, 2, -3, 4], shape: .nc(2, 2))
         var running = try RunningStatistics<Float>(channels: 2)
-        _ = try? BatchNormalization.forwardTraining(x, running: &running, options: TrainingOptions(epsilon: number))
-        _ = try? BatchNormalization.forwardTraining(x, running: &running, options: TrainingOptions(momentum: number))
+        _ = try? BatchNormalization.forwardTraining(
+            x, running: running.mutableView, options: TrainingOptions(epsilon: number))
+        _ = try? BatchNormalization.forwardTraining(
+            x, running: running.mutableView, options: TrainingOptions(momentum: number))
         _ = try? BatchNormalization.forwardTraining(x, activation: .leakyReLU(negativeSlope: number))
         _ = try? BatchNormalization.forwardInference(x, running: running, epsilon: number)
         _ = try? Moments(of: x).invstd(epsilon: number)
@@ -107,7 +111,7 @@ import Testing
             var running = try RunningStatistics<Float>(channels: 2)
             running.numBatchesTracked = count
             #expect(throws: BatchNormError.batchCounter(actual: count)) {
-                try BatchNormalization.forwardTraining(x, running: &running)
+                try BatchNormalization.forwardTraining(x, running: running.mutableView)
             }
             var sums = GradientSums(count: count, dy: [0, 0], dyXmu: [0, 0])
             #expect(throws: BatchNormError.self) { try sums.add(sums) }

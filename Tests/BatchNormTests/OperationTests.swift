@@ -20,7 +20,8 @@ import Testing
         var running = RunningStatistics<Scalar>(
             mean: random.values(c), variance: random.values(c, in: 0.5...2), numBatchesTracked: 4)
         let before = running
-        let (y, saved) = try BatchNormalization.forwardTraining(x, weight: weight, bias: bias, running: &running)
+        let (y, saved) = try BatchNormalization.forwardTraining(
+            x, weight: weight, bias: bias, running: running.mutableView)
 
         let reference = Reference(shape: shape, weight: weight.doubles, bias: bias.doubles)
         let (mean, variance) = reference.moments(x.elements.doubles)
@@ -79,9 +80,9 @@ import Testing
         var unbiased = RunningStatistics<Double>(mean: [0], variance: [0])
         var biased = unbiased
         var options = TrainingOptions(momentum: 1)
-        _ = try BatchNormalization.forwardTraining(x, running: &unbiased, options: options)
+        _ = try BatchNormalization.forwardTraining(x, running: unbiased.mutableView, options: options)
         options.runningVariance = .biased
-        _ = try BatchNormalization.forwardTraining(x, running: &biased, options: options)
+        _ = try BatchNormalization.forwardTraining(x, running: biased.mutableView, options: options)
         #expect(unbiased.mean == [3] && biased.mean == [3])
         #expect(abs(biased.variance[0] - 3.5) < 1e-14)
         #expect(abs(unbiased.variance[0] - 14.0 / 3) < 1e-14)
@@ -95,7 +96,7 @@ import Testing
         var means = [0.0, 0.0]
         for k in 1...5 {
             let x: Tensor<Double> = try random.tensor(shape, in: -1...Double(k))
-            let (_, saved) = try BatchNormalization.forwardTraining(x, running: &running, options: options)
+            let (_, saved) = try BatchNormalization.forwardTraining(x, running: running.mutableView, options: options)
             means = zip(means, saved.mean).map { $0 + $1 / 5 }
         }
         #expect(largestError(running.mean, means) < 20)
@@ -106,7 +107,7 @@ import Testing
         for shape in [try Shape.nchw(0, 3, 4, 4), try .nhwc(2, 0, 4, 3), try .nc(0, 3)] {
             let x = try Tensor<Float>([], shape: shape)
             var running = try RunningStatistics<Float>(channels: 3)
-            let (y, saved) = try BatchNormalization.forwardTraining(x, running: &running)
+            let (y, saved) = try BatchNormalization.forwardTraining(x, running: running.mutableView)
             #expect(y.elements.isEmpty)
             #expect(try running == RunningStatistics(channels: 3))
             let gradients = try BatchNormalization.backward(x, gradOutput: x, saved: saved)
@@ -124,9 +125,9 @@ import Testing
             elements[places[17]] = bad
             var cleanRunning = try RunningStatistics<Float>(channels: 4)
             var running = cleanRunning
-            let (cleanOutput, _) = try BatchNormalization.forwardTraining(good, running: &cleanRunning)
+            let (cleanOutput, _) = try BatchNormalization.forwardTraining(good, running: cleanRunning.mutableView)
             let (output, saved) = try BatchNormalization.forwardTraining(
-                Tensor(elements, shape: shape), running: &running)
+                Tensor(elements, shape: shape), running: running.mutableView)
 
             #expect(saved.nonfiniteChannels == 1)
             for channel in 0..<4 {
@@ -150,7 +151,8 @@ import Testing
         let x = try Tensor<Float>([1, .nan, 2, 3], shape: .nc(2, 2))
         var running = try RunningStatistics<Float>(channels: 2)
         #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) {
-            try BatchNormalization.forwardTraining(x, running: &running, options: TrainingOptions(nonfinite: .error))
+            try BatchNormalization.forwardTraining(
+                x, running: running.mutableView, options: TrainingOptions(nonfinite: .error))
         }
         #expect(running.numBatchesTracked == 1)
         #expect(running.mean[0] == 0.15 && running.mean[1] == 0)
@@ -163,12 +165,13 @@ import Testing
         var running = start
 
         #expect(throws: BatchNormError.oneValue(shape.sizes)) {
-            try BatchNormalization.forwardTraining(x, running: &running)
+            try BatchNormalization.forwardTraining(x, running: running.mutableView)
         }
         #expect(running == start)
 
         var options = TrainingOptions(epsilon: 0, oneValue: .useRunning)
-        let (byRunning, saved) = try BatchNormalization.forwardTraining(x, running: &running, options: options)
+        let (byRunning, saved) = try BatchNormalization.forwardTraining(
+            x, running: running.mutableView, options: options)
         #expect(byRunning.elements == [1, 1.5])
         #expect(saved == SavedStatistics(mean: [1, 1], invstd: [0.5, 0.5], statistics: .running))
         #expect(running == start)
@@ -178,7 +181,7 @@ import Testing
 
         options.oneValue = .allow
         let (allowed, _) = try BatchNormalization.forwardTraining(
-            x, bias: [8, 9], running: &running, options: options)
+            x, bias: [8, 9], running: running.mutableView, options: options)
         #expect(allowed.elements == [8, 9])
         #expect(largestError(running.mean, [1.2, 1.3]) < 2)
         #expect(running.variance == start.variance)
@@ -312,18 +315,15 @@ import Testing
         let (_, saved) = try BatchNormalization.forwardTraining(x)
         let all = try BatchNormalization.backward(x, gradOutput: dy, saved: saved)
         for wanted in 0..<8 {
-            var input = [Float](repeating: 99, count: wanted & 1 == 0 ? 0 : shape.count)
-            var weight = [Float](repeating: 99, count: wanted & 2 == 0 ? 0 : 4)
-            var bias = [Float](repeating: 99, count: wanted & 4 == 0 ? 0 : 4)
-            var inputSpan = input.mutableSpan
-            var weightSpan = weight.mutableSpan
-            var biasSpan = bias.mutableSpan
+            var input = wanted & 1 == 0 ? nil : [Float](repeating: 99, count: shape.count)
+            var weight = wanted & 2 == 0 ? nil : [Float](repeating: 99, count: 4)
+            var bias = wanted & 4 == 0 ? nil : [Float](repeating: 99, count: 4)
             try BatchNormalization.backward(
-                input: x.elements.span, gradOutput: dy.elements.span, shape: shape, saved: saved,
-                gradInput: &inputSpan, gradWeight: &weightSpan, gradBias: &biasSpan)
-            #expect(input == (wanted & 1 == 0 ? [] : all.input.elements))
-            #expect(weight == (wanted & 2 == 0 ? [] : all.weight))
-            #expect(bias == (wanted & 4 == 0 ? [] : all.bias))
+                input: x.span, gradOutput: dy.span, shape: shape, saved: saved, gradInput: input?.mutableSpan,
+                gradWeight: weight?.mutableSpan, gradBias: bias?.mutableSpan)
+            #expect(input == (wanted & 1 == 0 ? nil : all.input.elements))
+            #expect(weight == (wanted & 2 == 0 ? nil : all.weight))
+            #expect(bias == (wanted & 4 == 0 ? nil : all.bias))
         }
     }
 }
@@ -336,13 +336,12 @@ import Testing
         let weight: [Float] = random.values(3)
         var running = try RunningStatistics<Float>(channels: 3)
         var spanRunning = running
-        let (y, saved) = try BatchNormalization.forwardTraining(x, weight: weight, running: &running)
+        let (y, saved) = try BatchNormalization.forwardTraining(x, weight: weight, running: running.mutableView)
 
         var output = [Float](repeating: 0, count: shape.count)
-        var span = output.mutableSpan
         let spanSaved = try BatchNormalization.forwardTraining(
-            input: x.elements.span, shape: shape, output: &span, weight: weight.span,
-            running: &spanRunning)
+            input: x.span, shape: shape, output: output.mutableSpan, weight: weight.span,
+            running: spanRunning.mutableView)
         #expect(output == y.elements)
         #expect(spanSaved == saved)
         #expect(spanRunning == running)
@@ -354,22 +353,19 @@ import Testing
             let x: Tensor<Float> = try random.tensor(shape)
             var running = try RunningStatistics<Float>(channels: 3)
             var otherRunning = running
-            let (y, saved) = try BatchNormalization.forwardTraining(x, running: &running)
+            let (y, saved) = try BatchNormalization.forwardTraining(x, running: running.mutableView)
             var inPlace = x
-            let otherSaved = try inPlace.withMutableSpan { span in
-                try BatchNormalization.forwardTraining(inPlace: &span, shape: shape, running: &otherRunning)
-            }
+            let otherSaved = try BatchNormalization.forwardTraining(
+                inPlace: inPlace.mutableSpan, shape: shape, running: otherRunning.mutableView)
             #expect(inPlace == y)
             #expect(otherSaved == saved)
             #expect(otherRunning == running)
 
             let evaluated = try BatchNormalization.forwardInference(x, running: running)
             inPlace = x
-            try inPlace.withMutableSpan { span in
-                try BatchNormalization.forwardInference(
-                    inPlace: &span, shape: shape, runningMean: running.mean.span,
-                    runningVar: running.variance.span)
-            }
+            try BatchNormalization.forwardInference(
+                inPlace: inPlace.mutableSpan, shape: shape, runningMean: running.mean.span,
+                runningVar: running.variance.span)
             #expect(inPlace == evaluated)
         }
     }
@@ -377,7 +373,8 @@ import Testing
     @Test func tensorsAreValues() throws {
         let x = try Tensor<Float>([1, 2], shape: .nc(2, 1))
         var y = x
-        y.withMutableSpan { $0[0] = 9 }
+        var values = y.mutableSpan
+        values[0] = 9
         #expect(x.elements == [1, 2])
         #expect(y.elements == [9, 2])
     }

@@ -20,7 +20,7 @@ struct RunningTests {
                 if inHalves {
                     try Moments(of: batch).update(&running, options: cumulative)
                 } else {
-                    _ = try BatchNormalization.forwardTraining(batch, running: &running, options: cumulative)
+                    _ = try BatchNormalization.forwardTraining(batch, running: running.mutableView, options: cumulative)
                 }
             }
             expectClose(running.mean, [6, 2])
@@ -36,7 +36,7 @@ struct RunningTests {
         options.oneValue = .allow
         let one = try Tensor<Double>([6, 2], shape: .nc(1, 2))
         for batch in [one, good, good] {
-            _ = try BatchNormalization.forwardTraining(batch, running: &running, options: options)
+            _ = try BatchNormalization.forwardTraining(batch, running: running.mutableView, options: options)
         }
         expectClose(running.mean, [6, 2])
         expectClose(running.variance, [2, 2])
@@ -47,14 +47,15 @@ struct RunningTests {
     func brokenStatisticsAreReplacedOrTold(_ old: Double) throws {
         for options in [TrainingOptions(momentum: 1), cumulative] {
             var running = RunningStatistics<Double>(mean: [old, 0], variance: [1, old])
-            let (_, saved) = try BatchNormalization.forwardTraining(good, running: &running, options: options)
+            let (_, saved) = try BatchNormalization.forwardTraining(
+                good, running: running.mutableView, options: options)
             #expect(saved.nonfiniteChannels == 0 && saved.nonfiniteRunningChannels == 0)
             expectClose(running.mean, [6, 2])
             expectClose(running.variance, [2, 2])
         }
         var running = RunningStatistics<Double>(mean: [old, 0], variance: [1, old])
         let (_, saved) = try BatchNormalization.forwardTraining(
-            good, running: &running, options: TrainingOptions(momentum: 0.5))
+            good, running: running.mutableView, options: TrainingOptions(momentum: 0.5))
         #expect(saved.nonfiniteChannels == 0 && saved.nonfiniteRunningChannels == 2)
         #expect(!running.mean[0].isFinite && !running.variance[1].isFinite)
         #expect(running.mean[1] == 1 && running.variance[0] == 1.5)
@@ -67,14 +68,14 @@ struct RunningTests {
         let options = TrainingOptions(nonfinite: .error)
         var broken = RunningStatistics<Double>(mean: [0, .nan], variance: [1, 1])
         #expect(throws: BatchNormError.nonfinite(channels: 0, runningChannels: 1, of: 2)) {
-            try BatchNormalization.forwardTraining(good, running: &broken, options: options)
+            try BatchNormalization.forwardTraining(good, running: broken.mutableView, options: options)
         }
         #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 1, of: 2)) {
-            try BatchNormalization.forwardTraining(bad, running: &broken, options: options)
+            try BatchNormalization.forwardTraining(bad, running: broken.mutableView, options: options)
         }
         var sound = try RunningStatistics<Double>(channels: 2)
         #expect(throws: BatchNormError.nonfinite(channels: 1, runningChannels: 0, of: 2)) {
-            try BatchNormalization.forwardTraining(bad, running: &sound, options: options)
+            try BatchNormalization.forwardTraining(bad, running: sound.mutableView, options: options)
         }
     }
 
@@ -124,11 +125,11 @@ struct RunningTests {
         running.skippedBatches[3] = 1
         let before = running
         #expect(throws: BatchNormError.skippedBatches(index: 3, actual: 1, limit: 0)) {
-            try BatchNormalization.forwardTraining(good, running: &running)
+            try BatchNormalization.forwardTraining(good, running: running.mutableView)
         }
         running.skippedBatches = [0, 0]
         #expect(throws: BatchNormError.countMismatch(.skippedBatches, actual: 2, expected: 4)) {
-            try BatchNormalization.forwardTraining(good, running: &running)
+            try BatchNormalization.forwardTraining(good, running: running.mutableView)
         }
         running.skippedBatches = before.skippedBatches
         #expect(running == before)

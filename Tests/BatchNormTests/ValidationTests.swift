@@ -95,7 +95,7 @@ import Testing
         var running = try RunningStatistics<Float>(channels: 1)
         for options in [TrainingOptions(epsilon: .nan), TrainingOptions(momentum: .nan)] {
             #expect(throws: BatchNormError.self) {
-                try BatchNormalization.forwardTraining(x, running: &running, options: options)
+                try BatchNormalization.forwardTraining(x, running: running.mutableView, options: options)
             }
         }
         #expect(try running == RunningStatistics(channels: 1))
@@ -248,11 +248,11 @@ import Testing
         }
         var running = try RunningStatistics<Float>(channels: 3)
         #expect(throws: BatchNormError.countMismatch(.runningMean, actual: 3, expected: 2)) {
-            try BatchNormalization.forwardTraining(x, running: &running)
+            try BatchNormalization.forwardTraining(x, running: running.mutableView)
         }
         running = RunningStatistics(mean: [], variance: [])
         #expect(throws: BatchNormError.countMismatch(.runningMean, actual: 0, expected: 2)) {
-            try BatchNormalization.forwardTraining(x, running: &running)
+            try BatchNormalization.forwardTraining(x, running: running.mutableView)
         }
         let saved = SavedStatistics(mean: [1], invstd: [1, 2])
         #expect(throws: BatchNormError.countMismatch(.savedMean, actual: 1, expected: 2)) {
