@@ -14,32 +14,49 @@ public enum Activation: Equatable, Sendable {
     /// Values ≤ 0 are multiplied by the slope, which is at least 0, and finite in the type that is computed with.
     case leakyReLU(negativeSlope: Double)
 
-    /// What values ≤ 0 are multiplied with.
-    var negativeSlope: Double {
+    /// What the library knows of an activation.
+    private struct Row {
+        /// The kind's number: bn_activation_kind in batchnorm.h, and the kernels'.
+        let kind: Int
+        /// What values ≤ 0 are multiplied with.
+        let negativeSlope: Double
+        /// Whether that is a number of the caller's.
+        var takesSlope = false
+    }
+
+    private var row: Row {
         switch self {
-        case .none: 1
-        case .relu: 0
-        case .leakyReLU(let slope): slope
+        case .none: Row(kind: BNK_ACTIVATION_NONE, negativeSlope: 1)
+        case .relu: Row(kind: BNK_ACTIVATION_RELU, negativeSlope: 0)
+        case .leakyReLU(let slope): Row(kind: BNK_ACTIVATION_LEAKY_RELU, negativeSlope: slope, takesSlope: true)
         }
     }
 
+    /// The activation of that kind, which has no other numbers than it takes.
+    package init(kind: Int, slope: Double) throws(BatchNormError) {
+        let kinds: InlineArray<3, Activation> = [.none, .relu, .leakyReLU(negativeSlope: slope)]
+        for index in kinds.indices where kinds[index].row.kind == kind {
+            self = kinds[index]
+            guard row.takesSlope || slope == 0 else { throw .unusedNumber(.slope, actual: slope) }
+            return
+        }
+        throw .invalidOption(.activation, actual: kind)
+    }
+
+    /// What values ≤ 0 are multiplied with.
+    var negativeSlope: Double { row.negativeSlope }
+
     /// What the kernels are told. A slope of 1 changes nothing.
     var kernel: bnk_activation {
-        switch self {
-        case .none, .leakyReLU(1): bnk_activation()
-        case .relu: bnk_activation(kind: Int32(BNK_ACTIVATION_RELU), slope: 0)
-        case .leakyReLU(let slope):
-            bnk_activation(kind: Int32(BNK_ACTIVATION_LEAKY_RELU), slope: slope)
-        }
+        negativeSlope == 1 ? bnk_activation() : bnk_activation(kind: Int32(row.kind), slope: negativeSlope)
+    }
+
+    /// Throws unless the slope is one in the type that elements of this size are computed with.
+    func validate(elementSize: Int) throws(BatchNormError) {
+        let isFinite = elementSize == 8 ? negativeSlope.isFinite : Float(negativeSlope).isFinite
+        guard isFinite, negativeSlope >= 0 else { throw .negativeSlope(actual: negativeSlope) }
     }
 
     /// The number of bytes that hold one bit for each of so many values.
     package static func maskBytes(_ count: Int) -> Int { count / 8 &+ (count % 8 == 0 ? 0 : 1) }
-
-    /// Throws unless the slope is one in the type that elements of this size are computed with.
-    func validate(elementSize: Int) throws(BatchNormError) {
-        guard case .leakyReLU(let slope) = self else { return }
-        let isFinite = elementSize == 8 ? slope.isFinite : Float(slope).isFinite
-        guard isFinite, slope >= 0 else { throw .negativeSlope(actual: slope) }
-    }
 }

@@ -76,13 +76,7 @@ extension Activation {
     init(_ given: bn_activation) throws(BatchNormError) {
         try requireReserved(given.reserved)
         try requireUnused(given.limit, .limit)
-        switch Int(given.kind) {
-        case BN_ACTIVATION_NONE: self = .none
-        case BN_ACTIVATION_RELU: self = .relu
-        case BN_ACTIVATION_LEAKY_RELU: self = .leakyReLU(negativeSlope: given.slope)
-        default: throw .invalidOption(.activation, actual: Int(given.kind))
-        }
-        if Int(given.kind) != BN_ACTIVATION_LEAKY_RELU { try requireUnused(given.slope, .slope) }
+        try self.init(kind: Int(given.kind), slope: given.slope)
     }
 }
 

@@ -37,6 +37,12 @@ import Testing
         #expect(Int(BatchNormOperation.backwardFrozen.rawValue) == BN_OPERATION_BACKWARD_FROZEN)
     }
 
+    @Test func activationsAreTheHeaders() throws {
+        #expect(try Activation(kind: BN_ACTIVATION_NONE, slope: 0) == .none)
+        #expect(try Activation(kind: BN_ACTIVATION_RELU, slope: 0) == .relu)
+        #expect(try Activation(kind: BN_ACTIVATION_LEAKY_RELU, slope: 0.1) == .leakyReLU(negativeSlope: 0.1))
+    }
+
     @Test(arguments: Status.allCases)
     func statusesAreTheHeaders(status: Status) {
         // As `bn_status_name`, which goes by the header's constants: `noChannels` is BN_STATUS_NO_CHANNELS.
