@@ -14,6 +14,10 @@ let package = Package(
     products: [
         .library(name: "BatchNorm", targets: ["BatchNorm"])
     ],
+    traits: [
+        .trait(
+            name: "Foundation", description: "Errors conform to LocalizedError; on Apple's platforms they always do.")
+    ],
     targets: [
         .target(
             name: "CBatchNormKernels",

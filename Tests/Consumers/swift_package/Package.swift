@@ -5,11 +5,12 @@ import PackageDescription
 let package = Package(
     name: "consumer",
     dependencies: [
-        .package(url: "https://example.org/libbatchnorm.git", from: "0.1.0")
+        .package(url: "https://example.org/libbatchnorm.git", from: "0.1.0", traits: ["Foundation"])
     ],
     targets: [
+        .target(name: "Drawing"),
         .executableTarget(
             name: "consumer",
-            dependencies: [.product(name: "BatchNorm", package: "libbatchnorm")])
+            dependencies: [.product(name: "BatchNorm", package: "libbatchnorm"), "Drawing"]),
     ]
 )

@@ -34,7 +34,7 @@ let learningRate: Float = 0.3
 
 for step in 1...80 {
     let (input, target) = try makeBatch(shape)
-    let output = try layer.forward(input)
+    let output = try layer(input)
     let (loss, gradOutput) = try meanSquaredError(output, target)
     let gradients = try layer.backward(input, gradOutput: gradOutput)
     try layer.withWeight { weight in
@@ -51,9 +51,9 @@ print("bias \(try layer.bias ?? []), expected about \(shift)")
 // One image: in evaluation mode the statistics collected in training normalize it.
 layer.isTraining = false
 let (image, expected) = try makeBatch(.nchw(1, 2, 8, 8))
-let prediction = try layer.forward(image)
+let prediction = try layer(image)
 print("inference: loss \(try meanSquaredError(prediction, expected).0)")
 
 // The layer's state is a block of bytes; a layer made from it infers the same bits.
 let copy = try BatchNormLayer<Float>(state: layer.state())
-print(try copy.forward(image) == prediction ? "the copy agrees, bit for bit" : "the copy differs")
+print(try copy(image) == prediction ? "the copy agrees, bit for bit" : "the copy differs")
