@@ -1,5 +1,6 @@
 // The public, stateless functions: on tensors, which allocate their results, and on spans, which allocate nothing that
-// grows with the batch. All of them end in Operations.swift.
+// grows with the batch. All of them end in
+// ForwardTraining.swift, ForwardInference.swift or Backward.swift.
 
 /// Where the stateless functions live, so that they clash with nobody's `backward` or `normalize`.
 ///
@@ -139,8 +140,8 @@ extension BatchNormalization {
     ) throws(BatchNormError) {
         defer { withExtendedLifetime(mask) {} }
         var job = ForwardInference(
-            scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: View(input),
-            output: MutableView(output), runningMean: View(runningMean), runningVar: View(runningVar))
+            scalar: Scalar.scalarType, shape: shape, input: View(input), output: MutableView(output),
+            source: .running(mean: View(runningMean), variance: View(runningVar), epsilon: epsilon))
         job.take(weight, bias, activation, residual, mask)
         try job.run()
     }
@@ -155,8 +156,8 @@ extension BatchNormalization {
         defer { withExtendedLifetime(mask) {} }
         let view = MutableView(elements)
         var job = ForwardInference(
-            scalar: Scalar.scalarType, shape: shape, epsilon: epsilon, input: view.constant,
-            output: view, runningMean: View(runningMean), runningVar: View(runningVar))
+            scalar: Scalar.scalarType, shape: shape, input: view.constant, output: view,
+            source: .running(mean: View(runningMean), variance: View(runningVar), epsilon: epsilon))
         job.take(weight, bias, activation, residual, mask)
         try job.run()
     }

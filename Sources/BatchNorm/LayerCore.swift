@@ -1,5 +1,5 @@
 // A layer whose element type is known at run time: what `BatchNormLayer` and the C interface's bn_layer both are.
-// It owns parameters, running statistics and what backward needs, and leaves all arithmetic to Operations.swift.
+// It owns parameters, running statistics and what backward needs, and leaves all arithmetic to the stateless operations.
 // One thread at a time. Large memory comes from `Memory`, which may fail; the object itself has a small, fixed size.
 
 package final class LayerCore {
@@ -249,8 +249,9 @@ package final class LayerCore {
         _ shape: Shape, input: View, output: MutableView, _ epilogue: ForwardEpilogue, _ positions: Positions
     ) throws(BatchNormError) {
         var job = ForwardInference(
-            scalar: scalar, shape: shape, epsilon: options.training.epsilon, input: input,
-            output: output, runningMean: runningMean.constant, runningVar: runningVar.constant)
+            scalar: scalar, shape: shape, input: input, output: output,
+            source: .running(
+                mean: runningMean.constant, variance: runningVar.constant, epsilon: options.training.epsilon))
         job.epilogue = epilogue
         job.positions = positions
         try run(&job, savesRunning: true)
@@ -269,12 +270,7 @@ package final class LayerCore {
         _ shape: Shape, input: View, output: MutableView, _ epilogue: ForwardEpilogue, _ positions: Positions
     ) throws(BatchNormError) {
         let last = try requireLastForward(shape)
-        var job = ForwardInference(
-            scalar: scalar, shape: shape, epsilon: options.training.epsilon, input: input,
-            output: output)
-        job.saved = (savedMean.constant, savedInvstd.constant)
-        job.savedMeanRest = savedMeanRest.constant
-        job.needsStatistics = hasSaved
+        var job = ForwardInference(scalar: scalar, shape: shape, input: input, output: output, source: savedStatistics)
         job.epilogue = epilogue
         job.positions = positions
         try run(&job, repeating: last)
@@ -335,11 +331,7 @@ package final class LayerCore {
         let last = try requireLastForward(shape)
         var job = Backward(
             scalar: scalar, shape: shape, statistics: last.outcome.statistics,
-            source: hasSaved
-                ? .saved(mean: savedMean.constant, invstd: savedInvstd.constant) : .nothing,
-            input: input,
-            gradOutput: gradOutput)
-        job.savedMeanRest = savedMeanRest.constant
+            source: savedStatistics, input: input, gradOutput: gradOutput)
         job.weight = weight.constant
         job.gradInput = gradInput
         job.gradWeight = gradWeight
@@ -372,6 +364,12 @@ package final class LayerCore {
         guard !hasSaved else { return }
         try saved.reserve(3 &* channels &* 8)
         saved.address?.initializeMemory(as: Double.self, repeating: 0, count: 3 &* channels)
+    }
+
+    /// What the last forward normalized by.
+    private var savedStatistics: GivenStatistics {
+        guard hasSaved else { return .nothing }
+        return .saved(mean: savedMean.constant, invstd: savedInvstd.constant, rest: savedMeanRest.constant)
     }
 
     private var savedMean: MutableView { savedArray(0) }

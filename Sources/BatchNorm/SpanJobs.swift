@@ -1,4 +1,4 @@
-// What the public functions share: how spans and values become the jobs of Operations.swift, and what jobs leave becomes
+// What the public functions share: how spans and values become jobs, and what jobs leave becomes
 // values. Views of spans and arrays: who makes them keeps these alive until the job is done.
 
 /// Either forward, as far as the two take the same.
@@ -79,9 +79,7 @@ extension Backward {
     ) {
         self.init(
             scalar: Scalar.scalarType, shape: shape, statistics: saved.statistics,
-            source: .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span)),
-            input: View(input), gradOutput: View(gradOutput))
-        savedMeanRest = View(saved.meanRest.span)
+            source: .saved(saved), input: View(input), gradOutput: View(gradOutput))
         epilogue = BackwardEpilogue(saved)
         positions = Positions(saved.positionMask)
     }
@@ -102,6 +100,12 @@ extension Gradients {
         var residual = hasResidual ? try Tensor<Scalar>.zeros(shape) : nil
         try fill(input.mutableSpan, weight.mutableSpan, bias.mutableSpan, residual?.mutableSpan)
         self.init(input: input, weight: weight, bias: bias, residual: residual)
+    }
+}
+
+extension GivenStatistics {
+    static func saved(_ saved: SavedStatistics) -> GivenStatistics {
+        .saved(mean: View(saved.mean.span), invstd: View(saved.invstd.span), rest: View(saved.meanRest.span))
     }
 }
 

@@ -81,10 +81,8 @@ extension BatchNormalization {
     ) throws(BatchNormError) {
         defer { withExtendedLifetime((saved, mask)) {} }
         var job = ForwardInference(
-            scalar: Scalar.scalarType, shape: shape, epsilon: 0, input: View(input),
-            output: MutableView(output))
-        job.saved = (View(saved.mean.span), View(saved.invstd.span))
-        job.savedMeanRest = View(saved.meanRest.span)
+            scalar: Scalar.scalarType, shape: shape, input: View(input), output: MutableView(output),
+            source: .saved(saved))
         job.take(weight, bias, activation, residual, mask)
         try job.run()
     }

@@ -1,6 +1,5 @@
-// The halves of the operations on raw memory, and what passes between them: moments from the forward's reduction, sums
-// from that of backward. The second halves are ForwardTraining and Backward themselves, which take over what is given
-// (Operations.swift). The arithmetic is the kernels' alone.
+// What passes between the two parts of an operation, in raw memory: moments from the forward's reduce part, sums from
+// backward's. The apply parts are ForwardTraining and Backward themselves, which take over what is given.
 
 import CBatchNormKernels
 
@@ -208,46 +207,5 @@ func requireAllocatable(
     guard channels >= 0 else { throw .negativeCount(argument, actual: channels) }
     guard channels <= Int.max / 8 else {
         throw .sizeOverflow(Sizes(0, channels, rank: 2), elementSize: 8)
-    }
-}
-
-extension Backward {
-    /// The first half: see bn_backward_reduce in batchnorm.h; returns the count. Gradients and weight are not looked
-    /// at.
-    package func reduce(into sums: GradientSumsView) throws(BatchNormError) -> Int {
-        var epilogue = epilogue
-        epilogue.gradResidual = .absent
-        try shape.requireAddressable(scalar)
-        let size = scalar.size
-        var buffers = BufferCheck()
-        try buffers.read(input, .input, count: shape.count, elementSize: size)
-        try buffers.read(gradOutput, .gradOutput, count: shape.count, elementSize: size)
-        switch source {
-        case .saved(let mean, _):
-            try buffers.read(mean, .savedMean, count: shape.channels, elementSize: 8)
-            try buffers.read(
-                optional: savedMeanRest, .savedMeanRest, count: shape.channels, elementSize: 8)
-        case .running(let mean, _, _):
-            try buffers.read(mean, .runningMean, count: shape.channels, elementSize: scalar.parameter.size)
-        case .nothing: break
-        }
-        try sums.requireWritable(channels: shape.channels, &buffers)
-        try epilogue.validate(shape, elementSize: size, &buffers)
-        try positions.validate(shape, &buffers)
-        try buffers.requireSeparate()
-        var memory = Memory()
-        let mask = try positions.resolve(shape, memory: &memory)
-        let count = shape.countTakingPart(mask)
-        guard count > 0 else {
-            sums.dy.zero()
-            sums.dyXmu.zero()
-            return 0
-        }
-        var job = self.job
-        var arrays = sums.arrays
-        job.epilogue = epilogue.kernel
-        job.positions = positions.kernel(mask)
-        try Kernels.backwardReduce(shape.grid(scalar), &job, &arrays)
-        return count
     }
 }

@@ -90,6 +90,12 @@ extension Positions {
     }
 }
 
+extension GivenStatistics {
+    static func saved(_ given: bn_saved) -> GivenStatistics {
+        .saved(mean: View(given.mean), invstd: View(given.invstd), rest: View(given.mean_rest))
+    }
+}
+
 /// A bn_problem in the core's words.
 struct Problem {
     let scalar: ScalarType

@@ -70,8 +70,7 @@ public func bn_normalize_saved(
         let problem = try Problem(problem)
         let saved = try require(saved, .saved).pointee
         var job = try ForwardInference(problem, read(args))
-        job.saved = (View(saved.mean), View(saved.invstd))
-        job.savedMeanRest = View(saved.mean_rest)
+        job.source = .saved(saved)
         try job.run()
     }
 }

@@ -88,11 +88,9 @@ extension ForwardInference {
     ) throws(BatchNormError) {
         try requireReserved(args.reserved)
         self.init(
-            scalar: problem.scalar, shape: problem.shape, epsilon: args.epsilon,
-            input: View(args.input),
-            output: MutableView(args.output),
-            runningMean: View(args.running_mean),
-            runningVar: View(args.running_var))
+            scalar: problem.scalar, shape: problem.shape, input: View(args.input), output: MutableView(args.output),
+            source: .running(
+                mean: View(args.running_mean), variance: View(args.running_var), epsilon: args.epsilon))
         weight = View(args.weight)
         bias = View(args.bias)
         epilogue.activation = try Activation(args.activation)
@@ -105,25 +103,16 @@ extension ForwardInference {
 extension Backward {
     init(_ problem: Problem, _ args: bn_backward_args) throws(BatchNormError) {
         let statistics: Statistics = try option(args.statistics, .statistics)
-        let source: Source =
+        let source: GivenStatistics =
             switch statistics {
-            case .batch:
-                .saved(
-                    mean: View(args.saved.mean),
-                    invstd: View(args.saved.invstd))
+            case .batch: .saved(args.saved)
             case .running:
                 .running(
-                    mean: View(args.running_mean),
-                    variance: View(args.running_var),
-                    epsilon: args.epsilon)
+                    mean: View(args.running_mean), variance: View(args.running_var), epsilon: args.epsilon)
             }
         self.init(
             scalar: problem.scalar, shape: problem.shape, statistics: statistics, source: source,
-            input: View(args.input),
-            gradOutput: View(args.grad_output))
-        if statistics == .batch {
-            savedMeanRest = View(args.saved.mean_rest)
-        }
+            input: View(args.input), gradOutput: View(args.grad_output))
         weight = View(args.weight)
         gradInput = MutableView(args.grad_input)
         gradWeight = MutableView(args.grad_weight)

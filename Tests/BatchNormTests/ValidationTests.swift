@@ -201,7 +201,7 @@ import Testing
             var job = Backward(
                 scalar: .float32, shape: try .nc(4, 1), statistics: .batch,
                 source: .saved(
-                    mean: buffers.view(384, 1).constant, invstd: buffers.view(392, 1).constant),
+                    mean: buffers.view(384, 1).constant, invstd: buffers.view(392, 1).constant, rest: .absent),
                 input: buffers.view(0, 4).constant, gradOutput: buffers.view(64, 4).constant)
             job.gradInput = gradInput
             return job

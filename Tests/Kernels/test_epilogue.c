@@ -156,7 +156,7 @@ static void over_all_grids(bool is_double, bool frozen)
         bnk_grid grid = grids[g];
         grid.is_double = is_double;
         extended f = extended_make(grid, g + frozen);
-        /* Sums of nothing are another matter (Operations.swift). */
+        /* Sums of nothing are another matter (Backward.swift). */
         if (f.positions.mask && bnk_count_taking_part(f.mask, grid.rows * grid.inner) == 0) {
             bench_free(&f.b);
             continue;
