@@ -287,53 +287,6 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         try owned.resetRunningStats()
     }
 
-    /// Replaces the running statistics by those of a stream of the layer's inputs ("PreciseBN", see
-    /// `StatisticsAccumulator`). They change at the very end: on any error the layer is as it was.
-    ///
-    ///     try layer.recalibrate(batches)
-    ///
-    /// In a network, where each layer's inputs depend on the layers before it, run the network in training mode and `add`
-    /// each layer's input to a `StatisticsAccumulator` of its own.
-    ///
-    /// - Parameters:
-    ///   - batches: The inputs; read once.
-    ///   - method: What is collected.
-    ///   - runningVariance: Which variance: of all values together, or of each batch.
-    /// - Throws: `.noRunningStatistics` if the layer keeps none; `.momentsCount` if no batch has values, `.countMismatch`
-    ///   for one of other channels, `.nonfinite` for NaN, infinity and statistics beyond the parameters' range.
-    public func recalibrate<Batches: Sequence<Tensor<Scalar>>>(
-        _ batches: Batches, method: StatisticsAccumulator.Method = .exact,
-        runningVariance: RunningVariance = .unbiased
-    ) throws(BatchNormError) {
-        try recalibrate(method, runningVariance) { (collected) throws(BatchNormError) in
-            for batch in batches { try collected.add(batch) }
-        }
-    }
-
-    /// As `recalibrate` with tensors, from the moments of the batches.
-    public func recalibrate<Batches: Sequence<Moments>>(
-        _ batches: Batches, method: StatisticsAccumulator.Method = .exact,
-        runningVariance: RunningVariance = .unbiased
-    ) throws(BatchNormError) {
-        try recalibrate(method, runningVariance) { (collected) throws(BatchNormError) in
-            for moments in batches { try collected.add(moments) }
-        }
-    }
-
-    private func recalibrate(
-        _ method: StatisticsAccumulator.Method, _ runningVariance: RunningVariance,
-        _ collect: (inout StatisticsAccumulator) throws(BatchNormError) -> Void
-    ) throws(BatchNormError) {
-        guard options.trackRunningStats else { throw .noRunningStatistics }
-        var collected = try StatisticsAccumulator(
-            channels: options.numFeatures, method: method, runningVariance: runningVariance)
-        try collect(&collected)
-        let running = try collected.statistics(as: Scalar.self)
-        try setRunningMean(running.mean)
-        try setRunningVar(running.variance)
-        try setNumBatchesTracked(running.numBatchesTracked)
-    }
-
     /// Lends the weight to `body`, one element per channel, to be changed in place: for optimizers. Returns what `body`
     /// returns.
     ///

@@ -31,134 +31,20 @@ private struct StateHeader {
     }
 }
 
-/// Writes little-endian numbers one after the other and sums them up.
-private struct ByteWriter {
-    private let memory: UnsafeMutableRawPointer
-    private var offset = 0
-    private var checksum = CRC32()
-
-    init(_ memory: UnsafeMutableRawPointer) { self.memory = memory }
-
-    mutating func append<Number: FixedWidthInteger>(_ number: Number) {
-        var rest = UInt64(truncatingIfNeeded: number)
-        for _ in 0..<MemoryLayout<Number>.size {
-            let byte = UInt8(truncatingIfNeeded: rest)
-            memory.storeBytes(of: byte, toByteOffset: offset, as: UInt8.self)
-            checksum.append(byte)
-            offset &+= 1
-            rest >>= 8
-        }
-    }
-
-    mutating func append(_ number: Double) { append(number.bitPattern) }
-    mutating func append(_ flag: Bool) { append(flag ? 1 as Int32 : 0) }
-
-    mutating func append(_ view: MutableView, _ scalar: ScalarType) {
-        guard let address = view.address else { return }
-        for index in 0..<view.count {
-            switch scalar {
-            case .float32, .bfloat16, .float16:
-                append(address.load(fromByteOffset: index &* 4, as: UInt32.self))
-            case .float64:
-                append(address.load(fromByteOffset: index &* 8, as: UInt64.self))
-            }
-        }
-    }
-
-    mutating func appendChecksum() { append(checksum.value) }
-}
-
-/// Reads little-endian numbers one after the other from bytes of any alignment.
-private struct ByteReader {
-    private let memory: UnsafeRawPointer
-    private var offset: Int
-
-    init(_ memory: UnsafeRawPointer, at offset: Int = 0) {
-        self.memory = memory
-        self.offset = offset
-    }
-
-    mutating func next<Number: FixedWidthInteger>(as type: Number.Type = Number.self) -> Number {
-        var number: UInt64 = 0
-        for index in 0..<MemoryLayout<Number>.size {
-            let byte = memory.load(fromByteOffset: offset &+ index, as: UInt8.self)
-            number |= UInt64(byte) << UInt64(8 &* index)
-        }
-        offset &+= MemoryLayout<Number>.size
-        return Number(truncatingIfNeeded: number)
-    }
-
-    mutating func nextReal() -> Double { Double(bitPattern: next()) }
-
-    /// 0 or 1, nothing else.
-    mutating func nextFlag(_ argument: BatchNormError.Argument) throws(BatchNormError) -> Bool {
-        switch next(as: Int32.self) {
-        case 0: return false
-        case 1: return true
-        case let other: throw .stateInvalid(argument, actual: .integer(Int(other)))
-        }
-    }
-
-    mutating func nextOption<Option: RawRepresentable<Int32>>(
-        _ argument: BatchNormError.Argument, as type: Option.Type = Option.self
-    ) throws(BatchNormError) -> Option {
-        let raw = next(as: Int32.self)
-        guard let option = Option(rawValue: raw) else {
-            throw .stateInvalid(argument, actual: .integer(Int(raw)))
-        }
-        return option
-    }
-
-    mutating func next(into view: MutableView, _ scalar: ScalarType) {
-        guard let address = view.address else { return }
-        for index in 0..<view.count {
-            switch scalar {
-            case .float32, .bfloat16, .float16:
-                address.storeBytes(
-                    of: next(as: UInt32.self), toByteOffset: index &* 4, as: UInt32.self)
-            case .float64:
-                address.storeBytes(
-                    of: next(as: UInt64.self), toByteOffset: index &* 8, as: UInt64.self)
-            }
-        }
-    }
-}
-
 extension StateHeader {
     /// Reads and checks a state of which nothing is known yet.
     init(_ memory: UnsafeRawPointer?, size: Int) throws(BatchNormError) {
         guard size >= 0 else { throw .negativeCount(.size, actual: size) }
         guard let memory else { throw .missing(.state) }
-        for index in 0..<min(size, 8) {
-            let expected = UInt8(truncatingIfNeeded: Self.magic >> UInt64(8 &* index))
-            guard memory.load(fromByteOffset: index, as: UInt8.self) == expected else {
-                throw .stateForeign
-            }
-        }
-        guard size >= Self.byteCount + 4 else {
-            throw .stateTruncated(actual: size, expected: Self.byteCount + 4)
-        }
+        try Self.requireIntact(memory, size: size)
         var reader = ByteReader(memory, at: 8)
-        let version = reader.next(as: UInt32.self)
-        guard 1...Self.version ~= Int(version) else {
-            throw .stateVersion(actual: Int(version), expected: Self.version)
-        }
-        let dtype = reader.next(as: Int32.self)
-        let written = reader.next(as: Int64.self)
-        guard written == size else {
-            throw .stateTruncated(actual: size, expected: Int(written))
-        }
-        try Self.requireChecksum(memory, size: size)
-
-        guard let scalar = ScalarType(rawValue: dtype) else {
-            throw .stateInvalid(.dtype, actual: .integer(Int(dtype)))
-        }
+        let version = Int(reader.next(as: UInt32.self))
+        let scalar: ScalarType = try reader.nextOption(.dtype)
+        _ = reader.next(as: Int64.self)  // the size
         let channels = Int(reader.next(as: Int64.self))
         let batches = reader.next(as: Int64.self)
-        let epsilon = reader.nextReal()
-        let momentum = reader.nextReal()
         let training = TrainingOptions(
-            epsilon: epsilon, momentum: momentum,
+            epsilon: reader.nextReal(), momentum: reader.nextReal(),
             averaging: try reader.nextOption(.averaging),
             runningVariance: try reader.nextOption(.runningVariance),
             oneValue: try reader.nextOption(.oneValue),
@@ -168,22 +54,27 @@ extension StateHeader {
             hasWeight: try reader.nextFlag(.hasWeight), hasBias: try reader.nextFlag(.hasBias),
             trackRunningStats: try reader.nextFlag(.trackRunningStats))
         let isTraining = try reader.nextFlag(.training)
+        self.init(
+            version: version, scalar: scalar, options: options, batches: batches, isTraining: isTraining)
+        try requireValid(memory, size: size)
+    }
 
+    /// Throws unless a layer can have all of it.
+    private func requireValid(_ memory: UnsafeRawPointer, size: Int) throws(BatchNormError) {
+        let channels = options.numFeatures
+        let training = options.training
         guard channels > 0 else {
             throw .stateInvalid(.numFeatures, actual: .integer(channels))
         }
         guard batches >= 0, options.trackRunningStats || batches == 0 else {
             throw .stateInvalid(.numBatchesTracked, actual: .integer(Int(batches)))
         }
-        guard epsilon.isFinite, epsilon >= 0 else {
-            throw .stateInvalid(.epsilon, actual: .real(epsilon))
+        guard training.epsilon.isFinite, training.epsilon >= 0 else {
+            throw .stateInvalid(.epsilon, actual: .real(training.epsilon))
         }
-        guard momentum.isFinite || training.averaging == .cumulative else {
-            throw .stateInvalid(.momentum, actual: .real(momentum))
+        guard training.momentum.isFinite || training.averaging == .cumulative else {
+            throw .stateInvalid(.momentum, actual: .real(training.momentum))
         }
-        self.init(
-            version: Int(version), scalar: scalar, options: options, batches: batches,
-            isTraining: isTraining)
         guard stateByteCount == size else {
             throw .stateInvalid(.numFeatures, actual: .integer(channels))
         }
@@ -202,15 +93,33 @@ extension StateHeader {
         return ByteReader(memory, at: size &- 4 &- 16 &* options.numFeatures)
     }
 
-    private static func requireChecksum(
-        _ memory: UnsafeRawPointer, size: Int
-    ) throws(BatchNormError) {
+    /// Throws unless these are the bytes of a state, all of them and undamaged.
+    private static func requireIntact(_ memory: UnsafeRawPointer, size: Int) throws(BatchNormError) {
+        for index in 0..<min(size, 8) {
+            let expected = UInt8(truncatingIfNeeded: Self.magic >> UInt64(8 &* index))
+            guard memory.load(fromByteOffset: index, as: UInt8.self) == expected else {
+                throw .stateForeign
+            }
+        }
+        guard size >= Self.byteCount + 4 else {
+            throw .stateTruncated(actual: size, expected: Self.byteCount + 4)
+        }
+        var reader = ByteReader(memory, at: 8)
+        let version = reader.next(as: UInt32.self)
+        guard 1...Self.version ~= Int(version) else {
+            throw .stateVersion(actual: Int(version), expected: Self.version)
+        }
+        _ = reader.next(as: Int32.self)  // the dtype
+        let written = reader.next(as: Int64.self)
+        guard written == size else {
+            throw .stateTruncated(actual: size, expected: Int(written))
+        }
         var checksum = CRC32()
         for index in 0..<size &- 4 {
             checksum.append(memory.load(fromByteOffset: index, as: UInt8.self))
         }
-        var reader = ByteReader(memory, at: size &- 4)
-        let expected = reader.next(as: UInt32.self)
+        var end = ByteReader(memory, at: size &- 4)
+        let expected = end.next(as: UInt32.self)
         guard checksum.value == expected else {
             throw .stateChecksum(actual: checksum.value, expected: expected)
         }
