@@ -181,9 +181,9 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
         saved.nonfiniteChannels = outcome.nonfiniteChannels
         saved.nonfiniteRunningChannels = outcome.nonfiniteRunningChannels
         try saved.withViews { (mean, invstd, rest) throws(BatchNormError) in
-            try owned.getSavedMean(into: mean)
-            try owned.getSavedInvstd(into: invstd)
-            try owned.getSavedMeanRest(into: rest)
+            try owned.getSaved(.savedMean, into: mean)
+            try owned.getSaved(.savedInvstd, into: invstd)
+            try owned.getSaved(.savedMeanRest, into: rest)
         }
         return saved
     }

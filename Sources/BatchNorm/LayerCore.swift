@@ -1,5 +1,6 @@
 // A layer whose element type is known at run time: what `BatchNormLayer` and the C interface's bn_layer both are.
-// It owns parameters, running statistics and what backward needs, and leaves all arithmetic to the stateless operations.
+// It owns parameters and running statistics, and leaves what backward needs to LastForward, all arithmetic to the
+// stateless operations.
 // One thread at a time. Large memory comes from `Memory`, which may fail; the object itself has a small, fixed size.
 
 package final class LayerCore {
@@ -11,29 +12,15 @@ package final class LayerCore {
     private var parameters = Memory()
     /// Where there are running statistics: 2 * C counters, see skipped_batches in batchnorm.h.
     private var skipped = Memory()
-    /// Mean, invstd and mean's rest of the last forward: 3 * C float64 values, from the first forward with values on.
-    private var saved = Memory()
-    /// Of the last forward, where it had an activation: one bit a value, whether that let pass.
-    private var bits = Memory()
-    /// Of the last forward, where positions were masked: one byte each.
-    private var mask = Memory()
+    private var last: LastForward
     private var workspace = Workspace()
     /// How many batches the running statistics have taken in.
     var batches: Int64 = 0
 
-    private struct LastForward {
-        var shape: Shape
-        var outcome: ForwardTraining.Outcome
-        var activation: Activation
-        var hasResidual: Bool
-        var isMasked: Bool
-        var masked: MaskedOutput
-    }
-    private var lastForward: LastForward?
-
     package init(scalar: ScalarType, options: LayerOptions) throws(BatchNormError) {
         self.scalar = scalar
         self.options = options
+        self.last = LastForward(channels: options.numFeatures)
         guard options.numFeatures > 0 else {
             throw options.numFeatures == 0
                 ? .noChannels : .negativeCount(.numFeatures, actual: options.numFeatures)
@@ -234,14 +221,14 @@ package final class LayerCore {
             job.numBatchesTracked = counter
             try job.validate()
             // Only now is it known that the caller has values of so many channels.
-            if !shape.isEmpty { try reserveSaved() }
-            job.savedMean = savedMean
-            job.savedInvstd = savedInvstd
-            job.savedMeanRest = savedMeanRest
-            try keepBits(of: &job.epilogue, job.positions, shape)
+            if !shape.isEmpty { try last.reserveStatistics() }
+            job.savedMean = last.mean
+            job.savedInvstd = last.invstd
+            job.savedMeanRest = last.meanRest
+            try last.makeRoom(for: &job.epilogue, job.positions, shape)
             return try job.runValidated(workspace: &workspace)
         }
-        try remember(shape, outcome, epilogue, positions)
+        try last.remember(shape, outcome, epilogue, positions)
         try outcome.require(options.training.nonfinite, of: channels)
     }
 
@@ -258,67 +245,33 @@ package final class LayerCore {
         // Remembered as numbers, so that backward stays right when the running statistics move on.
         Kernels.statisticsFromRunning(
             channels: channels, scalar, mean: runningMean.address, variance: runningVar.address,
-            epsilon: options.training.epsilon, savedMean: savedMean.address,
-            savedInvstd: savedInvstd.address)
-        savedMeanRest.zero()
+            epsilon: options.training.epsilon, savedMean: last.mean.address, savedInvstd: last.invstd.address)
+        last.meanRest.zero()
         let outcome = ForwardTraining.Outcome(
             statistics: .running, valuesPerChannel: shape.valuesPerChannel)
-        try remember(shape, outcome, epilogue, positions)
+        try last.remember(shape, outcome, epilogue, positions)
     }
 
     private func recompute(
         _ shape: Shape, input: View, output: MutableView, _ epilogue: ForwardEpilogue, _ positions: Positions
     ) throws(BatchNormError) {
-        let last = try requireLastForward(shape)
-        var job = ForwardInference(scalar: scalar, shape: shape, input: input, output: output, source: savedStatistics)
+        let outcome = try last.call(of: shape).outcome
+        var job = ForwardInference(scalar: scalar, shape: shape, input: input, output: output, source: last.statistics)
         job.epilogue = epilogue
         job.positions = positions
-        try run(&job, repeating: last)
-        try remember(shape, last.outcome, epilogue, positions)
-    }
-
-    /// Throws unless these are the last forward's. If they are not, the caller means another forward than the last one:
-    /// a layer that is used twice, say. Its statistics are gone.
-    private func requireSame(
-        _ epilogue: ForwardEpilogue, _ positions: Positions, as last: LastForward
-    ) throws(BatchNormError) {
-        let slope = epilogue.activation.negativeSlope
-        guard slope == last.activation.negativeSlope else {
-            throw .recomputeMismatch(
-                .activation, actual: .real(slope), expected: .real(last.activation.negativeSlope))
-        }
-        guard epilogue.residual.isAbsent != last.hasResidual else {
-            throw .recomputeMismatch(
-                .residual, actual: .integer(epilogue.residual.count),
-                expected: .integer(last.hasResidual ? last.shape.count : 0))
-        }
-        guard last.isMasked || !positions.isAbsent, !last.shape.isEmpty else { return }
-        let now = try positions.resolve(last.shape, memory: &workspace.mask)
-        let before = last.isMasked ? mask.address?.assumingMemoryBound(to: UInt8.self) : nil
-        var isMasked = false
-        for position in 0..<last.shape.valuesPerChannel {
-            let takesPart = now.map { $0[position] != 0 } ?? true
-            guard takesPart == (before.map { $0[position] != 0 } ?? true) else {
-                throw .recomputeMask(position: position, takesPart: takesPart)
-            }
-            isMasked = isMasked || !takesPart
-        }
-        guard !isMasked || positions.masked == last.masked else {
-            throw .recomputeMismatch(
-                .masked, actual: .integer(Int(positions.masked.rawValue)),
-                expected: .integer(Int(last.masked.rawValue)))
-        }
+        try run(&job, isRepetition: true)
+        try last.remember(shape, outcome, epilogue, positions)
     }
 
     private func run(
-        _ job: inout ForwardInference, savesRunning: Bool = false, repeating last: LastForward? = nil
+        _ job: inout ForwardInference, savesRunning: Bool = false, isRepetition: Bool = false
     ) throws(BatchNormError) {
         job.weight = weight.constant
         job.bias = bias.constant
         try job.validate()
-        if let last { try requireSame(job.epilogue, job.positions, as: last) }
-        if savesRunning { try reserveSaved() }
-        try keepBits(of: &job.epilogue, job.positions, job.shape)
+        if isRepetition { try last.requireSame(job.epilogue, job.positions, job.shape, memory: &workspace.mask) }
+        if savesRunning { try last.reserveStatistics() }
+        try last.makeRoom(for: &job.epilogue, job.positions, job.shape)
         try job.runValidated(workspace: &workspace)
     }
 
@@ -328,19 +281,17 @@ package final class LayerCore {
         gradWeight: MutableView, gradBias: MutableView, gradResidual: MutableView = .absent
     ) throws(BatchNormError) {
         try requireMatch(scalar, shape)
-        let last = try requireLastForward(shape)
+        let call = try last.call(of: shape)
         var job = Backward(
-            scalar: scalar, shape: shape, statistics: last.outcome.statistics,
-            source: savedStatistics, input: input, gradOutput: gradOutput)
+            scalar: scalar, shape: shape, statistics: call.outcome.statistics,
+            source: last.statistics, input: input, gradOutput: gradOutput)
         job.weight = weight.constant
         job.gradInput = gradInput
         job.gradWeight = gradWeight
         job.gradBias = gradBias
+        job.epilogue = last.epilogue(of: call)
         job.epilogue.gradResidual = gradResidual
-        job.epilogue.activation = last.activation
-        if last.activation != .none { job.epilogue.activationMask = bits(of: shape).constant }
-        if last.isMasked { job.positions.mask = View(mask.address, count: shape.valuesPerChannel) }
-        job.positions.masked = last.masked
+        job.positions = last.positions(of: call)
         try job.run(workspace: &workspace)
     }
 
@@ -355,96 +306,29 @@ package final class LayerCore {
         }
     }
 
-    // MARK: What the last forward saved
-
-    /// False until a forward had values.
-    private var hasSaved: Bool { saved.address != nil }
-
-    private func reserveSaved() throws(BatchNormError) {
-        guard !hasSaved else { return }
-        try saved.reserve(3 &* channels &* 8)
-        saved.address?.initializeMemory(as: Double.self, repeating: 0, count: 3 &* channels)
-    }
-
-    /// What the last forward normalized by.
-    private var savedStatistics: GivenStatistics {
-        guard hasSaved else { return .nothing }
-        return .saved(mean: savedMean.constant, invstd: savedInvstd.constant, rest: savedMeanRest.constant)
-    }
-
-    private var savedMean: MutableView { savedArray(0) }
-    private var savedInvstd: MutableView { savedArray(1) }
-    private var savedMeanRest: MutableView { savedArray(2) }
-
-    private func savedArray(_ index: Int) -> MutableView {
-        guard let address = saved.address else { return .absent }
-        return MutableView(address + index &* channels &* 8, count: channels)
-    }
-
-    private func bits(of shape: Shape) -> MutableView {
-        MutableView(bits.address, count: Activation.maskBytes(shape.count))
-    }
-
-    /// Room for all that a forward with valid arguments leaves behind, and where its activation's bits go. The
-    /// last forward's stay until it runs.
-    private func keepBits(
-        of epilogue: inout ForwardEpilogue, _ positions: Positions, _ shape: Shape
-    ) throws(BatchNormError) {
-        epilogue.activationMask = .absent
-        // At least a byte, so that those of an empty batch are there as well.
-        if epilogue.activation != .none {
-            try bits.grow(Activation.maskBytes(shape.count) &+ 1)
-            epilogue.activationMask = bits(of: shape)
-        }
-        if !positions.isAbsent { try mask.grow(shape.valuesPerChannel &+ 1) }
-    }
-
-    /// What backward needs of a forward that has run.
-    private func remember(
-        _ shape: Shape, _ outcome: ForwardTraining.Outcome, _ epilogue: ForwardEpilogue, _ positions: Positions
-    ) throws(BatchNormError) {
-        try positions.store(shape, in: &mask)
-        lastForward = LastForward(
-            shape: shape, outcome: outcome, activation: epilogue.activation,
-            hasResidual: !epilogue.residual.isAbsent, isMasked: !positions.isAbsent,
-            masked: positions.masked)
-    }
-
-    private func requireLastForward(_ shape: Shape) throws(BatchNormError) -> LastForward {
-        guard let lastForward else { throw .noForward }
-        guard shape == lastForward.shape else {
-            throw .shapeMismatch(actual: shape, expected: lastForward.shape)
-        }
-        return lastForward
-    }
+    // MARK: The last forward
 
     /// Which statistics the last forward used, and how many channels of what were not finite.
     package func outcome() throws(BatchNormError) -> ForwardTraining.Outcome {
-        guard let lastForward else { throw .noForward }
-        return lastForward.outcome
+        try last.call().outcome
     }
 
     /// Whether the last forward added a residual.
-    var hadResidual: Bool { lastForward?.hasResidual ?? false }
+    var hadResidual: Bool { (try? last.call())?.hasResidual ?? false }
 
-    /// Copies out the mean that the last forward normalized with.
-    package func getSavedMean(into out: MutableView) throws(BatchNormError) {
-        try getSaved(savedMean, into: out)
-    }
-
-    /// Copies out what that mean lacks.
-    package func getSavedMeanRest(into out: MutableView) throws(BatchNormError) {
-        try getSaved(savedMeanRest, into: out)
-    }
-
-    /// Copies out the inverse standard deviation that the last forward normalized with.
-    package func getSavedInvstd(into out: MutableView) throws(BatchNormError) {
-        try getSaved(savedInvstd, into: out)
-    }
-
-    private func getSaved(_ view: MutableView, into out: MutableView) throws(BatchNormError) {
+    /// Copies out the mean that the last forward normalized with (`.savedMean`), what it lacks (`.savedMeanRest`) or the
+    /// inverse standard deviation (`.savedInvstd`).
+    package func getSaved(
+        _ argument: BatchNormError.Argument, into out: MutableView
+    ) throws(BatchNormError) {
         _ = try outcome()
+        let view: MutableView =
+            switch argument {
+            case .savedMean: last.mean
+            case .savedMeanRest: last.meanRest
+            default: last.invstd
+            }
         try copy(view.constant, .float64, to: out)
-        if !hasSaved { out.zero() }
+        if view.isAbsent { out.zero() }
     }
 }

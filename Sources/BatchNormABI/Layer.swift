@@ -322,7 +322,7 @@ public func bn_layer_get_saved_mean(
     _ layer: OpaquePointer?, _ out: UnsafeMutablePointer<Double>?, _ count: Int64
 ) -> bn_status {
     perform { () throws(BatchNormError) in
-        try LayerCore.from(layer).getSavedMean(into: MutableView(out, count: Int(count)))
+        try LayerCore.from(layer).getSaved(.savedMean, into: MutableView(out, count: Int(count)))
     }
 }
 
@@ -331,7 +331,7 @@ public func bn_layer_get_saved_invstd(
     _ layer: OpaquePointer?, _ out: UnsafeMutablePointer<Double>?, _ count: Int64
 ) -> bn_status {
     perform { () throws(BatchNormError) in
-        try LayerCore.from(layer).getSavedInvstd(into: MutableView(out, count: Int(count)))
+        try LayerCore.from(layer).getSaved(.savedInvstd, into: MutableView(out, count: Int(count)))
     }
 }
 
@@ -340,7 +340,7 @@ public func bn_layer_get_saved_mean_rest(
     _ layer: OpaquePointer?, _ out: UnsafeMutablePointer<Double>?, _ count: Int64
 ) -> bn_status {
     perform { () throws(BatchNormError) in
-        try LayerCore.from(layer).getSavedMeanRest(into: MutableView(out, count: Int(count)))
+        try LayerCore.from(layer).getSaved(.savedMeanRest, into: MutableView(out, count: Int(count)))
     }
 }
 
