@@ -17,8 +17,7 @@ extension BatchNormError {
         case .missingBoth(let a, let b): (.nullPointer, "\(a) and \(b) are NULL, but one of them is required")
         case .exclusive(let a, let b): (.exclusive, "\(a) and \(b) were both given, expected at most one of them")
 
-        case .rank(let actual):
-            (.rank, "rank is \(actual), expected 2 to 5: (N,C), (N,C,L), (N,C,H,W) or (N,C,D,H,W)")
+        case .rank(let actual): (.rank, "rank is \(actual), expected 2 to 5: (N,C), (N,C,L), (N,C,H,W) or (N,C,D,H,W)")
         case .negativeSize(let dimension, let actual):
             (.negativeSize, "sizes[\(dimension)] is \(actual), expected 0 or more")
         case .negativeCount(let argument, let actual):
@@ -34,15 +33,13 @@ extension BatchNormError {
 
         case .misaligned(let argument, let address, let alignment):
             (.misaligned, "\(argument) is at address \(hexadecimal: address), expected a multiple of \(alignment)")
-        case .overlap(let written, let other):
-            (.overlap, .overlap(written, other))
+        case .overlap(let written, let other): (.overlap, .overlap(written, other))
         case .outOfMemory(let bytes): (.outOfMemory, "could not allocate \(bytes) bytes")
         case .lent(let argument): (.overlap, .lent(argument))
 
         case .epsilon(let actual): (.epsilon, "epsilon is \(actual), expected a finite number of at least 0")
         case .momentum(let actual): (.momentum, "momentum is \(actual), expected a finite number")
-        case .negativeSlope(let actual):
-            (.negativeSlope, .negativeSlope(actual))
+        case .negativeSlope(let actual): (.negativeSlope, .negativeSlope(actual))
         case .oneValue(let sizes): (.oneValue, .oneValue(sizes))
         case .oneValueOfMoments: (.oneValue, .oneValueOfMoments)
         case .oneValueWithoutRunningStatistics(let sizes): (.oneValue, .oneValueWithoutRunningStatistics(sizes))
@@ -53,8 +50,7 @@ extension BatchNormError {
             (.batchCounter, "skipped_batches[\(index)] is \(actual), expected 0 to \(limit) (num_batches_tracked)")
         case .momentsCount(let argument, let actual, let least):
             (.moments, "\(argument)->count is \(actual), expected \(least) or more")
-        case .momentsCountOverflow(let actual, let most):
-            (.moments, .momentsCountOverflow(actual, most))
+        case .momentsCountOverflow(let actual, let most): (.moments, .momentsCountOverflow(actual, most))
         case .momentsM2(let argument, let channel, let actual):
             (.moments, "\(argument)->m2[\(channel)] is \(actual), expected 0 or more")
         case .foldedType(let actual):
@@ -74,8 +70,7 @@ extension BatchNormError {
             (.layerMismatch, "the shape is \(actual), expected that of the last forward, \(expected)")
         case .recomputeMismatch(let argument, let actual, let expected):
             (.layerMismatch, "\(argument.recomputed) \(actual), expected that of the last forward, \(expected)")
-        case .recomputeMask(let position, let takesPart):
-            (.layerMismatch, .recomputeMask(position, takesPart))
+        case .recomputeMask(let position, let takesPart): (.layerMismatch, .recomputeMask(position, takesPart))
         case .optionMismatch(let argument, let actual, let expected):
             (.layerMismatch, "the state's \(argument) is \(actual), expected the layer's \(expected)")
 
@@ -84,8 +79,7 @@ extension BatchNormError {
         case .stateForeign: (.stateForeign, "the bytes do not begin as a state of libbatchnorm does")
         case .stateVersion(let actual, let newest):
             (.stateVersion, "the state has format version \(actual), expected 1 to \(newest)")
-        case .stateChecksum(let actual, let expected):
-            (.stateChecksum, .stateChecksum(UInt(actual), UInt(expected)))
+        case .stateChecksum(let actual, let expected): (.stateChecksum, .stateChecksum(UInt(actual), UInt(expected)))
         case .stateInvalid(let argument, let actual):
             (.stateInvalid, "the state's \(argument) is \(actual), expected \(argument.allowed)")
         case .bufferTooSmall(let actual, let least):

@@ -1,5 +1,5 @@
-// What the public functions share: how spans and values become jobs, and what jobs leave becomes
-// values. Views of spans and arrays: who makes them keeps these alive until the job is done.
+// What the public functions share: how spans and values become jobs, and what jobs leave becomes values. Who makes views of
+// spans and arrays keeps these alive until the job is done.
 
 /// Either forward, as far as the two take the same.
 protocol Forward {
@@ -13,6 +13,7 @@ extension ForwardTraining: Forward {}
 extension ForwardInference: Forward {}
 
 extension Forward {
+    /// What is done to the values, and which of them take part.
     mutating func take<Scalar: BatchNormScalar>(
         _ weight: Span<Scalar.Parameter>?, _ bias: Span<Scalar.Parameter>?, _ activation: Activation,
         _ residual: Span<Scalar>?, _ mask: PositionMask?

@@ -1,4 +1,4 @@
-// A tensor's elements by logical index, in number and mapped.
+// A tensor's elements by logical index, as spans, in number and mapped.
 
 import BatchNorm
 import Testing
@@ -20,6 +20,15 @@ import Testing
         #expect(written.elements == [Double](repeating: 0, count: 23) + [5])
         #expect(zeros.elements == [Double](repeating: 0, count: 24))
         #expect(zeros.count == 24)
+    }
+
+    @Test func spansAreTheElementsInMemoryOrder() throws {
+        let tensor = try Tensor<Float>([1, 2, 3, 4], shape: .nhwc(1, 1, 2, 2))
+        var changed = tensor
+        var span = changed.mutableSpan
+        for index in span.indices { span[index] *= tensor.span[index] }
+        #expect(changed.elements == [1, 4, 9, 16])
+        #expect(tensor.elements == [1, 2, 3, 4])
     }
 
     @Test func mapKeepsTheShape() throws {
