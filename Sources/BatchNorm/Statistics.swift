@@ -126,6 +126,7 @@ public struct MutableRunningStatistics<Scalar: BatchNormScalar>: ~Copyable, ~Esc
         mean = MutableView(statistics.mean.mutableSpan)
         variance = MutableView(statistics.variance.mutableSpan)
         skippedBatches = MutableView(statistics.skippedBatches.mutableSpan)
+        // As the arrays' memory, good for as long as this value keeps the statistics lent.
         numBatchesTracked = withUnsafeMutablePointer(to: &statistics.numBatchesTracked) {
             UnsafeMutableRawPointer($0).assumingMemoryBound(to: Int64.self)
         }
