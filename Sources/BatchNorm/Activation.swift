@@ -34,13 +34,13 @@ public enum Activation: Equatable, Sendable {
 
     /// The activation of that kind, which has no other numbers than it takes.
     package init(kind: Int, slope: Double) throws(BatchNormError) {
-        let kinds: InlineArray<3, Activation> = [.none, .relu, .leakyReLU(negativeSlope: slope)]
-        for index in kinds.indices where kinds[index].row.kind == kind {
-            self = kinds[index]
-            guard row.takesSlope || slope == 0 else { throw .unusedNumber(.slope, actual: slope) }
-            return
+        switch kind {
+        case BNK_ACTIVATION_NONE: self = .none
+        case BNK_ACTIVATION_RELU: self = .relu
+        case BNK_ACTIVATION_LEAKY_RELU: self = .leakyReLU(negativeSlope: slope)
+        default: throw .invalidOption(.activation, actual: kind)
         }
-        throw .invalidOption(.activation, actual: kind)
+        guard row.takesSlope || slope == 0 else { throw .unusedNumber(.slope, actual: slope) }
     }
 
     /// What values ≤ 0 are multiplied with.
