@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import io
 import logging
@@ -22,7 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, convert, report, revert
+from batchnorm.torch import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    _source,
+    convert,
+    report,
+    revert,
+)
 from batchnorm.torch.modules import _Forward
 
 TWINS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
@@ -928,6 +937,56 @@ def test_a_class_without_its_source_is_not_fused(calls: Calls) -> None:
     assert type(model.bn) is BatchNorm2d
     assert_same_step(model, stock, torch.randn(2, 3, 4, 4, dtype=torch.float64))
     assert calls == []
+
+
+def test_a_file_is_parsed_once_and_a_method_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: Calls
+) -> None:
+    text = (
+        "from torch import nn\n"
+        "def make(factor):\n"
+        "    class Block(nn.Module):\n"
+        "        def __init__(self):\n"
+        "            super().__init__()\n"
+        "            self.bn, self.relu = nn.BatchNorm1d(3), nn.ReLU()\n"
+        "        def forward(self, x):\n"
+        "            return self.__tail(self.relu(self.bn(x))) * factor\n"
+        "        def __tail(self, x):\n"
+        "            return self.relu(self.bn(x))\n"
+        "    return Block\n"
+        "Two, Three = make(2), make(3)\n"
+    )
+    (tmp_path / "parsed_once.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import parsed_once  # type: ignore[import-not-found]
+
+    parsed: list[str] = []
+    compiled: list[str] = []
+
+    def parse(text: str) -> ast.Module:
+        parsed.append(text)
+        return plain_parse(text)
+
+    def counted(tree: ast.Module, *args: Any, **kwargs: Any) -> Any:
+        methods = [each.name for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)]
+        compiled.append(methods[-1])
+        return compile(tree, *args, **kwargs)
+
+    plain_parse = ast.parse
+    two, three = parsed_once.Two, parsed_once.Three
+    with monkeypatch.context() as patch:
+        patch.setattr(ast, "parse", parse)
+        patch.setattr(_source, "compile", counted, raising=False)
+        model = convert(nn.Sequential(two(), three(), two(), three()))
+        reports = [report(convert(model)), report(copy.deepcopy(model))]
+    assert [len(each.fused) for each in reports] == [8, 8]
+    assert parsed == [text]
+    # Once as it was read, and once for each of two classes that share the code.
+    assert sorted(compiled) == ["__tail"] * 3 + ["forward"] * 3
+    calls.clear()
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(model[1](x), revert(copy.deepcopy(model))[1](x))
+    assert calls == [RELU, RELU]
 
 
 def test_source_that_changed_since_is_not_used(

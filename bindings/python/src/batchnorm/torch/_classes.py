@@ -123,7 +123,7 @@ def fuse(module: nn.Module, name: str = "") -> int:
         key: tuple[object, ...] = (nn.Sequential,)
     else:
         rewritten = _rewrite.rewrite(module)
-        sites = [site for each in rewritten for site in each.sites]
+        sites = [place.site for each in rewritten for place in each.places]
         key = tuple(sites)
     if not sites:
         return 0
