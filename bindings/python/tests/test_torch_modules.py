@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import runpy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import batchnorm
-from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _kernels, modules
+from batchnorm.torch import BatchNorm1d, BatchNorm2d, BatchNorm3d, _kernels, _private, modules
 
 PAIRS = [
     (BatchNorm1d, nn.BatchNorm1d, (6, 5)),
@@ -976,3 +977,11 @@ def test_infinite_half_statistics_are_replaced_where_nothing_is_averaged(
     x = torch.randn(8, 3, 4, 4).to(dtype)
     layer(x)
     close(layer.running_var[1], x[:, 1].float().var().to(dtype), 4)
+
+
+def test_a_pytorch_without_an_inner_name_is_refused_at_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(torch._C, "_is_tracing")
+    with pytest.raises(ImportError, match=r"PyTorch 2\..* lacks one: .*_is_tracing.* with 2\.13"):
+        runpy.run_path(_private.__file__)

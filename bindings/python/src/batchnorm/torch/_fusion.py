@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from ._private import untouched
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
@@ -44,18 +44,6 @@ class Pending(NamedTuple):
     batch_norm: nn.Module
     input: Tensor
     residual: Tensor | None = None
-
-
-def untouched(module: nn.Module) -> bool:
-    """Whether a call is the class's forward and nothing else: a hook would see other values."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or _has_any_global_hook()
-    )
 
 
 def later(batch_norm: Any, input: Any) -> Any:

@@ -21,6 +21,8 @@ from torch.nn import Parameter
 from .. import _lowlevel as c
 from .._arguments import set_activation
 from ._memory import empty_like
+from ._private import is_profiled
+from ._private import version as version_of
 
 _CODES = {
     torch.float32: c.Dtype.FLOAT32,
@@ -144,7 +146,7 @@ def _vector_address(vector: Tensor, name: str, channels: int, dtype: torch.dtype
 
 def _call(function: Callable[..., Any], problem: c.bn_problem, args: Any) -> None:
     """Calls C, as an event of the function's name where a profiler is at work."""
-    if not torch._C._autograd._profiler_enabled():
+    if not is_profiled():
         function(problem, args)
         return
     with record_function(function.__name__):
@@ -182,7 +184,7 @@ class _Skipped:
     def _state(self) -> tuple[int, int, int]:
         """Which tensor, its number, and how often PyTorch, not the library, has written to it."""
         counter = self.counter
-        version = 0 if counter.is_inference() else counter._version
+        version = 0 if counter.is_inference() else version_of(counter)
         return id(counter), int(counter), version
 
     def _is_as_left(self, left: tuple[int, int, int]) -> bool:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from . import _kernels
 from ._kernels import HALVES, SAVED, Gradients, UnfitError, Wanted, widened
 from ._memory import empty_like
+from ._private import below_autograd, is_plain, suggest_memory_format
 
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
@@ -48,44 +48,6 @@ _library.define(
     "float negative_slope, bool[4] wanted) -> "
     "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)"
 )
-
-
-# ---- Which way ----------------------------------------------------------------------------------
-
-
-_keys = torch._C._dispatch_keys
-_plain = set()
-for _inference in (False, True):
-    with torch.inference_mode(_inference):
-        _plain.add(_keys(torch.empty(1, device="cpu")).raw_repr())
-
-
-def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work.
-
-    Operators whose kernels are in Python have no part in these; PyTorch's own batch_norm has.
-    """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are ordinary CPU tensors that nobody wants to look at on their way.
-
-    The keys of a tensor tell whether it is strided memory of the CPU: not sparse, quantized, fake,
-    wrapped by torch.func, negated lazily, a subclass that dispatches. Modes, tracing and
-    torch.compile look at operators, so they have to see some.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or is_transformed()
-        or torch._C._is_tracing()
-    ):
-        return False
-    for tensor in tensors:
-        if tensor is not None and _keys(tensor).raw_repr() not in _plain:
-            return False
-    return True
 
 
 # ---- Making tensors fit -------------------------------------------------------------------------
@@ -175,7 +137,7 @@ def _copy(statistic: Tensor | None) -> Tensor | None:
 
 
 def _forward_training_dispatched(*args: Any) -> tuple[Tensor, ...]:
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         results: tuple[Tensor, ...] = torch.ops.batchnorm.forward_training.default(*args)
     return results
 
@@ -356,7 +318,7 @@ def _forward_inference(
 
 
 def _forward_inference_dispatched(*args: Any) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         result: Tensor = torch.ops.batchnorm.forward_inference.default(*args)
     return result
 
@@ -371,7 +333,7 @@ def _forward_frozen(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forward_frozen_dispatched(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         results: tuple[Tensor, Tensor, Tensor] = torch.ops.batchnorm.forward_frozen.default(*args)
     return results
 
@@ -601,7 +563,7 @@ class _Backward(Function):
         constants: tuple[Any, ...],
     ) -> tuple[Tensor, ...]:
         saved, running_mean, running_var, eps, activation, slope, wanted = constants
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             results: tuple[Tensor, ...] = torch.ops.batchnorm.backward.default(
                 *(grad_output, input, weight, saved, running_mean, running_var, eps),
                 *(output, activation, slope, wanted),

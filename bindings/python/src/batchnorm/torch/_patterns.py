@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._fusion import ACTIVATIONS, BATCH_NORMS, LEAKY_RELUS, MAKERS, RELUS
+from ._private import children
 from ._syntax import (
     SCOPES,
     assigns,
@@ -389,7 +390,7 @@ class Method:
 
 def _member(owner: object, name: str) -> object:
     if isinstance(owner, nn.Module):
-        for members in (owner._modules, owner.__dict__):
+        for members in (children(owner), owner.__dict__):
             if name in members:
                 return members[name]
         return inspect.getattr_static(type(owner), name, _UNKNOWN)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from . import _classes, _rewrite
-from .modules import BATCH_NORM
+from ._private import BATCH_NORM
 
 __all__ = ["Fused", "Left", "Report", "report"]
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from ._fusion import BATCH_NORMS
 from ._patterns import Edit, Method, Place
+from ._private import children
 from ._source import Source, source_of
 
 #: Functions that see all local names, also those that hold something pending.
@@ -78,7 +79,7 @@ def _candidates(module: nn.Module) -> Iterator[tuple[str, types.FunctionType]]:
     """The methods that mention a child with a batch norm in it."""
     names = {
         name
-        for name, child in module._modules.items()
+        for name, child in children(module).items()
         if child is not None and any(type(each) in BATCH_NORMS for each in child.modules())
     }
     for name, function in _methods(type(module)):

@@ -10,7 +10,7 @@ which runs it or refuses it in its own words.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -25,15 +25,17 @@ from ._operators import (
     forward_inference_directly,
     forward_training,
     forward_training_directly,
+)
+from ._private import (
+    BATCH_NORM,
+    buffer,
+    graph_task,
     is_plain,
     is_transformed,
+    parameter,
 )
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
-
-
-#: What all of PyTorch's batch norms are instances of, lazy and synchronized ones too.
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 class _Forward(BATCH_NORM):
@@ -101,10 +103,10 @@ class _Forward(BATCH_NORM):
         *extras: Any,
     ) -> Tensor:
         """Calls the operator that this module's mode and buffers ask for."""
-        weight = _own(self, self._parameters, "weight")
-        bias = _own(self, self._parameters, "bias")
-        mean = _own(self, self._buffers, "running_mean")
-        var = _own(self, self._buffers, "running_var")
+        weight = parameter(self, "weight")
+        bias = parameter(self, "bias")
+        mean = buffer(self, "running_mean")
+        var = buffer(self, "running_var")
         tracked = None
         if self.training:
             if self.track_running_stats and not _is_recomputation():
@@ -160,14 +162,6 @@ def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
     plain = extras[0] is None and extras[1] is None
     args = (input,) if plain else (input, *extras)
     return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(module), args, {}))
-
-
-def _own(module: nn.Module, tensors: Mapping[str, Tensor | None], name: str) -> Tensor | None:
-    """`getattr(module, name)` in a tenth of the time, which is a microsecond.
-
-    A parametrization takes the name out of the module's tensors and makes it an attribute.
-    """
-    return tensors[name] if name in tensors else getattr(module, name)
 
 
 def _is_frozen(*statistics: Tensor) -> bool:
@@ -229,7 +223,7 @@ def _is_recomputation() -> bool:
     That is activation checkpointing. The earlier forward has updated the running statistics.
     torch.compile repeats operators, not this code.
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and graph_task() != -1
 
 
 class BatchNorm1d(_Forward, nn.BatchNorm1d):

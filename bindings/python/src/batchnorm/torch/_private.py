@@ -1,0 +1,117 @@
+"""Everything of PyTorch's that its documentation does not promise; no other file here names it.
+
+Seen in PyTorch 2.13. Where a name is missing, the import of batchnorm.torch fails and says which,
+instead of a call much later. One more is a method that `modules` inherits: _check_input_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+try:
+    from torch._C import (
+        _are_functorch_transforms_active,
+        _dispatch_keys,
+        _is_tracing,
+        _len_torch_dispatch_stack,
+    )
+    from torch._C import _AutoDispatchBelowAutograd as below_autograd
+    from torch._C import _current_graph_task_id as graph_task  # -1: no backward is running
+    from torch._C._autograd import _profiler_enabled as is_profiled
+    from torch._prims_common import suggest_memory_format
+    from torch.nn.modules.batchnorm import _BatchNorm as BATCH_NORM
+    from torch.nn.modules.module import _has_any_global_hook
+
+    _ = forward_ad._current_level
+except (ImportError, AttributeError) as error:
+    raise ImportError(
+        f"batchnorm.torch uses inner names of PyTorch, and PyTorch {torch.__version__} lacks one: "
+        f"{error}. It is tested with 2.13"
+    ) from error
+
+__all__ = [
+    "BATCH_NORM",
+    "below_autograd",
+    "buffer",
+    "children",
+    "graph_task",
+    "is_plain",
+    "is_profiled",
+    "is_transformed",
+    "parameter",
+    "suggest_memory_format",
+    "untouched",
+    "version",
+]
+
+_plain = set()
+for _inference in (False, True):
+    with torch.inference_mode(_inference):
+        _plain.add(_dispatch_keys(torch.empty(1, device="cpu")).raw_repr())
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work.
+
+    Operators whose kernels are in Python have no part in these; PyTorch's own batch_norm has.
+    """
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary CPU tensors that nobody wants to look at on their way.
+
+    The keys of a tensor tell whether it is strided memory of the CPU: not sparse, quantized, fake,
+    wrapped by torch.func, negated lazily, a subclass that dispatches. Modes, tracing and
+    torch.compile look at operators, so they have to see some.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or _len_torch_dispatch_stack()
+        or is_transformed()
+        or _is_tracing()
+    ):
+        return False
+    for tensor in tensors:
+        if tensor is not None and _dispatch_keys(tensor).raw_repr() not in _plain:
+            return False
+    return True
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to in place."""
+    return tensor._version
+
+
+def children(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The modules in a module by name, as it keeps them."""
+    return module._modules
+
+
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """`getattr(module, name)` in a tenth of the time, which is a microsecond.
+
+    A parametrization takes the name out of the module's tensors and makes it an attribute.
+    """
+    tensors = module._parameters
+    return tensors[name] if name in tensors else getattr(module, name)
+
+
+def buffer(module: nn.Module, name: str) -> Tensor | None:
+    """As `parameter`, of a buffer."""
+    tensors = module._buffers
+    return tensors[name] if name in tensors else getattr(module, name)
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether a call is the class's forward and nothing else: a hook would see other values."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
