@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._fitness import is_like
 from ._private import untouched
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
@@ -73,8 +74,7 @@ def add(how: Addition, left: Any, right: Any) -> Any:
             pending.residual is None
             and isinstance(other, Tensor)
             and (how is torch.add or isinstance(how, str))
-            and (other.shape, other.dtype) == (input.shape, input.dtype)
-            and other.device == input.device
+            and is_like(other, input)
         ):
             return Pending(pending.batch_norm, input, other)
         left, right = now(left), now(right)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _kernels
+from ._fitness import check_statistics, check_vectors
 from ._kernels import HALVES, SAVED, Gradients, UnfitError, Wanted, widened
 from ._memory import empty_like
 from ._private import below_autograd, is_plain, suggest_memory_format
@@ -206,14 +207,6 @@ def forward_training(
     return output
 
 
-def _check_vectors(input: Tensor, *vectors: Tensor | None) -> None:
-    """Half inputs may have half or float32 parameters, but all of one dtype."""
-    if input.dtype in HALVES:
-        dtypes = {vector.dtype for vector in vectors if vector is not None}
-        if len(dtypes) > 1:
-            raise UnfitError(f"parameters and statistics have several dtypes: {dtypes}")
-
-
 def forward_training_directly(
     input: Tensor,
     weight: Tensor | None,
@@ -229,11 +222,8 @@ def forward_training_directly(
 ) -> Tensor:
     """`forward_training` past the dispatcher, for tensors that `is_plain`. Raises `UnfitError`."""
     if running_mean is not None and running_var is not None:
-        if running_mean.requires_grad or running_var.requires_grad:
-            raise UnfitError("a running statistic requires grad")
-        if running_mean.is_inference() or running_var.is_inference():
-            raise UnfitError("a running statistic is an inference tensor")
-    _check_vectors(input, weight, bias, running_mean, running_var)
+        check_statistics(running_mean, running_var, written=True)
+    check_vectors(input, weight, bias, running_mean, running_var)
     input, weight, bias, residual = _fit(input, weight, bias, residual)
     if torch.is_grad_enabled():
         output: Tensor = _ForwardTraining.apply(
@@ -401,15 +391,14 @@ def forward_inference_directly(
     negative_slope: float,
 ) -> Tensor:
     """`forward_inference` past the dispatcher, for tensors that `is_plain`. Raises `UnfitError`."""
-    _check_vectors(input, weight, bias, running_mean, running_var)
+    check_vectors(input, weight, bias, running_mean, running_var)
     input, weight, bias, residual = _fit(input, weight, bias, residual)
     if not torch.is_grad_enabled():
         return _kernels.forward_inference(
             *(input, weight, bias, running_mean, running_var),
             *(eps, residual, activation, negative_slope),
         )
-    if running_mean.requires_grad or running_var.requires_grad:
-        raise UnfitError("a running statistic requires grad")
+    check_statistics(running_mean, running_var, written=False)
     output: Tensor = _ForwardInference.apply(
         *(_forward_frozen_directly, input, weight, bias, residual),
         (running_mean, running_var, eps, activation, negative_slope),

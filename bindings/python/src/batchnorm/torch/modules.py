@@ -19,7 +19,8 @@ from torch.fx import Proxy, Tracer
 from torch.nn import functional
 
 from .._options import ACTIVATIONS, ActivationName, parse
-from ._kernels import DTYPES, HALVES, UnfitError
+from ._fitness import can_add, is_fit
+from ._kernels import UnfitError
 from ._operators import (
     forward_inference,
     forward_inference_directly,
@@ -31,7 +32,6 @@ from ._private import (
     buffer,
     graph_task,
     is_plain,
-    is_transformed,
     parameter,
 )
 
@@ -77,7 +77,7 @@ class _Forward(BATCH_NORM):
         self._check_input_dim(input)
         if activation is not None:
             _check_activation(activation, negative_slope)
-        fits = residual is None or _fits(residual, input)
+        fits = residual is None or can_add(residual, input)
         if fits and is_plain(input, residual):
             try:
                 return self._run(
@@ -87,7 +87,7 @@ class _Forward(BATCH_NORM):
                 )
             except UnfitError:
                 pass
-        if fits and self._is_ours(input):
+        if fits and is_fit(self, input):
             return self._run(
                 forward_training,
                 forward_inference,
@@ -119,42 +119,6 @@ class _Forward(BATCH_NORM):
             raise UnfitError("one of the running statistics is None")
         return train(input, weight, bias, mean, var, tracked, self.momentum, self.eps, *extras)
 
-    def _is_ours(self, input: Tensor) -> bool:
-        """Whether the library does this call. If not, PyTorch does it, or says what is wrong."""
-        dtype = input.dtype
-        by_batch = self.training or self.running_mean is None
-        momentum = self.momentum
-        if not (
-            not is_transformed()
-            and input.is_cpu
-            and dtype in DTYPES
-            and input.layout is torch.strided
-            and 2 <= input.dim() <= 5
-            and input.shape[1] == self.num_features
-            and input.numel() > (self.num_features if by_batch else 0)
-            and (0.0 < self.eps < math.inf or (self.eps == 0.0 and not by_batch))
-            and (momentum is None or math.isfinite(momentum))
-        ):
-            return False
-        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
-        vectors = [vector for vector in (weight, bias, mean, var) if vector is not None]
-        # In a half network the parameters may be half as well.
-        expected = vectors[0].dtype if vectors and dtype in HALVES else dtype
-        if expected is not dtype and expected is not torch.float32:
-            return False
-        for vector in vectors:
-            if (
-                vector.dtype is not expected
-                or vector.numel() != self.num_features
-                or not vector.is_cpu
-            ):
-                return False
-        if mean is None or var is None:
-            return mean is var
-        if mean.requires_grad or var.requires_grad:
-            return False
-        return not by_batch or not _is_frozen(mean, var)
-
 
 def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
     """Under torch.fx: a node that calls the module, as for PyTorch's own modules."""
@@ -164,13 +128,6 @@ def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
     return cast(Tensor, tracer.create_proxy("call_module", tracer.path_of_module(module), args, {}))
 
 
-def _is_frozen(*statistics: Tensor) -> bool:
-    """Whether one cannot be written to: an inference tensor where there is no inference mode."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return False
-    return any(each.is_inference() for each in statistics)
-
-
 def _check_activation(activation: str, negative_slope: float) -> None:
     """Whoever does the call: before anything is written, and in the same words."""
     parse(ACTIVATIONS, "activation", activation)
@@ -178,30 +135,6 @@ def _check_activation(activation: str, negative_slope: float) -> None:
         raise ValueError(
             f"negative_slope is {negative_slope}, expected a finite number of at least 0"
         )
-
-
-def _fits(residual: Tensor, input: Tensor) -> bool:
-    """Whether the library can add it. What cannot be added at all is refused here."""
-    if not isinstance(residual, Tensor):
-        raise TypeError(f"residual is a {type(residual).__name__}, expected a torch.Tensor or None")
-    if residual.shape != input.shape:
-        try:
-            torch.broadcast_shapes(residual.shape, input.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"residual has shape {list(residual.shape)}, expected one that can be added to "
-                f"the input's, {list(input.shape)}"
-            ) from None
-    if residual.device != input.device and residual.dim():
-        raise ValueError(
-            f"residual is on {residual.device}, expected it on {input.device} as the input is"
-        )
-    return (
-        residual.shape == input.shape
-        and residual.dtype == input.dtype
-        and residual.device == input.device
-        and residual.layout is torch.strided
-    )
 
 
 def _compose(
