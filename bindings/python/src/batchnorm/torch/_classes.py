@@ -23,7 +23,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import _fusion, _rewrite
+from . import _activations, _fusion, _rewrite
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 _logger = logging.getLogger("batchnorm.torch.convert")
@@ -142,7 +142,7 @@ def neighbours(modules: nn.Sequential) -> list[str]:
     return [
         f"{type(first).__name__}, {type(second).__name__}"
         for first, second in pairwise(modules)
-        if type(first) in STOCK and type(second) in _fusion.ACTIVATIONS
+        if type(first) in STOCK and type(second) in _activations.MODULES
     ]
 
 

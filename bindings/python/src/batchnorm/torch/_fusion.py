@@ -13,17 +13,14 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._activations import row_of
 from ._fitness import is_like
 from ._private import untouched
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
-RELUS = (F.relu, torch.relu, F.relu_, torch.relu_)
-LEAKY_RELUS = (F.leaky_relu, F.leaky_relu_)
-ACTIVATIONS = (nn.ReLU, nn.LeakyReLU)
 #: Modules whose output is memory of its own, which nobody else can write to.
 MAKERS: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
@@ -99,34 +96,33 @@ def now(value: Any) -> Any:
 def activate(how: Activation, value: Any, *args: Any, **kwargs: Any) -> Any:
     """`how(value, ...)`, or `value.relu()`: with the batch norm in one sweep, if one is pending."""
     if isinstance(value, Pending):
-        slope = _slope(how, args, kwargs)
-        if slope is not None:
+        fused = _fused(how, args, kwargs)
+        if fused is not None:
+            name, slope = fused
             return value.batch_norm(
-                value.input,
-                residual=value.residual,
-                activation="leaky_relu" if slope else "relu",
-                negative_slope=slope,
+                value.input, residual=value.residual, activation=name, negative_slope=slope
             )
         value = now(value)
     if isinstance(how, str):
-        return value.relu() if how == "relu" else value.relu_()
+        return getattr(value, how)()
     return how(value, *args, **kwargs)
 
 
-def _slope(how: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
-    """The slope of values below 0 (ReLU: 0), None for what is not fused."""
-    slope: Any = None
-    if isinstance(how, str) or how in RELUS:
-        slope = 0.0
-    elif how in LEAKY_RELUS:
-        slope = args[0] if args else kwargs.get("negative_slope", 0.01)
-    elif type(how) is nn.ReLU and untouched(how):
-        slope = 0.0
-    elif type(how) is nn.LeakyReLU and untouched(how):
-        slope = how.negative_slope
+def _fused(how: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, float] | None:
+    """The library's name and slope of an activation, None for what is not fused."""
+    row = row_of(how)
+    if row is None or (isinstance(how, nn.Module) and not untouched(how)):
+        return None
+    slope: Any = row.default
+    if row.slope is not None:
+        if isinstance(how, nn.Module):
+            slope = getattr(how, row.slope)
+        else:
+            slope = args[0] if args else kwargs.get(row.slope, row.default)
     # The library's limits; torch takes any slope.
     if isinstance(slope, (int, float)) and 0 <= slope < math.inf:
-        return float(slope)
+        # A leaky ReLU of slope 0 is a ReLU.
+        return row.name if slope or row.slope is None else "relu", float(slope)
     return None
 
 

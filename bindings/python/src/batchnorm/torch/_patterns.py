@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._fusion import ACTIVATIONS, BATCH_NORMS, LEAKY_RELUS, MAKERS, RELUS
+from ._activations import FUNCTIONS, METHODS, MODULES
+from ._fusion import BATCH_NORMS, MAKERS
 from ._private import children
 from ._syntax import (
     SCOPES,
@@ -152,7 +153,7 @@ class Method:
         """The place of an activation's call, if a batch norm waits for it."""
         func = call.func
         known: bool | None = True
-        if isinstance(func, ast.Attribute) and func.attr in ("relu", "relu_") and not call.args:
+        if isinstance(func, ast.Attribute) and func.attr in METHODS and not call.args:
             if call.keywords:
                 return None
             operand, title = func.value, func.attr
@@ -370,7 +371,7 @@ class Method:
         called = self._resolve(func)
         if called is _UNKNOWN:
             return None if isinstance(func, ast.Name | ast.Subscript) else False
-        return type(called) in ACTIVATIONS or any(called is each for each in (*RELUS, *LEAKY_RELUS))
+        return type(called) in MODULES or any(called is each for each in FUNCTIONS)
 
     def _resolve(self, value: ast.expr) -> object:
         """What an expression stands for in this module, without running any of its code."""

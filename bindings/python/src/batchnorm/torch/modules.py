@@ -16,9 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
-from torch.nn import functional
 
 from .._options import ACTIVATIONS, ActivationName, parse
+from ._activations import BY_NAME
 from ._fitness import can_add, is_fit
 from ._kernels import UnfitError
 from ._operators import (
@@ -131,7 +131,7 @@ def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
 def _check_activation(activation: str, negative_slope: float) -> None:
     """Whoever does the call: before anything is written, and in the same words."""
     parse(ACTIVATIONS, "activation", activation)
-    if activation == "leaky_relu" and not 0.0 <= negative_slope < math.inf:
+    if BY_NAME[activation].slope is not None and not 0.0 <= negative_slope < math.inf:
         raise ValueError(
             f"negative_slope is {negative_slope}, expected a finite number of at least 0"
         )
@@ -143,11 +143,11 @@ def _compose(
     """The same by PyTorch's operators."""
     if residual is not None:
         output = output + residual
-    if activation == "relu":
-        return functional.relu(output)
-    if activation == "leaky_relu":
-        return functional.leaky_relu(output, negative_slope)
-    return output
+    if activation is None:
+        return output
+    row = BY_NAME[activation]
+    function = row.functions[0]
+    return cast(Tensor, function(output) if row.slope is None else function(output, negative_slope))
 
 
 def _is_recomputation() -> bool:
