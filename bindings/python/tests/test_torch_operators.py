@@ -14,7 +14,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from batchnorm.torch import BatchNorm2d, _operators
+from batchnorm.torch import BatchNorm2d
+from batchnorm.torch._call import Call
+from batchnorm.torch._operators import forward, forward_directly
 
 ACTIVATIONS = [None, "relu", "leaky_relu"]
 SHAPES = [(5, 3), (2, 3, 4), (2, 3, 2, 3), (2, 3, 2, 1, 2)]
@@ -39,18 +41,18 @@ def statistics(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 Operator = Callable[..., Tensor]
 
 
-def training(activation: str | None, run: Operator = _operators.forward_training) -> Operator:
+def training(activation: str | None, run: Operator = forward) -> Operator:
     def call(x: Tensor, w: Tensor | None, b: Tensor | None, r: Tensor | None = None) -> Tensor:
-        return run(x, w, b, None, None, None, 0.1, 1e-5, r, activation, 0.1)
+        return run(Call(x, w, b, None, None, None, 0.1, 1e-5, r, activation, 0.1))
 
     return call
 
 
-def inference(activation: str | None, run: Operator = _operators.forward_inference) -> Operator:
+def inference(activation: str | None, run: Operator = forward) -> Operator:
     mean, var = statistics()
 
     def call(x: Tensor, w: Tensor | None, b: Tensor | None, r: Tensor | None = None) -> Tensor:
-        return run(x, w, b, mean, var, 1e-5, r, activation, 0.1)
+        return run(Call.of_frozen((x, w, b, mean, var, 1e-5, r, activation, 0.1)))
 
     return call
 
@@ -70,8 +72,8 @@ def test_first_and_second_derivatives(
 @pytest.mark.parametrize(
     "operator",
     [
-        training("relu", _operators.forward_training_directly),
-        inference("relu", _operators.forward_inference_directly),
+        training("relu", forward_directly),
+        inference("relu", forward_directly),
     ],
     ids=["training", "inference"],
 )
@@ -185,7 +187,7 @@ def test_second_derivatives_where_a_channel_has_no_deviation() -> None:
     var[1] = 0.0
 
     def call(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return _operators.forward_inference(x, w, b, mean, var, 0.0, None, "relu", 0.1)
+        return forward(Call.of_frozen((x, w, b, mean, var, 0.0, None, "relu", 0.1)))
 
     y = call(x, w, b)
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,11 @@ BY_NAME = {row.name: row for row in ROWS}
 MODULES = tuple(row.module for row in ROWS)
 FUNCTIONS = tuple(function for row in ROWS for function in row.functions)
 METHODS = tuple(method for row in ROWS for method in row.methods)
+
+
+def is_slope(value: float) -> bool:
+    """Whether the library takes it; PyTorch takes any."""
+    return 0.0 <= value < math.inf
 
 
 def row_of(how: Any) -> Row | None:

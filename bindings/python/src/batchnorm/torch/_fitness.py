@@ -1,97 +1,111 @@
-"""Whether the library can do a call, by the module and the tensors in it.
+"""Whether the library does a call, and how, or why not; nothing else here decides it.
 
-What no call may get past, the sizes and memory order of all that C sees, _kernels checks itself.
+The kernels trust this judgement: every tensor whose address they take has been looked at here.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._kernels import DTYPES, HALVES, UnfitError
-from ._private import BATCH_NORM, is_transformed
+from ._call import DTYPES, HALVES, PLAIN_TYPES, SAVED, BackwardCall, Call
+from ._private import is_plain, is_transformed
 
 
-def is_fit(module: BATCH_NORM, input: Tensor) -> bool:
-    """Whether the library does a module's call. If not, PyTorch does it, or says what is wrong.
+class UnfitError(RuntimeError):
+    """A registered operator was called with what the library does not take."""
 
-    It is asked on the dispatcher's way. On the direct one the checks below and those of the C call
-    itself say so, for less.
+
+class Fitness(NamedTuple):
+    """What a judgement says."""
+
+    reason: str | None
+    """Why PyTorch has to do the call; None if the library does it."""
+    direct: bool = False
+    """Whether kernels can be called past the dispatcher, which makes tensors fit otherwise."""
+
+
+_DIRECT, _DISPATCHED = Fitness(None, direct=True), Fitness(None)
+
+
+def judge(call: Call, dispatched: bool = False) -> Fitness:
+    """Judges a forward; with `dispatched`, for the operators' kernels, which write to nothing.
+
+    Memory order does not matter, nor do half parameters beside a half input: they are made to fit.
     """
-    dtype = input.dtype
-    by_batch = module.training or module.running_mean is None
-    momentum = module.momentum
-    if not (
-        not is_transformed()
-        and input.is_cpu
-        and dtype in DTYPES
-        and input.layout is torch.strided
-        and 2 <= input.dim() <= 5
-        and input.shape[1] == module.num_features
-        and input.numel() > (module.num_features if by_batch else 0)
-        and (0.0 < module.eps < math.inf or (module.eps == 0.0 and not by_batch))
-        and (momentum is None or math.isfinite(momentum))
+    input, weight, bias, mean, var, counter, momentum, eps, residual, _, _, frozen = call
+    direct = not dispatched and is_plain(input, residual)
+    if not (direct or dispatched) and is_transformed():
+        return Fitness("torch.func or forward-mode differentiation is at work")
+    shape, dtype = input.shape, input.dtype
+    if (
+        dtype not in DTYPES
+        or not 2 <= len(shape) <= 5
+        or not (direct or (input.is_cpu and input.layout is torch.strided))
     ):
-        return False
-    weight, bias, mean, var = module.weight, module.bias, module.running_mean, module.running_var
-    vectors = [vector for vector in (weight, bias, mean, var) if vector is not None]
-    # In a half network the parameters may be half as well.
-    expected = vectors[0].dtype if vectors and dtype in HALVES else dtype
-    if expected is not dtype and expected is not torch.float32:
-        return False
-    for vector in vectors:
-        if (
-            vector.dtype is not expected
-            or vector.numel() != module.num_features
-            or not vector.is_cpu
-        ):
-            return False
+        return Fitness(_unfit_input(input))
+    channels = shape[1]
+    if input.numel() <= (0 if frozen else channels):
+        if frozen:
+            return Fitness(f"there is nothing to normalize in {list(shape)}")
+        return Fitness(f"training needs two values per channel, got {list(shape)}")
+    # Where eps is 0, PyTorch refuses a training.
+    if not (0.0 < eps < math.inf or (frozen and eps == 0.0)):
+        expected = "finite number of at least 0" if frozen else "positive number in training"
+        return Fitness(f"eps is {eps}, expected a {expected}")
+    if not (frozen or momentum is None or math.isfinite(momentum)):
+        return Fitness(f"momentum is {momentum}, expected a finite number or None")
     if mean is None or var is None:
-        return mean is var
-    if mean.requires_grad or var.requires_grad:
-        return False
-    return not by_batch or not _is_unwritable(mean, var)
+        if mean is not var:
+            return Fitness("one of running_mean and running_var is None, expected both or neither")
+    elif mean.requires_grad or var.requires_grad:
+        return Fitness("a running statistic requires grad")
+    # In a half network the vectors may be half as well.
+    vector_type = None if dtype in HALVES else dtype
+    for vector in (weight, bias, mean, var):
+        if vector is None:
+            continue
+        if vector_type is None:
+            vector_type = dtype if vector.dtype is dtype else torch.float32
+        if vector.dtype is not vector_type or vector.numel() != channels or not vector.is_cpu:
+            return Fitness(_unfit_vector(call, vector, channels, vector_type))
+        direct = direct and _is_simple(vector)
+    if residual is not None and not is_like(residual, input):
+        return Fitness(_unlike("residual", residual, input))
+    if frozen or dispatched or mean is None or var is None:
+        return _DIRECT if direct else _DISPATCHED
+    return _judge_written(mean, var, counter, direct)
 
 
-def _is_unwritable(*statistics: Tensor) -> bool:
-    """Whether one cannot be written to: an inference tensor where there is no inference mode."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
-        return False
-    return any(each.is_inference() for each in statistics)
+def _judge_written(mean: Tensor, var: Tensor, counter: Tensor | None, direct: bool) -> Fitness:
+    """Judges what a training writes to."""
+    if not direct and torch.compiler.is_compiling():
+        return _DISPATCHED
+    if mean.is_inference() or var.is_inference():
+        if not torch.is_inference_mode_enabled():
+            return Fitness("a running statistic is an inference tensor, which cannot be written to")
+        # It has no version that the direct way could count up.
+        return _DISPATCHED
+    if counter is None or (counter.dtype is torch.int64 and counter.is_cpu):
+        return _DIRECT if direct else _DISPATCHED
+    return _DISPATCHED
 
 
-def check_vectors(input: Tensor, *vectors: Tensor | None) -> None:
-    """Raises `UnfitError` for parameters and statistics of several dtypes beside a half input."""
-    if input.dtype in HALVES:
-        dtypes = {vector.dtype for vector in vectors if vector is not None}
-        if len(dtypes) > 1:
-            raise UnfitError(f"parameters and statistics have several dtypes: {dtypes}")
-
-
-def check_statistics(mean: Tensor, var: Tensor, written: bool) -> None:
-    """Raises `UnfitError` for running statistics that autograd, or who writes them, forbids."""
-    if mean.requires_grad or var.requires_grad:
-        raise UnfitError("a running statistic requires grad")
-    if written and (mean.is_inference() or var.is_inference()):
-        raise UnfitError("a running statistic is an inference tensor")
-
-
-def is_like(residual: Tensor, input: Tensor) -> bool:
-    """Whether the library can add it as it is, or in another memory order."""
+def is_like(tensor: Tensor, input: Tensor) -> bool:
+    """Whether a tensor goes with an input, in whatever memory order."""
     return (
-        residual.shape == input.shape
-        and residual.dtype == input.dtype
-        and residual.device == input.device
-        and residual.layout is torch.strided
+        tensor.shape == input.shape
+        and tensor.dtype is input.dtype
+        and tensor.device == input.device
+        and tensor.layout is torch.strided
     )
 
 
-def can_add(residual: Tensor, input: Tensor) -> bool:
-    """Whether the library can add it. What cannot be added at all is refused here."""
-    if not isinstance(residual, Tensor):
-        raise TypeError(f"residual is a {type(residual).__name__}, expected a torch.Tensor or None")
+def check_addable(residual: Tensor, input: Tensor) -> None:
+    """Refuses what PyTorch cannot add to an input either, before anything is written."""
     if residual.shape != input.shape:
         try:
             torch.broadcast_shapes(residual.shape, input.shape)
@@ -104,4 +118,86 @@ def can_add(residual: Tensor, input: Tensor) -> bool:
         raise ValueError(
             f"residual is on {residual.device}, expected it on {input.device} as the input is"
         )
-    return is_like(residual, input)
+
+
+def judge_backward(call: BackwardCall, dispatched: bool = False) -> Fitness:
+    """Judges a backward. A user's hooks may have changed what autograd stored."""
+    grad_output, input, weight, saved, mean, var, _, output, activation, _, _ = call
+    shape, dtype = input.shape, input.dtype
+    if (
+        dtype not in DTYPES
+        or not 2 <= len(shape) <= 5
+        or not input.is_cpu
+        or input.layout is not torch.strided
+    ):
+        return Fitness(_unfit_input(input))
+    channels, wide = shape[1], torch.float32 if dtype in HALVES else dtype
+    if not is_like(grad_output, input):
+        return Fitness(_unlike("grad_output", grad_output, input))
+    # What is computed without grad, nobody will differentiate once more.
+    direct = (
+        not (dispatched or torch.is_grad_enabled() or input.is_neg())
+        and type(input) in PLAIN_TYPES
+        and is_plain(grad_output)
+    )
+    if activation is not None:
+        if output is None:
+            return Fitness(f"output is None, expected the forward's: activation is {activation!r}")
+        if not is_like(output, input):
+            return Fitness(_unlike("output", output, input))
+        direct = direct and not output.is_neg()
+    for vector in (weight, mean, var):
+        if vector is None:
+            continue
+        if vector.dtype not in (wide, dtype) or vector.numel() != channels or not vector.is_cpu:
+            return Fitness(_unfit_vector(call, vector, channels, wide))
+        direct = direct and vector.dtype is wide and _is_simple(vector)
+    if saved is None:
+        if mean is None or var is None:
+            return Fitness("saved is None, expected it, or running_mean and running_var")
+    elif saved.shape != (SAVED, channels) or not saved.is_cpu:
+        return Fitness(
+            f"the saved statistics have shape {list(saved.shape)} on {saved.device}, "
+            f"expected [{SAVED}, {channels}] on cpu"
+        )
+    else:
+        direct = direct and saved.dtype is torch.float64 and _is_simple(saved)
+    return _DIRECT if direct else _DISPATCHED
+
+
+def _is_simple(vector: Tensor) -> bool:
+    """Whether C can take a vector as it lies."""
+    return type(vector) in PLAIN_TYPES and vector.is_contiguous() and not vector.is_neg()
+
+
+# ---- Words --------------------------------------------------------------------------------------
+
+
+def _unfit_input(input: Tensor) -> str:
+    if input.dtype not in DTYPES:
+        return (
+            f"batch_norm not implemented for {str(input.dtype).removeprefix('torch.')!r}, "
+            "expected float32, float64, bfloat16 or float16"
+        )
+    if not 2 <= input.dim() <= 5:
+        return f"expected 2D to 5D input (got {input.dim()}D input)"
+    return f"input is {input.layout} on {input.device}, expected torch.strided on cpu"
+
+
+def _unfit_vector(
+    call: Call | BackwardCall, vector: Tensor, channels: int, dtype: torch.dtype
+) -> str:
+    name = next(name for name, each in call._asdict().items() if each is vector)
+    if vector.numel() != channels:
+        return f"{name} should contain {channels} elements not {vector.numel()}"
+    return (
+        f"{name} is a {type(vector).__name__} with dtype {vector.dtype} on {vector.device}, "
+        f"expected {dtype} on cpu"
+    )
+
+
+def _unlike(name: str, tensor: Tensor, input: Tensor) -> str:
+    return (
+        f"{name} has shape {list(tensor.shape)} and dtype {tensor.dtype} on {tensor.device}, "
+        f"expected {list(input.shape)} and {input.dtype} on {input.device} as the input has"
+    )

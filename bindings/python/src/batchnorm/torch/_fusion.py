@@ -8,14 +8,13 @@ each call, and a hook or another activation that comes later needs no new conver
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ._activations import row_of
+from ._activations import is_slope, row_of
 from ._fitness import is_like
 from ._private import untouched
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -119,8 +118,7 @@ def _fused(how: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str
             slope = getattr(how, row.slope)
         else:
             slope = args[0] if args else kwargs.get(row.slope, row.default)
-    # The library's limits; torch takes any slope.
-    if isinstance(slope, (int, float)) and 0 <= slope < math.inf:
+    if isinstance(slope, (int, float)) and is_slope(slope):
         # A leaky ReLU of slope 0 is a ReLU.
         return row.name if slope or row.slope is None else "relu", float(slope)
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 try:
     from torch._C import (
@@ -34,14 +35,13 @@ except (ImportError, AttributeError) as error:
 __all__ = [
     "BATCH_NORM",
     "below_autograd",
-    "buffer",
     "children",
     "graph_task",
     "is_plain",
     "is_profiled",
     "is_transformed",
-    "parameter",
     "suggest_memory_format",
+    "tensors_of",
     "untouched",
     "version",
 ]
@@ -68,9 +68,10 @@ def is_plain(*tensors: Tensor | None) -> bool:
     torch.compile look at operators, so they have to see some.
     """
     if (
-        torch.compiler.is_compiling()
+        is_compiling()
         or _len_torch_dispatch_stack()
-        or is_transformed()
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or _is_tracing()
     ):
         return False
@@ -90,19 +91,28 @@ def children(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
-def parameter(module: nn.Module, name: str) -> Tensor | None:
-    """`getattr(module, name)` in a tenth of the time, which is a microsecond.
+def tensors_of(module: BATCH_NORM) -> tuple[Tensor | None, ...]:
+    """weight, bias, running_mean, running_var and num_batches_tracked: a microsecond less for each.
 
-    A parametrization takes the name out of the module's tensors and makes it an attribute.
+    A parametrization takes a name out of the module's tensors and makes it an attribute.
     """
-    tensors = module._parameters
-    return tensors[name] if name in tensors else getattr(module, name)
-
-
-def buffer(module: nn.Module, name: str) -> Tensor | None:
-    """As `parameter`, of a buffer."""
-    tensors = module._buffers
-    return tensors[name] if name in tensors else getattr(module, name)
+    own, buffers = module._parameters, module._buffers
+    try:
+        return (
+            own["weight"],
+            own["bias"],
+            buffers["running_mean"],
+            buffers["running_var"],
+            buffers["num_batches_tracked"],
+        )
+    except KeyError:
+        return (
+            module.weight,
+            module.bias,
+            module.running_mean,
+            module.running_var,
+            module.num_batches_tracked,
+        )
 
 
 def untouched(module: nn.Module) -> bool:

@@ -9,31 +9,18 @@ which runs it or refuses it in its own words.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 
 from .._options import ACTIVATIONS, ActivationName, parse
-from ._activations import BY_NAME
-from ._fitness import can_add, is_fit
-from ._kernels import UnfitError
-from ._operators import (
-    forward_inference,
-    forward_inference_directly,
-    forward_training,
-    forward_training_directly,
-)
-from ._private import (
-    BATCH_NORM,
-    buffer,
-    graph_task,
-    is_plain,
-    parameter,
-)
+from ._activations import BY_NAME, is_slope
+from ._call import Call
+from ._fitness import check_addable, judge
+from ._operators import forward, forward_directly
+from ._private import BATCH_NORM, graph_task, tensors_of
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -77,47 +64,46 @@ class _Forward(BATCH_NORM):
         self._check_input_dim(input)
         if activation is not None:
             _check_activation(activation, negative_slope)
-        fits = residual is None or can_add(residual, input)
-        if fits and is_plain(input, residual):
-            try:
-                return self._run(
-                    forward_training_directly,
-                    forward_inference_directly,
-                    *(input, residual, activation, negative_slope),
-                )
-            except UnfitError:
-                pass
-        if fits and is_fit(self, input):
-            return self._run(
-                forward_training,
-                forward_inference,
-                *(input, residual, activation, negative_slope),
+        if residual is not None and not isinstance(residual, Tensor):
+            raise TypeError(
+                f"residual is a {type(residual).__name__}, expected a torch.Tensor or None"
             )
+        call = self._call(input, residual, activation, negative_slope)
+        fitness = judge(call)
+        if fitness.reason is None:
+            return forward_directly(call) if fitness.direct else forward(call)
+        if residual is not None:
+            check_addable(residual, input)
         return _compose(super().forward(input), residual, activation, negative_slope)
 
-    def _run(
+    def _call(
         self,
-        train: Callable[..., Tensor],
-        infer: Callable[..., Tensor],
         input: Tensor,
-        *extras: Any,
-    ) -> Tensor:
-        """Calls the operator that this module's mode and buffers ask for."""
-        weight = parameter(self, "weight")
-        bias = parameter(self, "bias")
-        mean = buffer(self, "running_mean")
-        var = buffer(self, "running_var")
-        tracked = None
-        if self.training:
-            if self.track_running_stats and not _is_recomputation():
-                tracked = self.num_batches_tracked
-            else:
-                mean = var = None
-        elif mean is not None and var is not None:
-            return infer(input, weight, bias, mean, var, self.eps, *extras)
-        if (mean is None) != (var is None):
-            raise UnfitError("one of the running statistics is None")
-        return train(input, weight, bias, mean, var, tracked, self.momentum, self.eps, *extras)
+        residual: Tensor | None,
+        activation: str | None,
+        negative_slope: float,
+    ) -> Call:
+        """What this module's mode and tensors ask for."""
+        weight, bias, mean, var, counter = tensors_of(self)
+        training = self.training
+        if not training:
+            counter = None
+        elif not self.track_running_stats or _is_recomputation():
+            mean = var = counter = None
+        return Call(
+            input,
+            weight,
+            bias,
+            mean,
+            var,
+            counter,
+            self.momentum,
+            self.eps,
+            residual,
+            activation,
+            negative_slope,
+            not (training or mean is None or var is None),
+        )
 
 
 def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
@@ -131,7 +117,7 @@ def _leaf(module: nn.Module, input: Proxy, *extras: object) -> Tensor:
 def _check_activation(activation: str, negative_slope: float) -> None:
     """Whoever does the call: before anything is written, and in the same words."""
     parse(ACTIVATIONS, "activation", activation)
-    if BY_NAME[activation].slope is not None and not 0.0 <= negative_slope < math.inf:
+    if BY_NAME[activation].slope is not None and not is_slope(negative_slope):
         raise ValueError(
             f"negative_slope is {negative_slope}, expected a finite number of at least 0"
         )
