@@ -149,9 +149,14 @@ def judge_backward(call: BackwardCall, dispatched: bool = False) -> Fitness:
     for vector in (weight, mean, var):
         if vector is None:
             continue
-        if vector.dtype not in (wide, dtype) or vector.numel() != channels or not vector.is_cpu:
+        is_wide = vector.dtype is wide
+        if (
+            not (is_wide or vector.dtype is dtype)
+            or vector.numel() != channels
+            or not vector.is_cpu
+        ):
             return Fitness(_unfit_vector(call, vector, channels, wide))
-        direct = direct and vector.dtype is wide and _is_simple(vector)
+        direct = direct and is_wide and _is_simple(vector)
     if saved is None:
         if mean is None or var is None:
             return Fitness("saved is None, expected it, or running_mean and running_var")
