@@ -240,6 +240,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     /// - Throws: `.countMismatch`, `.noParameter` if the layer has none, or `.lent` inside a closure that changes it.
     public func setWeight(_ values: [Scalar.Parameter]) throws(BatchNormError) {
         guard !isWeightLent else { throw .lent(.weight) }
+        defer { withExtendedLifetime(values) {} }
         try owned.set(.weight, to: View(values.span))
     }
 
@@ -248,6 +249,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     /// - Throws: `.countMismatch`, `.noParameter` if the layer has none, or `.lent` inside a closure that changes it.
     public func setBias(_ values: [Scalar.Parameter]) throws(BatchNormError) {
         guard !isBiasLent else { throw .lent(.bias) }
+        defer { withExtendedLifetime(values) {} }
         try owned.set(.bias, to: View(values.span))
     }
 
@@ -255,6 +257,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ///
     /// - Throws: `.countMismatch`, or `.noRunningStatistics` if the layer keeps none.
     public func setRunningMean(_ values: [Scalar.Parameter]) throws(BatchNormError) {
+        defer { withExtendedLifetime(values) {} }
         try owned.set(.runningMean, to: View(values.span))
     }
 
@@ -262,6 +265,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     ///
     /// - Throws: `.countMismatch`, or `.noRunningStatistics` if the layer keeps none.
     public func setRunningVar(_ values: [Scalar.Parameter]) throws(BatchNormError) {
+        defer { withExtendedLifetime(values) {} }
         try owned.set(.runningVar, to: View(values.span))
     }
 
@@ -277,6 +281,7 @@ public final class BatchNormLayer<Scalar: BatchNormScalar> {
     /// - Throws: `.countMismatch`, `.skippedBatches` if one is negative or above `numBatchesTracked`, or
     ///   `.noRunningStatistics` if the layer keeps none.
     public func setSkippedBatches(_ counters: [Int]) throws(BatchNormError) {
+        defer { withExtendedLifetime(counters) {} }
         try owned.setSkippedBatches(to: View(counters.span))
     }
 

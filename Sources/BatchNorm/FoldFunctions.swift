@@ -55,6 +55,7 @@ extension RunningStatistics where Scalar: BatchNormParameter {
             runningVar: View(variance.span))
         fold.weight = View(weight?.span)
         fold.bias = View(bias?.span)
+        defer { withExtendedLifetime((self, weight, bias)) {} }
         return try fold.run(convWeight, convBias)
     }
 }
@@ -84,6 +85,7 @@ extension Fold {
     fileprivate func run<Scalar: BatchNormParameter>(
         _ convWeight: [Scalar]?, _ convBias: [Scalar]?
     ) throws(BatchNormError) -> Folded<Scalar> {
+        defer { withExtendedLifetime((convWeight, convBias)) {} }
         // Before there is memory for so many values as the shape says.
         var given = self
         given.convWeight = View(convWeight?.span)

@@ -1,6 +1,5 @@
 // The public, stateless functions: on tensors, which allocate their results, and on spans, which allocate nothing that
-// grows with the batch. All of them end in
-// ForwardTraining.swift, ForwardInference.swift or Backward.swift.
+// grows with the batch. All of them end in ForwardTraining.swift, ForwardInference.swift or Backward.swift.
 
 /// Where the stateless functions live, so that they clash with nobody's `backward` or `normalize`.
 ///

@@ -1,5 +1,5 @@
-// The only bridge to the C kernels: views in, pointers and a plan out. Everything has been validated before it
-// gets here, and only non-empty tensors do.
+// How operations reach the C kernels: jobs in, a plan and a workspace out. Everything has been validated before it gets
+// here. (Settings, the machine and statistics without tensors call C by themselves.)
 
 import CBatchNormKernels
 

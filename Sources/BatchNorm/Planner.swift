@@ -1,6 +1,6 @@
 // Decides how a call's work is cut: a pure function of shape and machine, testable without a kernel.
-// The kernels follow the plan blindly. What decides the order of the sums,
-// and so the bits of the result, must depend on the shape alone: `partition` sees no machine.
+// What decides the order of the sums, and so the bits of the result, must depend on the shape alone: `partition` sees no
+// machine.
 
 import CBatchNormKernels
 

@@ -31,7 +31,7 @@ extension ForwardTraining {
         guard let running else { return }
         runningMean = running.mean
         runningVar = running.variance
-        numBatchesTracked = running.numBatchesTracked
+        numBatchesTracked = running.numBatchesTracked.address?.assumingMemoryBound(to: Int64.self)
         skippedBatches = running.skippedBatches
     }
 

@@ -7,7 +7,12 @@ public struct RunningStatistics<Scalar: BatchNormScalar>: Hashable, Sendable {
     /// One variance per channel.
     public var variance: [Scalar.Parameter]
     /// How many batches have been taken in.
-    public var numBatchesTracked: Int
+    public var numBatchesTracked: Int {
+        get { counter[0] }
+        set { counter[0] = newValue }
+    }
+    /// That number, in memory that can be lent as that of the arrays.
+    fileprivate var counter: [Int]
     /// Of these batches, how many each channel's mean has **not** taken in, and then how many each variance: two numbers
     /// per channel. NaN and infinity leave a channel alone, one value per channel (`OneValuePolicy.allow`) its variance.
     /// Cumulative averages weigh a batch by what a channel has taken in.
@@ -20,7 +25,7 @@ public struct RunningStatistics<Scalar: BatchNormScalar>: Hashable, Sendable {
     ) {
         self.mean = mean
         self.variance = variance
-        self.numBatchesTracked = numBatchesTracked
+        self.counter = [numBatchesTracked]
         self.skippedBatches =
             skippedBatches ?? Array(repeating: 0, count: mean.count + variance.count)
     }
@@ -40,7 +45,26 @@ public struct RunningStatistics<Scalar: BatchNormScalar>: Hashable, Sendable {
 }
 
 #if !hasFeature(Embedded)
-    extension RunningStatistics: Codable where Scalar.Parameter: Codable {}
+    extension RunningStatistics: Codable where Scalar.Parameter: Codable {
+        private enum Key: CodingKey { case mean, variance, numBatchesTracked, skippedBatches }
+
+        public init(from decoder: any Decoder) throws {
+            let values = try decoder.container(keyedBy: Key.self)
+            self.init(
+                mean: try values.decode([Scalar.Parameter].self, forKey: .mean),
+                variance: try values.decode([Scalar.Parameter].self, forKey: .variance),
+                numBatchesTracked: try values.decode(Int.self, forKey: .numBatchesTracked),
+                skippedBatches: try values.decode([Int].self, forKey: .skippedBatches))
+        }
+
+        public func encode(to encoder: any Encoder) throws {
+            var values = encoder.container(keyedBy: Key.self)
+            try values.encode(mean, forKey: .mean)
+            try values.encode(variance, forKey: .variance)
+            try values.encode(numBatchesTracked, forKey: .numBatchesTracked)
+            try values.encode(skippedBatches, forKey: .skippedBatches)
+        }
+    }
 #endif
 
 /// What a forward pass saves for its backward: the statistics that it normalized with, and which values took part and
@@ -118,18 +142,14 @@ public struct SavedStatistics: Equatable, Sendable {
 
 /// Running statistics lent to a call that may take a batch into them: `running.mutableView`.
 public struct MutableRunningStatistics<Scalar: BatchNormScalar>: ~Copyable, ~Escapable {
-    let mean, variance, skippedBatches: MutableView
-    let numBatchesTracked: UnsafeMutablePointer<Int64>
+    let mean, variance, numBatchesTracked, skippedBatches: MutableView
 
     @_lifetime(&statistics)
     fileprivate init(lending statistics: inout RunningStatistics<Scalar>) {
         mean = MutableView(statistics.mean.mutableSpan)
         variance = MutableView(statistics.variance.mutableSpan)
+        numBatchesTracked = MutableView(statistics.counter.mutableSpan)
         skippedBatches = MutableView(statistics.skippedBatches.mutableSpan)
-        // As the arrays' memory, good for as long as this value keeps the statistics lent.
-        numBatchesTracked = withUnsafeMutablePointer(to: &statistics.numBatchesTracked) {
-            UnsafeMutableRawPointer($0).assumingMemoryBound(to: Int64.self)
-        }
     }
 }
 

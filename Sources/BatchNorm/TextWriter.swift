@@ -1,4 +1,4 @@
-// How the library makes text without allocating: a writer into a fixed buffer, and sentences written as interpolated
+// How the library makes text that does not grow: a writer into a fixed buffer, and sentences written as interpolated
 // literals.
 
 /// Appends text to a fixed buffer; what does not fit is cut off. The text always ends with a NUL.

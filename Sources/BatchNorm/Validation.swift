@@ -82,7 +82,8 @@ struct BufferCheck: ~Copyable {
     private var used = 0
 
     private func region(_ index: Int) -> Region {
-        guard index >= first.count else { return first[index] }
+        // As a span, for `first[index]` would copy them all.
+        guard index >= first.count else { return first.span[index] }
         let address = more.address?.assumingMemoryBound(to: Region.self)
         return address?[index &- first.count] ?? Region()
     }

@@ -1,13 +1,6 @@
 /* Which leaf takes a stretch of values: see epilogue.h. */
 #include "epilogue.h"
 
-int bnk_applies_plainly(const bnk_operands *o)
-{
-    const bnk_epilogue *e = &o->epilogue;
-    return e->activation.kind == BNK_ACTIVATION_NONE && !e->residual &&
-           !e->written_activation_mask && !e->grad_residual;
-}
-
 int bnk_sums_plainly(const bnk_operands *o)
 {
     return o->epilogue.activation.kind == BNK_ACTIVATION_NONE;

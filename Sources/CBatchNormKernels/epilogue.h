@@ -10,16 +10,21 @@ static inline const char *bnk_written(const bnk_operands *o)
     return o->y ? o->y : o->epilogue.grad_residual;
 }
 
-/* Whether all values go through the plain leaves. */
-static inline int bnk_is_plain(const bnk_operands *o)
+/* Whether the plain leaves apply to values of which none is masked, */
+static inline int bnk_applies_plainly(const bnk_operands *o)
 {
     const bnk_epilogue *e = &o->epilogue;
     return e->activation.kind == BNK_ACTIVATION_NONE && !e->residual &&
-           !e->written_activation_mask && !e->grad_residual && !o->positions.mask;
+           !e->written_activation_mask && !e->grad_residual;
 }
 
-/* Whether the plain leaves apply to values of which none is masked, or sum them. */
-int bnk_applies_plainly(const bnk_operands *o);
+/* to all values, */
+static inline int bnk_is_plain(const bnk_operands *o)
+{
+    return bnk_applies_plainly(o) && !o->positions.mask;
+}
+
+/* or sum them. */
 int bnk_sums_plainly(const bnk_operands *o);
 
 /* ---- `count` values from element `at` of the tensors on, of a row or a line ---- */

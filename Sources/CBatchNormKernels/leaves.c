@@ -1,4 +1,4 @@
-/* Which table of leaves serves an instruction set: the whole of the dispatch. There is one for each that
+/* Which table of leaves serves an instruction set; which set that is the plan says (settings.c). There is one for each that
  * bnk_supported_isas() may say on this family of CPUs. */
 #include "leaves.h"
 

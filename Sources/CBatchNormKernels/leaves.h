@@ -75,7 +75,7 @@ static inline int bnk_streams_rows(int64_t stride, int64_t columns, int64_t elem
 
 /*
  * A stretch of a row of one channel, or a line of columns, of an operation that has an activation, a
- * residual or masks (see bnk_epilogue). Pointers are to its first value, which is element `at` of the tensors.
+ * residual or masked positions (see bnk_epilogue, bnk_positions). Pointers are to its first value, which is element `at` of the tensors.
  */
 enum { BNK_WAY_FORWARD, BNK_WAY_GRADIENT, BNK_WAY_FROZEN };
 typedef struct bnk_stretch {

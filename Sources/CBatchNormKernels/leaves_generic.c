@@ -18,7 +18,7 @@
  * (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", IEEE Trans. Comput. 57,
  * 2008).
  */
-static __attribute__((noinline)) float fma_one(float a, float b, float c)
+static __attribute__((noinline)) float fma_float(float a, float b, float c)
 {
     const double product = (double)a * (double)b;
     double sum = product + (double)c;
@@ -37,7 +37,7 @@ static __attribute__((noinline)) float fma_one(float a, float b, float c)
 static __attribute__((noinline)) bnk_f32x16 fma_floats(bnk_f32x16 a, bnk_f32x16 b, bnk_f32x16 c)
 {
 #pragma clang loop unroll(disable) vectorize(disable)
-    for (int i = 0; i < BNK_LANES; i++) c[i] = fma_one(a[i], b[i], c[i]);
+    for (int i = 0; i < BNK_LANES; i++) c[i] = fma_float(a[i], b[i], c[i]);
     return c;
 }
 
@@ -49,7 +49,7 @@ static __attribute__((noinline)) bnk_f64x8 fma_doubles(bnk_f64x8 a, bnk_f64x8 b,
 }
 #define BNK_FMA_float(a, b, c) fma_floats(a, b, c)
 #define BNK_FMA_double(a, b, c) fma_doubles(a, b, c)
-#define BNK_FMA_ONE_float(a, b, c) fma_one(a, b, c)
+#define BNK_FMA_ONE_float(a, b, c) fma_float(a, b, c)
 #define BNK_FMA_ONE_double(a, b, c) fma(a, b, c)
 #endif
 

@@ -1,8 +1,9 @@
 /*
  * bnk.h — the interface between the Swift core and the C kernels. Not installed.
  *
- * The kernels are pure functions over memory: they check nothing, keep nothing and allocate nothing. Every argument has been validated by the Swift core (Sources/BatchNorm), which also
- * makes the plan.
+ * Operations are pure functions over memory: they check nothing, keep nothing and allocate nothing.
+ * Every argument has been validated by the Swift core (Sources/BatchNorm), which also makes the
+ * plan.
  */
 #ifndef BNK_H
 #define BNK_H

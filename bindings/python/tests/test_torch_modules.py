@@ -811,6 +811,83 @@ def test_a_statistic_that_cannot_be_written_to_leaves_the_other_alone() -> None:
     assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_module_without_a_counter_runs(training: bool) -> None:
+    """As loaded from before PyTorch had counters, or stripped of them."""
+    layer = BatchNorm2d(3).train(training)
+    stock = nn.BatchNorm2d(3).train(training)
+    del layer.num_batches_tracked
+    if training:
+        stock.num_batches_tracked = None
+    else:
+        del stock.num_batches_tracked
+    x = torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(layer(x), stock(x))
+    torch.testing.assert_close(layer.running_mean, stock.running_mean)
+
+
+def strange_counters() -> dict[str, Tensor]:
+    with torch.inference_mode():
+        inference = torch.tensor(3)
+    return {
+        "negated": torch._neg_view(torch.tensor(-3)),
+        "of two": torch.tensor([3, 3]),
+        "strided": torch.tensor([[3, 9]])[0, :1],
+        "inference": inference,
+    }
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("which", strange_counters())
+def test_strange_counters_count_as_in_pytorch(which: str, momentum: Any) -> None:
+    is_refused = which == "inference" or (which == "of two" and momentum is None)
+    tensors = []
+    for kind in (nn.BatchNorm1d, BatchNorm1d):
+        layer = kind(2, momentum=momentum)
+        layer.num_batches_tracked = strange_counters()[which]
+        torch.manual_seed(0)
+        refused = pytest.raises((RuntimeError, ValueError))
+        with refused if is_refused else contextlib.nullcontext():
+            layer(torch.randn(8, 2))
+        counter = None if is_refused else layer.num_batches_tracked.clone()
+        tensors.append((counter, layer.running_mean))
+    torch.testing.assert_close(tensors[1], tensors[0])
+
+
+def test_a_counter_goes_on_without_statistics() -> None:
+    for kind in (nn.BatchNorm1d, BatchNorm1d):
+        layer = kind(2)
+        layer.running_mean = layer.running_var = None
+        layer(torch.randn(8, 2))
+        assert layer.num_batches_tracked == 1
+
+
+def test_statistics_whose_values_share_memory_are_pytorchs() -> None:
+    results = []
+    for kind in (nn.BatchNorm1d, BatchNorm1d):
+        layer = kind(3)
+        layer.running_var = torch.ones(1).expand(3)
+        torch.manual_seed(0)
+        layer(torch.randn(8, 3))
+        results.append((layer.running_mean, layer.running_var.clone(), layer.num_batches_tracked))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_gradients_have_the_parameters_class() -> None:
+    class Tagged(Tensor):
+        pass
+
+    layer = BatchNorm2d(3)
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.detach(), lambda t: t.as_subclass(Tagged)
+    )
+    with hooks:
+        layer(x).square().sum().backward()
+    assert layer.weight.grad is not None
+    assert type(layer.weight.grad) is Tensor
+
+
 # Half statistics.
 
 # A tenth of the variance of +-LARGE is beyond what the dtype holds.

@@ -365,6 +365,16 @@ def test_compiled_without_a_graph_break(training: bool, backend: str) -> None:
         compare(a, torch.compile(b, fullgraph=True, backend=backend), b)
 
 
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about itself
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled_for_any_size(training: bool) -> None:
+    """Momentum and eps are symbols then."""
+    a = Block().train(training)
+    b = copy.deepcopy(a)
+    torch._dynamo.reset()
+    compare(a, torch.compile(b, fullgraph=True, dynamic=True, backend="aot_eager"), b)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_exported() -> None:
     a = Block().eval()

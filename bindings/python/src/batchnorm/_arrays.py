@@ -1,8 +1,9 @@
 """What the C library has to know about a NumPy array: checked, without copying.
 
-Invariant: an address leaves this file only for an array whose dtype, shape, memory order and
-writability have been checked, because C cannot see any of them. An array that is as it should be
-costs five comparisons; only others are looked at more closely.
+Invariant: C gets an address only of an array whose dtype, memory order and writability have been
+checked here, because it cannot see any of them; how many elements there are it is told, and checks
+itself. An array that is as it should be costs five comparisons; only others are looked at more
+closely.
 """
 
 from __future__ import annotations

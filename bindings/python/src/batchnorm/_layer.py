@@ -1,7 +1,8 @@
 """What a layer has: options, mode, parameters, running statistics, and what its last forward found.
 
-The C library owns all of it. Invariant: every use of a handle holds its lock, because the library
-serves one thread at a time per layer and ctypes releases the interpreter lock.
+The C library owns it, and Python copies out of it, but for the arrays of the last forward that its
+backward needs again. Invariant: every call on a handle holds its lock, because the library serves
+one thread at a time per layer and ctypes releases the interpreter lock.
 """
 
 from __future__ import annotations

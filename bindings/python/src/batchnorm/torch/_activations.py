@@ -25,10 +25,18 @@ class Row(NamedTuple):
     """The module's attribute and the functions' second argument; None for what has no slope."""
     default: float = 0.0
     """The slope where a function is given none, and of what has none."""
+    blocked: Callable[[float], float] = lambda slope: slope
+    """What a gradient is multiplied with where the output is not above 0."""
 
 
 ROWS = (
-    Row("relu", nn.ReLU, (F.relu, torch.relu, F.relu_, torch.relu_), ("relu", "relu_")),
+    Row(
+        "relu",
+        nn.ReLU,
+        (F.relu, torch.relu, F.relu_, torch.relu_),
+        ("relu", "relu_"),
+        blocked=lambda _: 0.0,
+    ),
     Row(
         "leaky_relu",
         nn.LeakyReLU,

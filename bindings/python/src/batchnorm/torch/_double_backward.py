@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._activations import BY_NAME
 from ._call import BackwardCall, Gradients
 
 
@@ -44,7 +45,7 @@ def _gate(call: BackwardCall) -> Tensor | None:
     """What the activation lets through of a gradient."""
     if call.activation is None or call.output is None:
         return None
-    blocked = 0.0 if call.activation == "relu" else call.negative_slope
+    blocked = BY_NAME[call.activation].blocked(call.negative_slope)
     ones = torch.ones_like(call.grad_output, dtype=torch.float64)
     return ones.masked_fill(call.output <= 0, blocked)
 

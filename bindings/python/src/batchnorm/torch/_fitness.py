@@ -1,6 +1,7 @@
-"""Whether the library does a call, and how, or why not; nothing else here decides it.
+"""Whether the library does a call, and how, or why not.
 
-The kernels trust this judgement: every tensor whose address they take has been looked at here.
+The kernels trust this judgement: every tensor whose address they take has been looked at here. What
+is left to C is memory that overlaps: it refuses statistics that lie in the input or in each other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._call import DTYPES, HALVES, PLAIN_TYPES, SAVED, BackwardCall, Call
+from ._call import DTYPES, HALVES, PLAIN_TYPES, SAVED, BackwardCall, Call, vector_dtype
 from ._private import is_plain, is_transformed
 
 
@@ -56,7 +57,9 @@ def judge(call: Call, dispatched: bool = False) -> Fitness:
     if not (0.0 < eps < math.inf or (frozen and eps == 0.0)):
         expected = "finite number of at least 0" if frozen else "positive number in training"
         return Fitness(f"eps is {eps}, expected a {expected}")
-    if not (frozen or momentum is None or math.isfinite(momentum)):
+    if residual is not None and not is_like(residual, input):
+        return Fitness(_unlike("residual", residual, input))
+    if not (frozen or momentum is None or -math.inf < momentum < math.inf):
         return Fitness(f"momentum is {momentum}, expected a finite number or None")
     if mean is None or var is None:
         if mean is not var:
@@ -70,28 +73,44 @@ def judge(call: Call, dispatched: bool = False) -> Fitness:
             continue
         if vector_type is None:
             vector_type = dtype if vector.dtype is dtype else torch.float32
-        if vector.dtype is not vector_type or vector.numel() != channels or not vector.is_cpu:
+        if (
+            vector.dtype is not vector_type
+            or vector.numel() != channels
+            or not vector.is_cpu
+            or vector.layout is not torch.strided
+        ):
             return Fitness(_unfit_vector(call, vector, channels, vector_type))
         direct = direct and _is_simple(vector)
-    if residual is not None and not is_like(residual, input):
-        return Fitness(_unlike("residual", residual, input))
-    if frozen or dispatched or mean is None or var is None:
-        return _DIRECT if direct else _DISPATCHED
-    return _judge_written(mean, var, counter, direct)
+    if not (frozen or dispatched):
+        if mean is not None and var is not None:
+            return _judge_written(mean, var, counter, direct)
+        direct = direct and counter is None  # C counts what running statistics take in
+    return _DIRECT if direct else _DISPATCHED
 
 
 def _judge_written(mean: Tensor, var: Tensor, counter: Tensor | None, direct: bool) -> Fitness:
     """Judges what a training writes to."""
     if not direct and torch.compiler.is_compiling():
         return _DISPATCHED
-    if mean.is_inference() or var.is_inference():
-        if not torch.is_inference_mode_enabled():
-            return Fitness("a running statistic is an inference tensor, which cannot be written to")
-        # It has no version that the direct way could count up.
-        return _DISPATCHED
-    if counter is None or (counter.dtype is torch.int64 and counter.is_cpu):
-        return _DIRECT if direct else _DISPATCHED
-    return _DISPATCHED
+    written = (mean, var) if counter is None else (mean, var, counter)
+    for tensor in written:
+        if tensor.is_inference():
+            if not torch.is_inference_mode_enabled():
+                return Fitness(
+                    "a running statistic is an inference tensor, which is not written to"
+                )
+            direct = False  # it has no version that the direct way could count up
+        elif not tensor.is_contiguous() and 0 in tensor.stride():
+            return Fitness("a running statistic's values share memory")
+    if counter is not None:
+        direct = (
+            direct
+            and counter.dtype is torch.int64
+            and counter.is_cpu
+            and counter.numel() == 1
+            and _is_simple(counter)
+        )
+    return _DIRECT if direct else _DISPATCHED
 
 
 def is_like(tensor: Tensor, input: Tensor) -> bool:
@@ -131,21 +150,16 @@ def judge_backward(call: BackwardCall, dispatched: bool = False) -> Fitness:
         or input.layout is not torch.strided
     ):
         return Fitness(_unfit_input(input))
-    channels, wide = shape[1], torch.float32 if dtype in HALVES else dtype
+    channels, wide = shape[1], vector_dtype(dtype)
     if not is_like(grad_output, input):
         return Fitness(_unlike("grad_output", grad_output, input))
     # What is computed without grad, nobody will differentiate once more.
-    direct = (
-        not (dispatched or torch.is_grad_enabled() or input.is_neg())
-        and type(input) in PLAIN_TYPES
-        and is_plain(grad_output)
-    )
+    direct = not (dispatched or torch.is_grad_enabled()) and is_plain(grad_output, input, output)
     if activation is not None:
         if output is None:
             return Fitness(f"output is None, expected the forward's: activation is {activation!r}")
         if not is_like(output, input):
             return Fitness(_unlike("output", output, input))
-        direct = direct and not output.is_neg()
     for vector in (weight, mean, var):
         if vector is None:
             continue
@@ -196,8 +210,8 @@ def _unfit_vector(
     if vector.numel() != channels:
         return f"{name} should contain {channels} elements not {vector.numel()}"
     return (
-        f"{name} is a {type(vector).__name__} with dtype {vector.dtype} on {vector.device}, "
-        f"expected {dtype} on cpu"
+        f"{name} is a {type(vector).__name__} with dtype {vector.dtype} and layout {vector.layout} "
+        f"on {vector.device}, expected {dtype} and torch.strided on cpu"
     )
 
 

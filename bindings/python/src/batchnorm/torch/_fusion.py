@@ -32,7 +32,7 @@ MAKERS: tuple[type[nn.Module], ...] = (
 )
 
 Addition = Literal["+", "+=", "add", "add_"] | Callable[..., Tensor]
-Activation = Literal["relu", "relu_"] | Callable[..., Tensor]
+Activation = str | Callable[..., Tensor]  # a tensor's method, or what is called
 
 
 class Pending(NamedTuple):

@@ -1,7 +1,7 @@
-"""The C library's three operations on plain PyTorch tensors: no autograd, no dispatcher, no copies.
+"""The C library's three operations on plain PyTorch tensors: no autograd, no dispatcher.
 
-Nothing is checked here: every call has been found fit (_fitness) and its tensors made dense
-(_dense), so that all that C sees is CPU memory of the input's dtype, sizes and memory order.
+Every call has been found fit (_fitness) and its tensors made dense (_dense), so that all that C
+sees is CPU memory of the input's dtype, sizes and memory order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Everything of PyTorch's that its documentation does not promise; no other file here names it.
+"""What PyTorch's documentation does not promise, by name.
 
-Seen in PyTorch 2.13. Where a name is missing, the import of batchnorm.torch fails and says which,
-instead of a call much later. One more is a method that `modules` inherits: _check_input_dim.
+Seen in PyTorch 2.13. Where an imported name is missing, the import of batchnorm.torch fails and
+says which, instead of a call much later. Besides there are a method that `modules` inherits
+(_check_input_dim), and names that PyTorch gives to what torch.fx and parametrizations make
+(_report, _classes).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ try:
         _len_torch_dispatch_stack,
     )
     from torch._C import _AutoDispatchBelowAutograd as below_autograd
-    from torch._C import _current_graph_task_id as graph_task  # -1: no backward is running
+    from torch._C import _current_graph_task_id as graph_task_id  # -1: no backward is running
     from torch._C._autograd import _profiler_enabled as is_profiled
     from torch._prims_common import suggest_memory_format
     from torch.nn.modules.batchnorm import _BatchNorm as BATCH_NORM
@@ -36,7 +38,7 @@ __all__ = [
     "BATCH_NORM",
     "below_autograd",
     "children",
-    "graph_task",
+    "graph_task_id",
     "is_plain",
     "is_profiled",
     "is_transformed",
@@ -94,6 +96,8 @@ def children(module: nn.Module) -> dict[str, nn.Module | None]:
 def tensors_of(module: BATCH_NORM) -> tuple[Tensor | None, ...]:
     """weight, bias, running_mean, running_var and num_batches_tracked: a microsecond less for each.
 
+    A module from before there were counters, or stripped of them, has none.
+
     A parametrization takes a name out of the module's tensors and makes it an attribute.
     """
     own, buffers = module._parameters, module._buffers
@@ -103,7 +107,7 @@ def tensors_of(module: BATCH_NORM) -> tuple[Tensor | None, ...]:
             own["bias"],
             buffers["running_mean"],
             buffers["running_var"],
-            buffers["num_batches_tracked"],
+            buffers.get("num_batches_tracked"),
         )
     except KeyError:
         return (
@@ -111,7 +115,7 @@ def tensors_of(module: BATCH_NORM) -> tuple[Tensor | None, ...]:
             module.bias,
             module.running_mean,
             module.running_var,
-            module.num_batches_tracked,
+            getattr(module, "num_batches_tracked", None),
         )
 
 

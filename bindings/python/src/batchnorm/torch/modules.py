@@ -20,7 +20,7 @@ from ._activations import BY_NAME, is_slope
 from ._call import Call
 from ._fitness import check_addable, judge
 from ._operators import forward, forward_directly
-from ._private import BATCH_NORM, graph_task, tensors_of
+from ._private import BATCH_NORM, graph_task_id, tensors_of
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -58,6 +58,9 @@ class _Forward(BATCH_NORM):
         RuntimeError
             Where PyTorch raises it. What it refuses in training, it has counted by then, as ever,
             in num_batches_tracked.
+        BatchNormValueError
+            Running statistics that lie in the input's memory or in each other's. Nothing is
+            written.
         """
         if isinstance(input, Proxy):
             return _leaf(self, input, residual, activation, negative_slope)
@@ -142,7 +145,7 @@ def _is_recomputation() -> bool:
     That is activation checkpointing. The earlier forward has updated the running statistics.
     torch.compile repeats operators, not this code.
     """
-    return not torch.compiler.is_compiling() and graph_task() != -1
+    return not torch.compiler.is_compiling() and graph_task_id() != -1
 
 
 class BatchNorm1d(_Forward, nn.BatchNorm1d):
