@@ -869,7 +869,9 @@ def test_statistics_whose_values_share_memory_are_pytorchs() -> None:
         layer.running_var = torch.ones(1).expand(3)
         torch.manual_seed(0)
         layer(torch.randn(8, 3))
-        results.append((layer.running_mean, layer.running_var.clone(), layer.num_batches_tracked))
+        # Which channel's variance comes to stay there depends on PyTorch's threads.
+        assert layer.running_var.isfinite().all()
+        results.append((layer.running_mean, layer.num_batches_tracked))
     torch.testing.assert_close(results[1], results[0])
 
 
