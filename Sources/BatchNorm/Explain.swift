@@ -135,12 +135,12 @@ extension BatchNormPlan {
         let schedule: bnk_schedule
         switch operation {
         case .forwardTraining:
-            schedule = bnk_forward_schedule(&cut)
+            schedule = bnk_reduction_schedule(&cut)
             workspaceBytes = Int(bnk_forward_workspace(&cut))
         case .forwardInference:
             schedule = bnk_inference_schedule(&cut)
         case .backward, .backwardFrozen:
-            schedule = bnk_backward_schedule(&cut)
+            schedule = bnk_reduction_schedule(&cut)
             workspaceBytes = Int(bnk_backward_workspace(&cut))
         }
         steps = Int(schedule.steps)

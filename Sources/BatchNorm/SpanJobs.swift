@@ -84,6 +84,19 @@ extension Backward {
         epilogue = BackwardEpilogue(saved)
         positions = Positions(saved.positionMask)
     }
+
+    /// The forward's weight, and where the gradients go.
+    mutating func take<Scalar: BatchNormScalar>(
+        _ weight: Span<Scalar.Parameter>?, _ gradInput: consuming MutableSpan<Scalar>?,
+        _ gradWeight: consuming MutableSpan<Scalar.Parameter>?,
+        _ gradBias: consuming MutableSpan<Scalar.Parameter>?, _ gradResidual: consuming MutableSpan<Scalar>?
+    ) {
+        self.weight = View(weight)
+        self.gradInput = MutableView(gradInput)
+        self.gradWeight = MutableView(gradWeight)
+        self.gradBias = MutableView(gradBias)
+        epilogue.gradResidual = MutableView(gradResidual)
+    }
 }
 
 extension Gradients {

@@ -191,11 +191,7 @@ extension BatchNormalization {
     ) throws(BatchNormError) {
         defer { withExtendedLifetime(saved) {} }
         var job = Backward(input, gradOutput, shape, saved)
-        job.weight = View(weight)
-        job.gradInput = MutableView(gradInput)
-        job.gradWeight = MutableView(gradWeight)
-        job.gradBias = MutableView(gradBias)
-        job.epilogue.gradResidual = MutableView(gradResidual)
+        job.take(weight, gradInput, gradWeight, gradBias, gradResidual)
         try sums.dy.withUnsafeBufferPointer { (dy) throws(BatchNormError) in
             try sums.dyXmu.withUnsafeBufferPointer { (dyXmu) throws(BatchNormError) in
                 // Lent to a call that reads them only.

@@ -198,11 +198,6 @@ int64_t bnk_backward_workspace(const bnk_cut *cut)
     return bnk_operation_workspace(&gradients_reduction, cut);
 }
 
-bnk_schedule bnk_backward_schedule(const bnk_cut *cut)
-{
-    return bnk_operation_schedule(cut);
-}
-
 void bnk_backward_run(const bnk_cut *cut, const bnk_backward *job)
 {
     backward t = backward_on(cut, job, NULL);

@@ -124,11 +124,6 @@ int64_t bnk_forward_workspace(const bnk_cut *cut)
     return bnk_operation_workspace(&moments_reduction, cut);
 }
 
-bnk_schedule bnk_forward_schedule(const bnk_cut *cut)
-{
-    return bnk_operation_schedule(cut);
-}
-
 void bnk_forward_training(const bnk_cut *cut, bnk_forward *job)
 {
     training t = training_on(cut, job, NULL);

@@ -239,7 +239,8 @@ static int phases_of(const bnk_operation *o, bnk_phase *phases)
     return 3;
 }
 
-bnk_schedule bnk_operation_schedule(const bnk_cut *cut)
+/* As bnk_operation_run goes through an operation that has results and applies them. */
+bnk_schedule bnk_reduction_schedule(const bnk_cut *cut)
 {
     const bnk_operation o = { .operands.cut = cut, .has_results = true, .applies = true };
     bnk_phase phases[3];

@@ -57,9 +57,6 @@ struct bnk_operation {
     bnk_linears linears; /* [channel] */
 };
 
-/* How an operation that has results and applies them goes through the steps, as bnk_operation_run does. */
-bnk_schedule bnk_operation_schedule(const bnk_cut *cut);
-
 /* An operation as a whole: in the order that the plan says. The workspace is what its two parts have together, or
  * none. */
 int64_t bnk_operation_workspace(const bnk_reduction *reduction, const bnk_cut *cut);

@@ -186,14 +186,14 @@ typedef struct bnk_schedule {
     int64_t tasks; /* of the step that has the most: more threads have nothing to do */
 } bnk_schedule;
 
+bnk_schedule bnk_reduction_schedule(const bnk_cut *cut); /* of training and backward */
+bnk_schedule bnk_inference_schedule(const bnk_cut *cut);
+
 /* Operations. rows and inner are at least 1. */
 int64_t bnk_forward_workspace(const bnk_cut *cut);
-bnk_schedule bnk_forward_schedule(const bnk_cut *cut);
 void bnk_forward_training(const bnk_cut *cut, bnk_forward *job);
-bnk_schedule bnk_inference_schedule(const bnk_cut *cut);
 void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job);
 int64_t bnk_backward_workspace(const bnk_cut *cut);
-bnk_schedule bnk_backward_schedule(const bnk_cut *cut);
 void bnk_backward_run(const bnk_cut *cut, const bnk_backward *job);
 
 /*

@@ -231,7 +231,7 @@ def call(
     """`function` with ndarrays for all arrays of `arguments`, and results in the kind of `first`.
 
     The functions call this themselves, with their own `locals()`, rather than being decorated:
-    passing twenty arguments on would cost each call of ndarrays 0.8 us, a tenth of its time.
+    passing twenty arguments on would cost each call of ndarrays 0.8 us, a twentieth of its time.
 
     Destinations come back as the objects that they are. `also` is an attribute of `self` that is a
     result as well. With `allow_copy`, what does not lie as it must is copied, destinations aside.

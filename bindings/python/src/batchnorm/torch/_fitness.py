@@ -75,7 +75,7 @@ def judge(call: Call, dispatched: bool = False) -> Fitness:
             vector_type = dtype if vector.dtype is dtype else torch.float32
         if vector.dtype is not vector_type or vector.numel() != channels or not vector.is_cpu:
             return Fitness(_unfit_vector(call, vector, channels, vector_type))
-        # As _is_simple, which would cost half a microsecond for each.
+        # As _is_simple says, without four calls of it.
         direct = (
             direct
             and type(vector) in PLAIN_TYPES

@@ -69,13 +69,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     wrapped by torch.func, negated lazily, a subclass that dispatches. Modes, tracing and
     torch.compile look at operators, so they have to see some.
     """
-    if (
-        is_compiling()
-        or _len_torch_dispatch_stack()
-        or _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _is_tracing()
-    ):
+    if is_compiling() or _len_torch_dispatch_stack() or is_transformed() or _is_tracing():
         return False
     for tensor in tensors:
         if tensor is not None and _dispatch_keys(tensor).raw_repr() not in _plain:
@@ -96,9 +90,8 @@ def children(module: nn.Module) -> dict[str, nn.Module | None]:
 def tensors_of(module: BATCH_NORM) -> tuple[Tensor | None, ...]:
     """weight, bias, running_mean, running_var and num_batches_tracked: a microsecond less for each.
 
-    A module from before there were counters, or stripped of them, has none.
-
-    A parametrization takes a name out of the module's tensors and makes it an attribute.
+    A parametrization takes a name out of the module's tensors and makes it an attribute. A module
+    from before there were counters, or stripped of them, has none.
     """
     own, buffers = module._parameters, module._buffers
     try:
@@ -107,7 +100,7 @@ def tensors_of(module: BATCH_NORM) -> tuple[Tensor | None, ...]:
             own["bias"],
             buffers["running_mean"],
             buffers["running_var"],
-            buffers.get("num_batches_tracked"),
+            buffers["num_batches_tracked"],
         )
     except KeyError:
         return (
