@@ -19,22 +19,29 @@ static const bnk_grid *grid_of(const bnk_operation *operation)
     return &operation->operands.cut->grid;
 }
 
-static double mean_of(const bnk_operation *operation, int64_t channel)
+static const bnk_statistics *statistics_of(const bnk_operation *operation)
 {
-    return bnk_mean_of(&backward_of(operation)->job->statistics, grid_of(operation), channel);
+    return &backward_of(operation)->job->statistics;
+}
+
+BNK_FORM const double *means_of(const bnk_operation *operation, int64_t channel, int64_t channels,
+                                double *memory)
+{
+    return bnk_means_of(statistics_of(operation), grid_of(operation), channel, channels, memory);
+}
+
+BNK_FORM const double *invstds_of(const bnk_operation *operation, int64_t channel, int64_t channels,
+                                  double *memory)
+{
+    return bnk_invstds_of(statistics_of(operation), grid_of(operation), channel, channels, memory);
 }
 
 /* float32 results have no use for it. */
-static double mean_rest_of(const bnk_operation *operation, int64_t channel)
+BNK_FORM const double *mean_rests_of(const bnk_operation *operation, int64_t channel)
 {
     const bnk_grid *grid = grid_of(operation);
-    if (!grid->is_double) return 0;
-    return bnk_mean_rest_of(&backward_of(operation)->job->statistics, grid, channel);
-}
-
-static double invstd_of(const bnk_operation *operation, int64_t channel)
-{
-    return bnk_invstd_of(&backward_of(operation)->job->statistics, grid_of(operation), channel);
+    const bnk_statistics none = { 0 };
+    return bnk_mean_rests_of(grid->is_double ? statistics_of(operation) : &none, grid, channel);
 }
 
 static double reduce(const bnk_operation *operation, const bnk_piece *piece, void *results,
@@ -42,16 +49,18 @@ static double reduce(const bnk_operation *operation, const bnk_piece *piece, voi
 {
     const bnk_operands *o = &operation->operands;
     bnk_gradients *sums = results;
-    double means[BNK_MAX_COLUMNS];
-    for (int64_t c = 0; c < piece->channels; c++) means[c] = mean_of(operation, piece->channel + c);
+    double memory[BNK_MAX_COLUMNS];
+    const double *means = means_of(operation, piece->channel, piece->channels, memory);
     if (o->cut->plan.by_columns)
         bnk_column_gradients(o, piece, means, sums);
     else
         bnk_row_gradients(o, piece, means[0], sums, other);
     /* The leaves subtract a mean of one number. */
-    for (int64_t c = 0; c < piece->channels; c++) {
-        const double rest = mean_rest_of(operation, piece->channel + c);
-        if (rest != 0) sums[c].dy_xmu -= rest * sums[c].dy;
+    const bnk_statistics *s = statistics_of(operation);
+    if (o->cut->grid.is_double && s->mean_rest) {
+        const double *rests = bnk_mean_rests_of(s, &o->cut->grid, piece->channel);
+        for (int64_t c = 0; c < piece->channels; c++)
+            if (rests[c] != 0) sums[c].dy_xmu -= rests[c] * sums[c].dy;
     }
     return 0; /* sums merge without it */
 }
@@ -67,54 +76,120 @@ static void merge(void *all, double all_count, const void *own, double own_count
     }
 }
 
-/* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c), where c is x - mean. */
-static bnk_linear through_batch(const bnk_operation *operation, int64_t channel, double weight,
-                                const bnk_gradients *sums)
+/* What the coefficients of some channels are formed of. */
+typedef struct ingredients {
+    int64_t channels;
+    double count;
+    const double *mean, *mean_rest, *invstd;
+    double weight[BNK_TOGETHER];
+    double dy[BNK_TOGETHER], dy_xmu[BNK_TOGETHER]; /* the sums */
+} ingredients;
+
+/* dx = gain * dy - gain * mean(dy) - gain * c * invstd^2 * mean(dy * c), where c is x - mean.
+ * Returns whether all coefficients are usual, and so serve. */
+BNK_FORM bool form_through_batch(const ingredients *of, int32_t is_double, const bnk_linears *to)
 {
-    const int32_t is_double = grid_of(operation)->is_double;
-    const double invstd = invstd_of(operation, channel), gain = weight * invstd;
-    const double scale = bnk_scale(invstd), mean_product = sums->dy_xmu / operation->count;
-    const double correlation = invstd * mean_product;
-    bnk_linear f = bnk_linear_of(
-        scale, mean_of(operation, channel), mean_rest_of(operation, channel),
-        -gain * (invstd / scale) * correlation, -gain * (sums->dy / operation->count), is_double);
-    f.factor = bnk_round(gain, is_double);
-    return bnk_serves_gradient(&f, weight, invstd, mean_product, correlation, is_double)
-               ? f
-               : bnk_linear_of_extreme();
+    bool usual = true;
+    BNK_SHORT_LOOP
+    for (int64_t i = 0; i < of->channels; i++) {
+        const double invstd = of->invstd[i], scale = bnk_scale(invstd);
+        const double gain = of->weight[i] * invstd;
+        const double correlation = invstd * (of->dy_xmu[i] / of->count);
+        bnk_linear f = bnk_linear_of(scale, of->mean[i], of->mean_rest[i],
+                                     -gain * (invstd / scale) * correlation,
+                                     -gain * (of->dy[i] / of->count), is_double);
+        f.factor = bnk_round(gain, is_double);
+        usual &= bnk_is_usual_gradient(&f);
+        bnk_linears_set(to, is_double, i, f);
+    }
+    return usual;
+}
+
+BNK_FORM void through_batch(const ingredients *of, int32_t is_double, const bnk_linears *to)
+{
+    if (is_double ? form_through_batch(of, 1, to) : form_through_batch(of, 0, to)) return;
+    for (int64_t i = 0; i < of->channels; i++) {
+        const double mean_product = of->dy_xmu[i] / of->count;
+        bnk_linears_settle_gradient(to, is_double, i, of->weight[i], of->invstd[i], mean_product,
+                                    of->invstd[i] * mean_product);
+    }
 }
 
 /* dx = dy * gain, by the forward's leaf with dy as x; -0 keeps the sign of every zero. */
-static bnk_linear through_frozen(double weight, double invstd, int32_t is_double)
+BNK_FORM bool form_through_frozen(const ingredients *of, int32_t is_double, const bnk_linears *to)
 {
-    const double gain = weight * invstd;
-    const bnk_linear scaled = { 1, -0.0, bnk_round(gain, is_double), 0, -0.0, 0 };
-    return bnk_serves_forward(&scaled, weight, invstd, gain, is_double) ? scaled
-                                                                        : bnk_linear_of_extreme();
+    bool usual = true;
+    BNK_SHORT_LOOP
+    for (int64_t i = 0; i < of->channels; i++) {
+        const double gain = of->weight[i] * of->invstd[i];
+        const bnk_linear f = { 1, -0.0, bnk_round(gain, is_double), 0, -0.0, 0 };
+        usual &= bnk_is_usual_forward(&f);
+        bnk_linears_set(to, is_double, i, f);
+    }
+    return usual;
+}
+
+BNK_FORM void through_frozen(const ingredients *of, int32_t is_double, const bnk_linears *to)
+{
+    if (is_double ? form_through_frozen(of, 1, to) : form_through_frozen(of, 0, to)) return;
+    for (int64_t i = 0; i < of->channels; i++)
+        bnk_linears_settle_forward(to, is_double, i, of->weight[i], of->invstd[i]);
 }
 
 /* Writes the parameters' gradients and gives the coefficients. */
-static bnk_linear finish_channel(const bnk_operation *operation, int64_t channel,
-                                 const bnk_gradients *sums)
+BNK_FORM void finish_some(const bnk_operation *operation, int64_t channel, int64_t channels,
+                          const bnk_gradients *sums, const bnk_linears *linears)
 {
     const bnk_backward *job = backward_of(operation)->job;
     const bnk_grid *grid = grid_of(operation);
+    const int32_t is_double = grid->is_double;
     const int64_t at = bnk_parameter_of(grid, channel);
-    const double invstd = invstd_of(operation, channel);
-    if (job->grad_bias) bnk_set(job->grad_bias, grid->is_double, at, sums->dy);
-    if (job->grad_weight) bnk_set(job->grad_weight, grid->is_double, at, sums->dy_xmu * invstd);
-    const double weight = bnk_get(job->weight, grid->is_double, at, 1);
-    return job->frozen ? through_frozen(weight, invstd, grid->is_double)
-                       : through_batch(operation, channel, weight, sums);
+    double mean[BNK_TOGETHER], invstd[BNK_TOGETHER];
+    ingredients of;
+    of.channels = channels;
+    of.count = operation->count;
+    of.mean = means_of(operation, channel, channels, mean);
+    of.mean_rest = mean_rests_of(operation, channel);
+    of.invstd = invstds_of(operation, channel, channels, invstd);
+    bnk_get_some(job->weight, is_double, at, channels, 1, of.weight);
+    for (int64_t i = 0; i < channels; i++) {
+        of.dy[i] = sums[i].dy;
+        of.dy_xmu[i] = sums[i].dy_xmu;
+    }
+
+    if (job->grad_bias) bnk_set_some(job->grad_bias, is_double, at, channels, of.dy);
+    if (job->grad_weight) {
+        double gradient[BNK_TOGETHER];
+        BNK_SHORT_LOOP
+        for (int64_t i = 0; i < channels; i++) gradient[i] = of.dy_xmu[i] * of.invstd[i];
+        bnk_set_some(job->grad_weight, is_double, at, channels, gradient);
+    }
+    if (job->frozen)
+        through_frozen(&of, is_double, linears);
+    else
+        through_batch(&of, is_double, linears);
+}
+
+static BNK_BY_VECTORS void finish_by_vectors(const bnk_operation *operation, int64_t channel,
+                                             int64_t channels, const bnk_gradients *sums,
+                                             const bnk_linears *linears)
+{
+    finish_some(operation, channel, channels, sums, linears);
 }
 
 static void finish(const bnk_operation *operation, int64_t channel, int64_t channels,
                    const void *results, const bnk_linears *linears)
 {
+    const bnk_cut *cut = operation->operands.cut;
     const bnk_gradients *sums = results;
-    for (int64_t i = 0; i < channels; i++)
-        bnk_linears_set(linears, grid_of(operation)->is_double, i,
-                        finish_channel(operation, channel + i, &sums[i]));
+    if (bnk_takes_vectors(cut, channels)) {
+        finish_by_vectors(operation, channel, channels, sums, linears);
+        return;
+    }
+    for (int64_t i = 0; i < channels; i++) {
+        const bnk_linears own = bnk_linears_from(linears, i, cut->grid.is_double);
+        finish_some(operation, channel + i, 1, sums + i, &own);
+    }
 }
 
 /* The same formulas. */
@@ -124,7 +199,8 @@ static bnk_extreme finish_extreme(const bnk_operation *operation, int64_t channe
     const bnk_backward *job = backward_of(operation)->job;
     const bnk_grid *grid = grid_of(operation);
     const double weight = bnk_get(job->weight, grid->is_double, bnk_parameter_of(grid, channel), 1);
-    const bnk_scaled invstd = bnk_scaled_of(invstd_of(operation, channel));
+    double mean, own;
+    const bnk_scaled invstd = bnk_scaled_of(*invstds_of(operation, channel, 1, &own));
     const bnk_scaled gain = bnk_scaled_product(bnk_scaled_of(weight), invstd);
     if (job->frozen) return (bnk_extreme){ .offset = bnk_scaled_of(-0.0), .factor = gain };
     const bnk_gradients *sums = result;
@@ -132,28 +208,33 @@ static bnk_extreme finish_extreme(const bnk_operation *operation, int64_t channe
     const bnk_scaled correlation =
         bnk_scaled_product(invstd, bnk_scaled_of(sums->dy_xmu / operation->count));
     return (bnk_extreme){
-        .mean = mean_of(operation, channel),
-        .mean_rest = mean_rest_of(operation, channel),
+        .mean = *means_of(operation, channel, 1, &mean),
+        .mean_rest = *mean_rests_of(operation, channel),
         .gain = bnk_scaled_product(bnk_scaled_product(loss, invstd), correlation),
         .offset = bnk_scaled_product(loss, bnk_scaled_of(sums->dy / operation->count)),
         .factor = gain,
     };
 }
 
-static void give(const bnk_operation *operation, int64_t channel, const void *result)
+static void give(const bnk_operation *operation, int64_t channel, int64_t channels,
+                 const void *results)
 {
     const bnk_gradient_sums *to = backward_of(operation)->sums;
-    const bnk_gradients *sums = result;
+    const bnk_gradients *sums = results;
     const int64_t at = bnk_statistics_of(grid_of(operation), channel);
-    to->dy[at] = sums->dy;
-    to->dy_xmu[at] = sums->dy_xmu;
+    for (int64_t i = 0; i < channels; i++) {
+        to->dy[at + i] = sums[i].dy;
+        to->dy_xmu[at + i] = sums[i].dy_xmu;
+    }
 }
 
-static void take(const bnk_operation *operation, int64_t channel, void *result)
+static void take(const bnk_operation *operation, int64_t channel, int64_t channels, void *results)
 {
     const bnk_gradient_sums *from = backward_of(operation)->sums;
+    bnk_gradients *sums = results;
     const int64_t at = bnk_statistics_of(grid_of(operation), channel);
-    *(bnk_gradients *)result = (bnk_gradients){ from->dy[at], from->dy_xmu[at] };
+    for (int64_t i = 0; i < channels; i++)
+        sums[i] = (bnk_gradients){ from->dy[at + i], from->dy_xmu[at + i] };
 }
 
 static const bnk_reduction gradients_reduction = {

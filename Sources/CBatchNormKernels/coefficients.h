@@ -36,6 +36,63 @@ static inline void bnk_set(void *values, int32_t is_double, int64_t i, double va
         ((float *)values)[i] = (float)value;
 }
 
+/* Channels whose coefficients are formed together: in straight loops over arrays of float64, which the compiler makes
+ * vectors of. What is not usual is found out for all of them, and then seen to one by one. */
+enum { BNK_TOGETHER = 64 };
+
+/* A function that is compiled for what each call knows: the element type; that there is one channel, without a loop; that the
+ * caller is compiled for vectors of float64. */
+#define BNK_FORM static inline __attribute__((always_inline))
+
+/* Such a caller; on x86-64 for AVX2, whose vectors are the shortest that are worth it. */
+#if defined(__x86_64__)
+#define BNK_BY_VECTORS __attribute__((target("avx2")))
+#else
+#define BNK_BY_VECTORS
+#endif
+
+/* Before a loop: vectors are enough, for it is too short to be worth a longer body. */
+#define BNK_SHORT_LOOP _Pragma("clang loop interleave(disable)")
+
+/* Whether to call it; else channels are finished one by one. */
+static inline bool bnk_takes_vectors(const bnk_cut *cut, int64_t channels)
+{
+#if defined(__x86_64__)
+    if (cut->plan.isa == BNK_ISA_GENERIC) return false;
+#else
+    (void)cut;
+#endif
+    return channels > 1;
+}
+
+/* `count` elements of a parameter array from the `first`-th on. */
+BNK_FORM void bnk_get_some(const void *values, int32_t is_double, int64_t first, int64_t count,
+                           double absent, double *to)
+{
+    if (!values) {
+        BNK_SHORT_LOOP
+        for (int64_t i = 0; i < count; i++) to[i] = absent;
+    } else if (is_double) {
+        BNK_SHORT_LOOP
+        for (int64_t i = 0; i < count; i++) to[i] = ((const double *)values)[first + i];
+    } else {
+        BNK_SHORT_LOOP
+        for (int64_t i = 0; i < count; i++) to[i] = (double)((const float *)values)[first + i];
+    }
+}
+
+BNK_FORM void bnk_set_some(void *values, int32_t is_double, int64_t first, int64_t count,
+                           const double *from)
+{
+    if (is_double) {
+        BNK_SHORT_LOOP
+        for (int64_t i = 0; i < count; i++) ((double *)values)[first + i] = from[i];
+    } else {
+        BNK_SHORT_LOOP
+        for (int64_t i = 0; i < count; i++) ((float *)values)[first + i] = (float)from[i];
+    }
+}
+
 /* `value` in the element type. */
 static inline double bnk_round(double value, int32_t is_double)
 {
@@ -46,7 +103,7 @@ static inline double bnk_round(double value, int32_t is_double)
 static inline double bnk_invstd(double variance, double epsilon)
 {
     const double v = variance + epsilon;
-    return v == 0 ? 0 : 1 / sqrt(v);
+    return v == 0 ? 0 : 1 / __builtin_elementwise_sqrt(v); /* sqrt() may set errno: no vectors */
 }
 
 /* The largest power of two that is not above a positive invstd, by cutting off the fraction's bits; 1 where there
@@ -55,11 +112,11 @@ static inline double bnk_scale(double invstd)
 {
     const uint64_t exponent_bits = 0x7ff0000000000000;
     uint64_t bits;
+    double power;
     memcpy(&bits, &invstd, sizeof bits);
     bits &= exponent_bits;
-    if (bits == 0 || bits == exponent_bits) return 1;
-    memcpy(&invstd, &bits, sizeof bits);
-    return invstd;
+    memcpy(&power, &bits, sizeof power);
+    return power > 0 && power <= DBL_MAX ? power : 1;
 }
 
 /* y = t * slope + offset with t = x * scale + center; for gradients y = t * (slope + slope_rest) +
@@ -107,35 +164,54 @@ static inline bool bnk_is_central(double center, int32_t is_double)
     return !(fabs(center) >= (is_double ? 0x1p969 : 0x1p102));
 }
 
-/* What most numbers are; far from the ends of either element type. */
+/* What most numbers are; far from the ends of either element type. Without branches, here and in what is made of it, so
+ * that many are looked at together. */
 static inline bool bnk_is_small(double value)
 {
     return fabs(value) < 0x1p90;
 }
 static inline bool bnk_is_moderate(double value)
 {
-    return bnk_is_small(value) && fabs(value) > 0x1p-100;
+    bool moderate = bnk_is_small(value);
+    moderate &= fabs(value) > 0x1p-100;
+    return moderate;
 }
 
-/* Of a forward, where weight * invstd is `gain`. */
-static inline bool bnk_serves_forward(const bnk_linear *f, double weight, double invstd,
-                                      double gain, int32_t is_double)
+/* Of a forward: whether the coefficients are usual numbers, which serve; and whether they serve. */
+static inline bool bnk_is_usual_forward(const bnk_linear *f)
 {
-    if (bnk_is_moderate(f->slope) && bnk_is_small(f->center) && bnk_is_small(f->offset))
-        return true;
-    return bnk_is_whole(f->slope, is_double) && bnk_is_central(f->center, is_double) &&
-           !(fabs(f->offset) > DBL_MAX) && !(f->slope == 0 && gain != 0) &&
-           !bnk_has_vanished(weight, invstd, gain);
+    bool usual = bnk_is_moderate(f->slope);
+    usual &= bnk_is_small(f->center);
+    usual &= bnk_is_small(f->offset);
+    return usual;
 }
 
-/* Of a gradient. `correlation` is invstd * mean(dy * c). Slope and offset leave room for the sum of all terms,
- * t being a few times the square root of the number of values at most. */
+static inline bool bnk_serves_forward(const bnk_linear *f, double weight, double invstd,
+                                      int32_t is_double)
+{
+    const double gain = weight * invstd;
+    return bnk_is_usual_forward(f) ||
+           (bnk_is_whole(f->slope, is_double) && bnk_is_central(f->center, is_double) &&
+            !(fabs(f->offset) > DBL_MAX) && !(f->slope == 0 && gain != 0) &&
+            !bnk_has_vanished(weight, invstd, gain));
+}
+
+/* The same of a gradient. `correlation` is invstd * mean(dy * c). Slope and offset leave room for the sum of all
+ * terms, t being a few times the square root of the number of values at most. */
+static inline bool bnk_is_usual_gradient(const bnk_linear *f)
+{
+    bool usual = bnk_is_moderate(f->scale);
+    usual &= bnk_is_moderate(f->slope);
+    usual &= bnk_is_moderate(f->factor);
+    usual &= bnk_is_small(f->center);
+    usual &= bnk_is_small(f->offset);
+    return usual;
+}
+
 static inline bool bnk_serves_gradient(const bnk_linear *f, double weight, double invstd,
                                        double mean_product, double correlation, int32_t is_double)
 {
-    if (bnk_is_moderate(f->scale) && bnk_is_moderate(f->slope) && bnk_is_moderate(f->factor) &&
-        bnk_is_small(f->center) && bnk_is_small(f->offset))
-        return true;
+    if (bnk_is_usual_gradient(f)) return true;
     return bnk_is_whole(f->scale, is_double) && f->scale != 0 &&
            bnk_is_central(f->center, is_double) && bnk_is_whole(f->slope, is_double) &&
            !(fabs(f->slope) >= (is_double ? 0x1p990 : 0x1p95)) &&
@@ -145,12 +221,7 @@ static inline bool bnk_serves_gradient(const bnk_linear *f, double weight, doubl
            !bnk_has_vanished(invstd, mean_product, correlation);
 }
 
-/* The mark, and whether it is there. */
-static inline bnk_linear bnk_linear_of_extreme(void)
-{
-    return (bnk_linear){ 0 };
-}
-
+/* The mark. */
 static inline bool bnk_is_extreme(const bnk_linear *f)
 {
     return f->scale == 0;
@@ -172,12 +243,12 @@ static inline double bnk_plain(double value)
 static inline void bnk_linears_set(const bnk_linears *to, int32_t is_double, int64_t i,
                                    bnk_linear f)
 {
-    bnk_set(to->scale, is_double, i, bnk_plain(f.scale));
-    bnk_set(to->center, is_double, i, bnk_plain(f.center));
-    bnk_set(to->slope, is_double, i, bnk_plain(f.slope));
-    bnk_set(to->offset, is_double, i, bnk_plain(f.offset));
-    bnk_set(to->factor, is_double, i, bnk_plain(f.factor));
-    bnk_set(to->slope_rest, is_double, i, bnk_plain(f.slope_rest));
+    bnk_set(to->scale, is_double, i, f.scale);
+    bnk_set(to->center, is_double, i, f.center);
+    bnk_set(to->slope, is_double, i, f.slope);
+    bnk_set(to->slope_rest, is_double, i, f.slope_rest);
+    bnk_set(to->offset, is_double, i, f.offset);
+    bnk_set(to->factor, is_double, i, f.factor);
 }
 
 static inline bnk_linear bnk_linears_get(const bnk_linears *from, int32_t is_double, int64_t i)
@@ -190,6 +261,33 @@ static inline bnk_linear bnk_linears_get(const bnk_linears *from, int32_t is_dou
     f.factor = bnk_get(from->factor, is_double, i, 0);
     f.slope_rest = bnk_get(from->slope_rest, is_double, i, 0);
     return f;
+}
+
+/* The last word on coefficients that are not usual: plain, or the mark where they do not serve. */
+static inline void bnk_linears_settle(const bnk_linears *to, int32_t is_double, int64_t i,
+                                      bnk_linear f, bool serve)
+{
+    const bnk_linear extreme = { 0 },
+                     plain = { bnk_plain(f.scale),      bnk_plain(f.center), bnk_plain(f.slope),
+                               bnk_plain(f.slope_rest), bnk_plain(f.offset), bnk_plain(f.factor) };
+    bnk_linears_set(to, is_double, i, serve ? plain : extreme);
+}
+
+static inline void bnk_linears_settle_forward(const bnk_linears *to, int32_t is_double, int64_t i,
+                                              double weight, double invstd)
+{
+    const bnk_linear f = bnk_linears_get(to, is_double, i);
+    bnk_linears_settle(to, is_double, i, f, bnk_serves_forward(&f, weight, invstd, is_double));
+}
+
+static inline void bnk_linears_settle_gradient(const bnk_linears *to, int32_t is_double, int64_t i,
+                                               double weight, double invstd, double mean_product,
+                                               double correlation)
+{
+    const bnk_linear f = bnk_linears_get(to, is_double, i);
+    bnk_linears_settle(
+        to, is_double, i, f,
+        bnk_serves_gradient(&f, weight, invstd, mean_product, correlation, is_double));
 }
 
 /* BNK_LINEARS arrays of `length` elements in one piece of memory. */

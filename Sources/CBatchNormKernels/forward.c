@@ -2,6 +2,7 @@
  * The training forward: the reduction of moments. See reduction.h; running statistics are taken care of in running.c, the
  * forward with given statistics is in inference.c.
  */
+#include "indices.h"
 #include "normalization.h"
 #include "piece_moments.h"
 #include "reduction.h"
@@ -31,40 +32,73 @@ static void merge(void *all, double all_count, const void *own, double own_count
     bnk_moments_add(all, all_count, own, own_count, channels);
 }
 
+BNK_FORM void save(double *to, int64_t at, int64_t count, const double *values)
+{
+    if (to) bnk_set_some(to, 1, at, count, values);
+}
+
+static void count_channels(int64_t *total, int64_t more)
+{
+    if (more > 0) __atomic_fetch_add(total, more, __ATOMIC_RELAXED);
+}
+
 /* Saves, updates the running statistics and gives the coefficients. */
-static bnk_linear finish_channel(const bnk_operation *operation, bnk_forward *job, int64_t channel,
-                                 bnk_moments moments)
+BNK_FORM void finish_some(const bnk_operation *operation, int64_t channel, int64_t channels,
+                          const bnk_moments *moments, const bnk_linears *linears)
 {
     const bnk_grid *grid = &operation->operands.cut->grid;
-    const double variance = bnk_variance_of(moments, operation->count);
-    bool fits = isfinite(variance);
-    if (!fits) moments.mean = NAN; /* also where the sum overflowed: no half-right output */
-    const double invstd = bnk_invstd(variance, job->epsilon);
-
-    const int64_t at = bnk_statistics_of(grid, channel);
-    if (job->saved_mean) job->saved_mean[at] = moments.mean;
-    if (job->saved_mean_rest) job->saved_mean_rest[at] = moments.mean_rest;
-    if (job->saved_invstd) job->saved_invstd[at] = invstd;
-    if (job->running_mean) {
-        const bnk_running_update updated =
-            bnk_update_running(job, grid, channel, moments.mean, variance);
-        fits = fits && updated.fits;
-        if (!updated.is_finite)
-            __atomic_fetch_add(&job->nonfinite_running_channels, 1, __ATOMIC_RELAXED);
+    bnk_forward *job = training_of(operation)->job;
+    double mean[BNK_TOGETHER], mean_rest[BNK_TOGETHER];
+    double variance[BNK_TOGETHER], invstd[BNK_TOGETHER];
+    int64_t nonfinite = 0;
+    for (int64_t i = 0; i < channels; i++) {
+        variance[i] = bnk_variance_of(moments[i], operation->count);
+        const bool fits = isfinite(variance[i]);
+        /* NaN also where the sum overflowed: no half-right output. */
+        mean[i] = fits ? moments[i].mean : (double)NAN;
+        mean_rest[i] = moments[i].mean_rest;
+        invstd[i] = bnk_invstd(variance[i], job->epsilon);
+        nonfinite += !fits;
     }
-    if (!fits) __atomic_fetch_add(&job->nonfinite_channels, 1, __ATOMIC_RELAXED);
-    return bnk_normalization(grid, channel, job->weight, job->bias, moments.mean, moments.mean_rest,
-                             invstd);
+    const int64_t at = bnk_statistics_of(grid, channel);
+    save(job->saved_mean, at, channels, mean);
+    save(job->saved_mean_rest, at, channels, mean_rest);
+    save(job->saved_invstd, at, channels, invstd);
+    if (job->running_mean) {
+        const bnk_running_update update =
+            bnk_update_running(job, grid, channel, channels, mean, variance);
+        nonfinite = update.unfit;
+        count_channels(&job->nonfinite_running_channels, update.nonfinite);
+    }
+    count_channels(&job->nonfinite_channels, nonfinite);
+    bnk_ingredients of;
+    of.channels = channels;
+    of.mean = mean;
+    of.mean_rest = mean_rest;
+    of.invstd = invstd;
+    bnk_normalization(grid, channel, job->weight, job->bias, &of, linears);
+}
+
+static BNK_BY_VECTORS void finish_by_vectors(const bnk_operation *operation, int64_t channel,
+                                             int64_t channels, const bnk_moments *moments,
+                                             const bnk_linears *linears)
+{
+    finish_some(operation, channel, channels, moments, linears);
 }
 
 static void finish(const bnk_operation *operation, int64_t channel, int64_t channels,
                    const void *results, const bnk_linears *linears)
 {
+    const bnk_cut *cut = operation->operands.cut;
     const bnk_moments *moments = results;
-    for (int64_t i = 0; i < channels; i++)
-        bnk_linears_set(
-            linears, operation->operands.cut->grid.is_double, i,
-            finish_channel(operation, training_of(operation)->job, channel + i, moments[i]));
+    if (bnk_takes_vectors(cut, channels)) {
+        finish_by_vectors(operation, channel, channels, moments, linears);
+        return;
+    }
+    for (int64_t i = 0; i < channels; i++) {
+        const bnk_linears own = bnk_linears_from(linears, i, cut->grid.is_double);
+        finish_some(operation, channel + i, 1, moments + i, &own);
+    }
 }
 
 static bnk_extreme finish_extreme(const bnk_operation *operation, int64_t channel,
@@ -77,16 +111,21 @@ static bnk_extreme finish_extreme(const bnk_operation *operation, int64_t channe
                                      job->bias, moments->mean, moments->mean_rest, invstd);
 }
 
-static void give(const bnk_operation *operation, int64_t channel, const void *result)
+static void give(const bnk_operation *operation, int64_t channel, int64_t channels,
+                 const void *results)
 {
     const int64_t at = bnk_statistics_of(&operation->operands.cut->grid, channel);
-    bnk_moments_put(training_of(operation)->moments, at, *(const bnk_moments *)result);
+    const bnk_moments *moments = results;
+    for (int64_t i = 0; i < channels; i++)
+        bnk_moments_put(training_of(operation)->moments, at + i, moments[i]);
 }
 
-static void take(const bnk_operation *operation, int64_t channel, void *result)
+static void take(const bnk_operation *operation, int64_t channel, int64_t channels, void *results)
 {
     const int64_t at = bnk_statistics_of(&operation->operands.cut->grid, channel);
-    *(bnk_moments *)result = bnk_moments_at(training_of(operation)->moments, at);
+    bnk_moments *moments = results;
+    for (int64_t i = 0; i < channels; i++)
+        moments[i] = bnk_moments_at(training_of(operation)->moments, at + i);
 }
 
 static const bnk_reduction moments_reduction = {

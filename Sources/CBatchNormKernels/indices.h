@@ -1,6 +1,7 @@
 /*
  * Which statistics, parameters and running statistics a channel of the grid has. In batch normalization each
- * channel has its own of all three; here is the one place that says so.
+ * channel has its own of all three; here is the one place that says so. Neighbouring channels have neighbouring
+ * ones: what many channels have is found from the first on.
  */
 #ifndef BNK_INDICES_H
 #define BNK_INDICES_H

@@ -9,39 +9,64 @@ typedef struct inference {
     bnk_operands operands;
 } inference;
 
-static bnk_linear coefficients(const inference *t, int64_t channel)
+/* Writes the coefficients of at most BNK_TOGETHER channels. */
+BNK_FORM void finish_some(const inference *t, int64_t channel, int64_t channels,
+                          const bnk_linears *linears)
 {
     const bnk_grid *grid = &t->operands.cut->grid;
     const bnk_statistics *s = &t->job->statistics;
-    return bnk_normalization(grid, channel, t->job->weight, t->job->bias,
-                             bnk_mean_of(s, grid, channel), bnk_mean_rest_of(s, grid, channel),
-                             bnk_invstd_of(s, grid, channel));
+    double mean[BNK_TOGETHER], invstd[BNK_TOGETHER];
+    bnk_ingredients of;
+    of.channels = channels;
+    of.mean = bnk_means_of(s, grid, channel, channels, mean);
+    of.mean_rest = bnk_mean_rests_of(s, grid, channel);
+    of.invstd = bnk_invstds_of(s, grid, channel, channels, invstd);
+    bnk_normalization(grid, channel, t->job->weight, t->job->bias, &of, linears);
 }
 
-static bnk_extreme extreme_coefficients(const void *operation, int64_t channel, bnk_results results)
+static BNK_BY_VECTORS void finish_by_vectors(const inference *t, int64_t channel, int64_t channels,
+                                             const bnk_linears *linears)
+{
+    finish_some(t, channel, channels, linears);
+}
+
+static void finish_run(const inference *t, const bnk_piece *run, const bnk_linears *linears)
+{
+    const bnk_cut *cut = t->operands.cut;
+    const bool by_vectors = bnk_takes_vectors(cut, run->channels);
+    for (int64_t i = 0, count; i < run->channels; i += count) {
+        const bnk_linears own = bnk_linears_from(linears, i, cut->grid.is_double);
+        count = by_vectors ? bnk_min(BNK_TOGETHER, run->channels - i) : 1;
+        if (by_vectors)
+            finish_by_vectors(t, run->channel + i, count, &own);
+        else
+            finish_some(t, run->channel + i, 1, &own);
+    }
+}
+
+static bnk_extreme finish_extreme(const void *operation, int64_t channel, bnk_results results)
 {
     (void)results; /* there are none */
     const inference *t = operation;
     const bnk_grid *grid = &t->operands.cut->grid;
     const bnk_statistics *s = &t->job->statistics;
+    double mean, invstd;
     return bnk_extreme_normalization(
-        grid, channel, t->job->weight, t->job->bias, bnk_mean_of(s, grid, channel),
-        bnk_mean_rest_of(s, grid, channel), bnk_invstd_of(s, grid, channel));
+        grid, channel, t->job->weight, t->job->bias, *bnk_means_of(s, grid, channel, 1, &mean),
+        *bnk_mean_rests_of(s, grid, channel), *bnk_invstds_of(s, grid, channel, 1, &invstd));
 }
 
 static void apply_pieces(void *context, int64_t begin, int64_t end)
 {
     const inference *t = context;
     const bnk_cut *cut = t->operands.cut;
-    const int32_t is_double = cut->grid.is_double;
     double memory[BNK_LINEARS * BNK_MAX_COLUMNS];
-    const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, is_double);
+    const bnk_linears linears = bnk_linears_in(memory, BNK_MAX_COLUMNS, cut->grid.is_double);
     for (int64_t task = begin; task < end; task++) {
         /* Run by run, so that the coefficients of each are formed once. */
         const int64_t index = task % cut->pieces;
         const bnk_piece piece = bnk_piece_at(cut, task / cut->pieces, index);
-        for (int64_t i = 0; i < piece.channels && (index == 0 || task == begin); i++)
-            bnk_linears_set(&linears, is_double, i, coefficients(t, piece.channel + i));
+        if (index == 0 || task == begin) finish_run(t, &piece, &linears);
         bnk_apply_piece(&t->operands, &piece, &linears, (bnk_results){ NULL, 0 });
     }
     bnk_finish_stores(cut);
@@ -66,7 +91,7 @@ void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job)
                                   .y = job->output,
                                   .epilogue = job->epilogue,
                                   .positions = job->positions,
-                                  .extreme = extreme_coefficients } };
+                                  .extreme = finish_extreme } };
     t.operands.operation = &t;
     bnk_clear_last_bits(&t.operands);
     const bnk_phase phase = phase_of(cut);

@@ -38,11 +38,22 @@ static bnk_extreme finish_extreme(const void *operation, int64_t channel, bnk_re
     if (results.values)
         result = results_at(o, results.values, channel - results.first);
     else
-        o->reduction->take(o, channel, own);
+        o->reduction->take(o, channel, 1, own);
     return o->reduction->finish_extreme(o, channel, result);
 }
 
 /* ---- whole runs ---- */
+
+/* Finishes a run's channels. */
+static void finish_run(const bnk_operation *o, const bnk_piece *run, const void *results,
+                       const bnk_linears *linears)
+{
+    for (int64_t i = 0; i < run->channels; i += BNK_TOGETHER) {
+        const bnk_linears own = bnk_linears_from(linears, i, cut_of(o)->grid.is_double);
+        o->reduction->finish(o, run->channel + i, bnk_min(BNK_TOGETHER, run->channels - i),
+                             results_at(o, results, i), &own);
+    }
+}
 
 /* Reduces and merges a run's pieces. */
 static void reduce_run(const bnk_operation *o, int64_t run, void *merged, bnk_application *other)
@@ -78,7 +89,7 @@ static void take_whole_runs(void *context, int64_t begin, int64_t end)
         if (o->has_results) reduce_run(o, run, merged, applying);
         if (applying) bnk_apply_rest(applying);
         applying = NULL;
-        o->reduction->finish(o, whole.channel, whole.channels, merged, &linears);
+        finish_run(o, &whole, merged, &linears);
         if (!o->applies) continue;
         const bnk_linear f = bnk_linears_get(&linears, cut->grid.is_double, 0);
         if (overlaps(cut) && !bnk_is_extreme(&f)) {
@@ -107,38 +118,46 @@ static void reduce_pieces(void *context, int64_t begin, int64_t end)
     }
 }
 
-/* Channels that a task of the second phase takes together. */
-enum { MERGED = 64 };
-
-static int64_t merge_tasks(const bnk_cut *cut)
+/* The second phase: a task takes BNK_TOGETHER channels. */
+static int64_t channel_tasks(const bnk_cut *cut)
 {
-    return bnk_ceil_div(cut->grid.channels, MERGED);
+    return bnk_ceil_div(cut->grid.channels, BNK_TOGETHER);
 }
 
-/* Merges what reduce_pieces has written; returns how many channels a task has. */
-static int64_t merge_pieces(const bnk_operation *o, int64_t task, void *merged)
+typedef struct channel_task {
+    int64_t first, channels;
+} channel_task;
+
+static channel_task channel_task_at(const bnk_cut *cut, int64_t task)
+{
+    const int64_t first = task * BNK_TOGETHER;
+    return (channel_task){ first, bnk_min(BNK_TOGETHER, cut->grid.channels - first) };
+}
+
+/* Merges what reduce_pieces has written. */
+static void merge_pieces(const bnk_operation *o, channel_task own, void *merged)
 {
     const bnk_cut *cut = cut_of(o);
-    const int64_t first = task * MERGED, channels = bnk_min(MERGED, cut->grid.channels - first);
     double count = 0;
-    clear(o, merged, channels);
+    clear(o, merged, own.channels);
     for (int64_t p = 0; o->has_results && p < cut->pieces; p++) {
-        o->reduction->merge(merged, count, partial_at(o, p, first), o->counts[p], channels);
+        o->reduction->merge(merged, count, partial_at(o, p, own.first), o->counts[p], own.channels);
         count += o->counts[p];
     }
-    return channels;
 }
 
 static void finish_channels(void *context, int64_t begin, int64_t end)
 {
     const bnk_operation *o = context;
     for (int64_t task = begin; task < end; task++) {
-        double merged[BNK_RESULT_DOUBLES * MERGED];
-        const int64_t first = task * MERGED, channels = merge_pieces(o, task, merged);
-        const bnk_linears linears = bnk_linears_from(&o->linears, first, cut_of(o)->grid.is_double);
-        o->reduction->finish(o, first, channels, merged, &linears);
+        double merged[BNK_RESULT_DOUBLES * BNK_TOGETHER];
+        const channel_task own = channel_task_at(cut_of(o), task);
+        const bnk_linears linears =
+            bnk_linears_from(&o->linears, own.first, cut_of(o)->grid.is_double);
+        merge_pieces(o, own, merged);
+        o->reduction->finish(o, own.first, own.channels, merged, &linears);
         /* For extreme channels; nobody reads the first piece's any more. */
-        memcpy(partial_at(o, 0, first), merged, (size_t)(channels * o->reduction->size));
+        memcpy(partial_at(o, 0, own.first), merged, (size_t)(own.channels * o->reduction->size));
     }
 }
 
@@ -154,26 +173,28 @@ static void give_channels(void *context, int64_t begin, int64_t end)
 {
     const bnk_operation *o = context;
     for (int64_t task = begin; task < end; task++) {
-        double merged[BNK_RESULT_DOUBLES * MERGED];
-        const int64_t channels = merge_pieces(o, task, merged);
-        for (int64_t i = 0; i < channels; i++)
-            o->reduction->give(o, task * MERGED + i, results_at(o, merged, i));
+        double merged[BNK_RESULT_DOUBLES * BNK_TOGETHER];
+        const channel_task own = channel_task_at(cut_of(o), task);
+        merge_pieces(o, own, merged);
+        o->reduction->give(o, own.first, own.channels, merged);
     }
 }
 
-static void finish_taken(const bnk_operation *o, int64_t channel, const bnk_linears *linears)
+static void finish_taken(const bnk_operation *o, channel_task own, const bnk_linears *linears)
 {
-    double result[BNK_RESULT_DOUBLES];
-    o->reduction->take(o, channel, result);
-    o->reduction->finish(o, channel, 1, result, linears);
+    double results[BNK_RESULT_DOUBLES * BNK_TOGETHER];
+    o->reduction->take(o, own.first, own.channels, results);
+    o->reduction->finish(o, own.first, own.channels, results, linears);
 }
 
 static void finish_taken_channels(void *context, int64_t begin, int64_t end)
 {
     const bnk_operation *o = context;
-    for (int64_t c = begin; c < end; c++) {
-        const bnk_linears own = bnk_linears_from(&o->linears, c, cut_of(o)->grid.is_double);
-        finish_taken(o, c, &own);
+    for (int64_t task = begin; task < end; task++) {
+        const channel_task own = channel_task_at(cut_of(o), task);
+        const bnk_linears linears =
+            bnk_linears_from(&o->linears, own.first, cut_of(o)->grid.is_double);
+        finish_taken(o, own, &linears);
     }
 }
 
@@ -234,7 +255,7 @@ static int phases_of(const bnk_operation *o, bnk_phase *phases)
         return 1;
     }
     phases[0] = reduce_phase(o);
-    phases[1] = (bnk_phase){ finish_channels, merge_tasks(cut) };
+    phases[1] = (bnk_phase){ finish_channels, channel_tasks(cut) };
     phases[2] = apply_phase(o);
     return 3;
 }
@@ -265,7 +286,7 @@ void bnk_reduce_part_run(bnk_operation *o, void *workspace)
 {
     const bnk_cut *cut = cut_of(o);
     place_results(o, workspace);
-    const bnk_phase phases[] = { reduce_phase(o), { give_channels, merge_tasks(cut) } };
+    const bnk_phase phases[] = { reduce_phase(o), { give_channels, channel_tasks(cut) } };
     bnk_parallel(cut->plan.threads, phases, 2, o);
 }
 
@@ -274,14 +295,15 @@ void bnk_apply_part_run(bnk_operation *o, void *workspace)
     const bnk_cut *cut = cut_of(o);
     prepare_to_apply(o);
     place_linears(o, workspace);
-    const bnk_phase phases[] = { { finish_taken_channels, cut->grid.channels }, apply_phase(o) };
+    const bnk_phase phases[] = { { finish_taken_channels, channel_tasks(cut) }, apply_phase(o) };
     bnk_parallel(cut->plan.threads, phases, 2, o);
 }
 
 void bnk_apply_part_to_nothing(const bnk_operation *o)
 {
-    const bnk_grid *grid = &cut_of(o)->grid;
-    double memory[BNK_LINEARS];
-    const bnk_linears unused = bnk_linears_in(memory, 1, grid->is_double);
-    for (int64_t c = 0; c < grid->channels; c++) finish_taken(o, c, &unused);
+    const bnk_cut *cut = cut_of(o);
+    double memory[BNK_LINEARS * BNK_TOGETHER];
+    const bnk_linears unused = bnk_linears_in(memory, BNK_TOGETHER, cut->grid.is_double);
+    for (int64_t task = 0; task < channel_tasks(cut); task++)
+        finish_taken(o, channel_task_at(cut, task), &unused);
 }

@@ -29,16 +29,17 @@ typedef struct bnk_reduction {
                      bnk_application *other);
     /* all[c] = all[c] and own[c] together. The first time `all` is zeros, of no values. */
     void (*merge)(void *all, double all_count, const void *own, double own_count, int64_t channels);
-    /* Writes what the caller wants to have of some channels, and their coefficients from linears[0] on: as numbers, or,
-     * where these do not fit, marked extreme. */
+    /* Writes what the caller wants to have of at most BNK_TOGETHER channels, and their coefficients from linears[0] on:
+     * as numbers, or, where these do not fit, marked extreme. */
     void (*finish)(const bnk_operation *operation, int64_t channel, int64_t channels,
                    const void *results, const bnk_linears *linears);
     bnk_extreme (*finish_extreme)(const bnk_operation *operation, int64_t channel,
                                   const void *result);
 
     /* Between the two parts of a split operation the caller has the results. */
-    void (*give)(const bnk_operation *operation, int64_t channel, const void *result);
-    void (*take)(const bnk_operation *operation, int64_t channel, void *result);
+    void (*give)(const bnk_operation *operation, int64_t channel, int64_t channels,
+                 const void *results);
+    void (*take)(const bnk_operation *operation, int64_t channel, int64_t channels, void *results);
 } bnk_reduction;
 
 enum { BNK_RESULT_DOUBLES = 3 };
