@@ -59,10 +59,11 @@ static void finish_run(const bnk_operation *o, const bnk_piece *run, const void 
 static void reduce_run(const bnk_operation *o, int64_t run, void *merged, bnk_application *other)
 {
     const bnk_cut *cut = cut_of(o);
-    double own[BNK_RESULT_DOUBLES * BNK_MAX_COLUMNS];
-    double count = 0;
-    for (int64_t p = 0; p < cut->pieces; p++) {
+    const bnk_piece first = bnk_piece_at(cut, run, 0);
+    double count = o->reduction->reduce(o, &first, merged, other);
+    for (int64_t p = 1; p < cut->pieces; p++) {
         const bnk_piece piece = bnk_piece_at(cut, run, p);
+        double own[BNK_RESULT_DOUBLES * BNK_MAX_COLUMNS];
         const double n = o->reduction->reduce(o, &piece, own, other);
         o->reduction->merge(merged, count, own, n, piece.channels);
         count += n;
@@ -85,8 +86,10 @@ static void take_whole_runs(void *context, int64_t begin, int64_t end)
     bnk_application application, *applying = NULL;
     for (int64_t run = begin; run < end; run++) {
         const bnk_piece whole = bnk_whole_run(cut, run);
-        clear(o, merged, whole.channels);
-        if (o->has_results) reduce_run(o, run, merged, applying);
+        if (o->has_results)
+            reduce_run(o, run, merged, applying);
+        else
+            clear(o, merged, whole.channels);
         if (applying) bnk_apply_rest(applying);
         applying = NULL;
         finish_run(o, &whole, merged, &linears);
@@ -138,9 +141,13 @@ static channel_task channel_task_at(const bnk_cut *cut, int64_t task)
 static void merge_pieces(const bnk_operation *o, channel_task own, void *merged)
 {
     const bnk_cut *cut = cut_of(o);
-    double count = 0;
-    clear(o, merged, own.channels);
-    for (int64_t p = 0; o->has_results && p < cut->pieces; p++) {
+    if (!o->has_results) {
+        clear(o, merged, own.channels);
+        return;
+    }
+    double count = o->counts[0];
+    memcpy(merged, partial_at(o, 0, own.first), (size_t)(own.channels * o->reduction->size));
+    for (int64_t p = 1; p < cut->pieces; p++) {
         o->reduction->merge(merged, count, partial_at(o, p, own.first), o->counts[p], own.channels);
         count += o->counts[p];
     }

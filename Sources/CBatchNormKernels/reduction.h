@@ -27,7 +27,7 @@ typedef struct bnk_reduction {
      * it. `other`, if not NULL, goes on meanwhile. */
     double (*reduce)(const bnk_operation *operation, const bnk_piece *piece, void *results,
                      bnk_application *other);
-    /* all[c] = all[c] and own[c] together. The first time `all` is zeros, of no values. */
+    /* all[c] = all[c] and own[c] together. What is of no values, as the counts say, may be anything. */
     void (*merge)(void *all, double all_count, const void *own, double own_count, int64_t channels);
     /* Writes what the caller wants to have of at most BNK_TOGETHER channels, and their coefficients from linears[0] on:
      * as numbers, or, where these do not fit, marked extreme. */
