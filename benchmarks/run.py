@@ -355,8 +355,7 @@ def rows(cell: Cell, file: str, result: Result) -> Iterator[dict[str, object]]:
 def explanations(found: dict[Cell, Result], library: Path) -> Iterator[str]:
     """How this library does each cell, in its own words: asked through the binding, nothing is run.
 
-    Of a fused operation it is the plain one that is explained. Raises ImportError if the library
-    cannot explain itself.
+    Raises ImportError if the library cannot explain itself.
     """
     os.environ["BATCHNORM_LIBRARY"] = str(library)
     sys.path.insert(0, str(ROOT / "bindings" / "python" / "src"))
@@ -367,8 +366,18 @@ def explanations(found: dict[Cell, Result], library: Path) -> Iterator[str]:
     for cell in found:
         batchnorm.set_num_threads(cell.threads)
         operation = operations[cell.operation]
+        fused = cell.op.split("+")[1:]
         try:
-            plan = batchnorm.explain(cell.sizes, operation, dtype=cell.dtype, layout=cell.layout)
+            plan = batchnorm.explain(
+                cell.sizes,
+                operation,
+                dtype=cell.dtype,
+                layout=cell.layout,
+                activation="relu" if "relu" in fused else None,
+                activation_mask="relu" in fused and operation != "forward_inference",
+                residual="add" in fused,
+                lengths="lengths" in fused,
+            )
         except TypeError as error:  # NumPy may not know the half types
             plan = f"no plan: {error}"
         yield f"# {' '.join(str(value) for value in asdict(cell).values())}\n{plan}\n"

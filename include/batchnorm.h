@@ -1094,7 +1094,7 @@ BN_API const char *bn_version(void);
  * machine with the settings of this moment. Nothing is run and nothing allocated.
  */
 
-/* BACKWARD: of a training forward; FROZEN: through running statistics. Both with all three gradients. */
+/* BACKWARD: of a training forward. BACKWARD_FROZEN: through running statistics. */
 typedef int32_t bn_operation;
 enum {
     BN_OPERATION_FORWARD_TRAINING = 1,
@@ -1103,28 +1103,53 @@ enum {
     BN_OPERATION_BACKWARD_FROZEN = 4
 };
 
-/* The plan of an operation. The tensor is seen as rows x channels x inner values: N x C x S if NCHW,
+/* What is asked about: an operation, and which of its optional arguments the call has, each 1 or 0. What stands at
+ * masked positions makes no difference; a mask is explained as if all positions took part. */
+typedef struct bn_explain_args {
+    uint32_t struct_size; /* sizeof(bn_explain_args) */
+    bn_operation operation;
+    bn_activation activation; /* as in the operation's arguments */
+    int32_t residual;        /* forward: one is added. backward: grad_residual is written */
+    int32_t activation_mask; /* forward: it is written. backward: it is read; 0: if there is an activation, output is */
+    int32_t mask;            /* positions are masked by a mask, */
+    int32_t lengths;         /* or by lengths; not both */
+    int32_t grad_input;      /* backward: it is written; a forward does not look at this, */
+    int32_t grad_weight;     /* this */
+    int32_t grad_bias;       /* and this */
+    int32_t reserved;        /* 0 */
+} bn_explain_args;
+enum { BN_EXPLAIN_ARGS_LEAST = offsetof(bn_explain_args, reserved) + sizeof(int32_t) };
+
+/* By default all three gradients are wanted, and nothing else but the operation. */
+#define BN_EXPLAIN_ARGS_DEFAULTS \
+    .struct_size = sizeof(bn_explain_args), .grad_input = 1, .grad_weight = 1, .grad_bias = 1
+#define BN_EXPLAIN_ARGS_INIT { sizeof(bn_explain_args), 0, BN_ACTIVATION_INIT, 0, 0, 0, 0, 1, 1, 1, 0 }
+
+/* The plan of a call. The tensor is seen as rows x channels x inner values: N x C x S if NCHW,
  * N*S x C x 1 if NHWC. It is cut into pieces, each of which one thread reduces; those at the ends of the
- * tensor may be smaller. Of an empty batch, members from by_columns to limit_bytes_written are 0. */
+ * tensor may be smaller. Of an empty batch, and of a backward of which nothing is wanted, members from by_columns to
+ * limit_bytes_written are 0, but for tensor_bytes, and for the workspace_bytes of lengths. */
 typedef struct bn_plan_info {
     uint32_t struct_size; /* sizeof(bn_plan_info) */
     bn_isa isa;
     int32_t threads;      /* of the call; 1: without a parallel region */
     int32_t by_columns;   /* 0: the inner values of one channel fill the vectors. 1: neighbouring channels do */
     int32_t steps;        /* 1: each run of channels is reduced and then applied by one thread (inference: only
-                             applied). 3: all pieces are reduced, then merged, then all is applied */
+                             applied). 3: all pieces are reduced, then merged, then all is applied. 2: the same, where
+                             a backward needs no sums or applies nothing */
     int32_t nontemporal;  /* 1: stores bypass the caches */
     int64_t run_channels; /* neighbouring channels that are taken together */
     int64_t rows_per_line; /* rows that lie behind one another and count as one longer row; 1: each by itself */
     int64_t piece_rows;   /* a piece is piece_rows x run_channels x piece_values */
     int64_t piece_values;
     int64_t pieces;          /* of the whole tensor */
-    int64_t workspace_bytes; /* what the call allocates; a layer keeps it for its next call */
+    int64_t workspace_bytes; /* what the call allocates, N*L for lengths among it; a layer keeps it for its next call */
     int64_t tensor_bytes;    /* one tensor */
-    int64_t bytes_read;      /* of tensors, from memory or from a cache that the caller left them in. A second
+    int64_t bytes_read;      /* of tensors and masks, from memory or from a cache that the caller left them in. A second
                                 read counts only if what the first one brought is not expected to stay in cache */
     int64_t bytes_written;
-    int64_t limit_bytes_read; /* what any implementation must: each input once, the output once */
+    int64_t limit_bytes_read; /* what any implementation must: each tensor and mask that results depend on once,
+                                 and each result once */
     int64_t limit_bytes_written;
     int64_t l2_bytes; /* caches as the plan assumes them: one core's second level, the last level */
     int64_t l3_bytes;
@@ -1134,18 +1159,27 @@ enum { BN_PLAN_INFO_LEAST = offsetof(bn_plan_info, threads) };
 #define BN_PLAN_INFO_INIT                                                                     \
     { sizeof(bn_plan_info), BN_ISA_GENERIC, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
-/* Writes the plan's numbers. `info->struct_size` must be set. Errors: 1xx, 2xx. One value per channel
- * is explained as BN_ONE_VALUE_ALLOW would run it. */
-BN_API bn_status bn_explain(const bn_problem *problem, bn_operation operation, bn_plan_info *info);
+/* Writes the plan's numbers. `info->struct_size` must be set. One value per channel is explained as
+ * BN_ONE_VALUE_ALLOW would run it. Errors: those of the operation for problem, activation and lengths (1xx, 2xx,
+ * BN_STATUS_NEGATIVE_SLOPE); BN_STATUS_EXCLUSIVE for a mask and lengths.
+ *
+ *     bn_explain_args args = { BN_EXPLAIN_ARGS_DEFAULTS,
+ *                              .operation = BN_OPERATION_FORWARD_TRAINING,
+ *                              .activation = BN_RELU,
+ *                              .residual = 1 };
+ *     bn_plan_info info = BN_PLAN_INFO_INIT;
+ *     bn_explain(&problem, &args, &info);
+ */
+BN_API bn_status bn_explain(const bn_problem *problem, const bn_explain_args *args, bn_plan_info *info);
 
 /* Room for every text that bn_explain_text writes. */
 #define BN_EXPLAIN_TEXT_SIZE 2048
 
-/* Writes the plan in words: a dozen lines of English, zero-terminated, without a line end after the
+/* Writes the plan in words: a dozen lines of English or a few more, zero-terminated, without a line end after the
  * last. The wording may change from version to version; programs take the numbers. size: of `out`, in
  * bytes; BN_STATUS_BUFFER_TOO_SMALL, and nothing is written, if the text is longer, which it never is
- * with BN_EXPLAIN_TEXT_SIZE. Other errors: 1xx, 2xx. */
-BN_API bn_status bn_explain_text(const bn_problem *problem, bn_operation operation, char *out,
+ * with BN_EXPLAIN_TEXT_SIZE. Other errors: those of bn_explain. */
+BN_API bn_status bn_explain_text(const bn_problem *problem, const bn_explain_args *args, char *out,
                                  int64_t size);
 
 #ifdef __cplusplus

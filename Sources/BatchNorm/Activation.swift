@@ -18,6 +18,8 @@ public enum Activation: Equatable, Sendable {
     private struct Row {
         /// The kind's number: bn_activation_kind in batchnorm.h, and the kernels'.
         let kind: Int
+        /// As texts call it.
+        let name: StaticString
         /// What values ≤ 0 are multiplied with.
         let negativeSlope: Double
         /// Whether that is a number of the caller's.
@@ -26,9 +28,10 @@ public enum Activation: Equatable, Sendable {
 
     private var row: Row {
         switch self {
-        case .none: Row(kind: BNK_ACTIVATION_NONE, negativeSlope: 1)
-        case .relu: Row(kind: BNK_ACTIVATION_RELU, negativeSlope: 0)
-        case .leakyReLU(let slope): Row(kind: BNK_ACTIVATION_LEAKY_RELU, negativeSlope: slope, takesSlope: true)
+        case .none: Row(kind: BNK_ACTIVATION_NONE, name: "none", negativeSlope: 1)
+        case .relu: Row(kind: BNK_ACTIVATION_RELU, name: "ReLU", negativeSlope: 0)
+        case .leakyReLU(let slope):
+            Row(kind: BNK_ACTIVATION_LEAKY_RELU, name: "leaky ReLU", negativeSlope: slope, takesSlope: true)
         }
     }
 
@@ -43,12 +46,21 @@ public enum Activation: Equatable, Sendable {
         guard row.takesSlope || slope == 0 else { throw .unusedNumber(.slope, actual: slope) }
     }
 
+    /// As texts call it.
+    var name: StaticString { row.name }
+
     /// What values ≤ 0 are multiplied with.
     var negativeSlope: Double { row.negativeSlope }
 
-    /// What the kernels are told. A slope of 1 changes nothing.
+    /// Whether that is a number of the caller's.
+    var takesSlope: Bool { row.takesSlope }
+
+    /// Whether no value is changed: a slope of 1 does nothing.
+    var isIdentity: Bool { negativeSlope == 1 }
+
+    /// What the kernels are told.
     var kernel: bnk_activation {
-        negativeSlope == 1 ? bnk_activation() : bnk_activation(kind: Int32(row.kind), slope: negativeSlope)
+        isIdentity ? bnk_activation() : bnk_activation(kind: Int32(row.kind), slope: negativeSlope)
     }
 
     /// Throws unless the slope is one in the type that elements of this size are computed with.

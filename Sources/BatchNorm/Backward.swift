@@ -32,6 +32,9 @@ package struct Backward {
         self.gradOutput = gradOutput
     }
 
+    /// What it moves.
+    var call: BatchNormCall { BatchNormCall(self) }
+
     package func run() throws(BatchNormError) {
         var workspace = Workspace()
         try run(workspace: &workspace)
@@ -52,18 +55,16 @@ package struct Backward {
             return
         }
 
+        let call = self.call
+        guard call.reduces || call.applies else { return }
         var job = self.job
         job.count = Int64(count)
         job.epilogue = epilogue.kernel
         job.positions = positions.kernel(mask)
         if let sums {
-            try Kernels.backwardApply(
-                shape, scalar, sums.arrays, &job, extraTensors: epilogue.tensors,
-                workspace: &workspace.kernels)
+            try Kernels.backwardApply(call, shape, scalar, sums.arrays, &job, workspace: &workspace.kernels)
         } else {
-            try Kernels.backward(
-                shape.grid(scalar), &job, extraTensors: epilogue.tensors,
-                workspace: &workspace.kernels)
+            try Kernels.backward(call, shape.grid(scalar), &job, workspace: &workspace.kernels)
         }
     }
 

@@ -22,9 +22,6 @@ package struct ForwardEpilogue {
             elementSize: 1)
     }
 
-    /// How many tensors more than without them a call moves.
-    var tensors: Int { residual.isAbsent ? 0 : 1 }
-
     /// In the kernels' words.
     var kernel: bnk_epilogue {
         var epilogue = bnk_epilogue()
@@ -63,12 +60,6 @@ package struct BackwardEpilogue {
         }
         try buffers.write(
             optional: gradResidual, .gradResidual, count: shape.count, elementSize: elementSize)
-    }
-
-    /// How many tensors more than without them a call moves.
-    var tensors: Int {
-        (gradResidual.isAbsent ? 0 : 1)
-            &+ (activation != .none && activationMask.isAbsent ? 1 : 0)
     }
 
     /// In the kernels' words.

@@ -197,6 +197,7 @@ extension BatchNormError.Argument {
         case .pass: "0 (normal), 1 (keep running) or 2 (recompute)"
         case .reserved: "0"
         case .hasWeight, .hasBias, .trackRunningStats, .training: "0 or 1"
+        case .residual, .activationMask, .mask, .lengths, .gradInput, .gradWeight, .gradBias: "0 or 1"
         case .numFeatures: "1 or more"
         case .epsilon: "a finite number of at least 0"
         case .momentum: "a finite number"

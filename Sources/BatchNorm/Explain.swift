@@ -1,46 +1,34 @@
-// What an operation on a shape would do on this machine now, in numbers, without running it; ExplainText.swift says it in
-// words. Nothing is decided here: all of it follows from the plan that the operation itself would get (Planner.swift) and
-// from the sizes of the caches.
+// What a call on a shape would do on this machine now, in numbers, without running it; ExplainText.swift says it in
+// words. Nothing is decided here: all of it follows from what the call moves (Call.swift), from the plan that the operation
+// itself would get (Planner.swift), and from the sizes of the caches.
 
 import CBatchNormKernels
 
-/// The operations that can be explained. Raw values are those of the C header: pinned.
-public enum BatchNormOperation: Int32, Sendable {
-    /// Forward with the batch's statistics.
-    case forwardTraining = 1
-    /// Forward with running statistics.
-    case forwardInference = 2
-    /// Backward of a training forward, with all three gradients.
-    case backward = 3
-    /// Backward through running statistics, which are constants, with all three gradients.
-    case backwardFrozen = 4
-}
-
 extension BatchNormalization {
-    /// What `operation` on tensors of this shape would do on this machine now: the numbers, and as `description` the
-    /// words.
+    /// What `call` on tensors of this shape would do on this machine now: the numbers, and as `description` the words.
     ///
     /// Nothing is run, and next to nothing allocated. `BatchNormSettings` count as they do for the operation itself.
     ///
-    ///     print(try BatchNormalization.explain(.forwardTraining, shape: .nchw(32, 64, 56, 56)))
+    ///     let shape = try Shape.nchw(32, 64, 56, 56)
+    ///     print(try BatchNormalization.explain(.forwardTraining(activation: .relu, residual: true), shape: shape))
     ///
-    /// - Throws: `BatchNormError.sizeOverflow`, as the operation does. One value per channel is explained as
-    ///   `OneValuePolicy.allow` would run it.
+    /// - Throws: `BatchNormError.sizeOverflow`, `.negativeSlope` or `.lengthsRank`, as the operation does. One value per
+    ///   channel is explained as `OneValuePolicy.allow` would run it, and a mask as if all positions took part.
     public static func explain(
-        _ operation: BatchNormOperation, shape: Shape, scalar: ScalarType = .float32
+        _ call: BatchNormCall, shape: Shape, scalar: ScalarType = .float32
     ) throws(BatchNormError) -> BatchNormPlan {
-        try BatchNormPlan(operation, shape: shape, scalar: scalar, machine: .current)
+        try BatchNormPlan(call, shape: shape, scalar: scalar, machine: .current)
     }
 }
 
-/// How an operation would be done; see `explain`. All sizes are in bytes.
+/// How a call would be done; see `explain`. All sizes are in bytes.
 ///
 /// The tensor is seen as rows x channels x inner values: N x C x S in `.nchw`, (N * S) x C x 1 in `.nhwc`. It is cut
 /// into pieces, each of which one thread reduces; those at the ends of the tensor may be smaller. An empty batch has no
-/// piece.
+/// piece, and neither has a backward of which nothing is wanted.
 public struct BatchNormPlan: Equatable, Sendable {
     /// What would be done.
-    public let operation: BatchNormOperation
+    public let call: BatchNormCall
     /// On tensors of this shape,
     public let shape: Shape
     /// with elements of this type.
@@ -68,23 +56,24 @@ public struct BatchNormPlan: Equatable, Sendable {
     public private(set) var pieces = 0
 
     /// 1: each run of channels is reduced and then applied by one thread, or there is nothing to reduce (inference). 3:
-    /// first all pieces are reduced, then merged, then all is applied. 0: the batch is empty.
+    /// first all pieces are reduced, then merged, then all is applied. 2: the same, but for the first, where a backward
+    /// needs no sums, or for the last, where nothing is applied. 0: there is nothing to do.
     public private(set) var steps = 0
     /// Whether stores bypass the caches.
     public private(set) var hasNontemporalStores = false
-    /// Memory that the call allocates; a layer keeps it for its next call.
+    /// Memory that the call allocates, for sums and for a mask made of lengths; a layer keeps it for its next call.
     public private(set) var workspaceBytes = 0
 
     /// One tensor.
     public let tensorBytes: Int
-    /// What the call reads of its tensors, from memory or from a cache that the caller has left them in. A second read
-    /// counts only if what the first one brought cannot be expected to stay in a cache until then.
+    /// What the call reads of its tensors and masks, from memory or from a cache that the caller has left them in. A second
+    /// read counts only if what the first one brought cannot be expected to stay in a cache until then.
     public private(set) var bytesRead = 0
     /// What the call writes.
     public private(set) var bytesWritten = 0
-    /// What any implementation must read: each input tensor once.
+    /// What any implementation must read: each tensor and mask that the results depend on, once.
     public private(set) var limitBytesRead = 0
-    /// What any implementation must write: the output tensor once.
+    /// What any implementation must write: each result once.
     public private(set) var limitBytesWritten = 0
 
     /// One core's second-level cache, as the plan assumes it.
@@ -106,10 +95,11 @@ public struct BatchNormPlan: Equatable, Sendable {
 
 extension BatchNormPlan {
     init(
-        _ operation: BatchNormOperation, shape: Shape, scalar: ScalarType, machine: Machine
+        _ call: BatchNormCall, shape: Shape, scalar: ScalarType, machine: Machine
     ) throws(BatchNormError) {
         try shape.requireAddressable(scalar)
-        self.operation = operation
+        try call.validate(shape, scalar)
+        self.call = call
         self.shape = shape
         self.scalar = scalar
         isa = machine.isa
@@ -118,10 +108,12 @@ extension BatchNormPlan {
         l2Bytes = machine.l2
         l3Bytes = machine.l3
         guard !shape.isEmpty else { return }
+        if call.mask == .lengths { workspaceBytes = shape.valuesPerChannel }
+        guard hasWork else { return }
 
         let grid = shape.grid(scalar)
-        let plan = Planner.plan(operation, grid: grid, machine: machine)
-        var cut = bnk_cut_grid(grid, plan)
+        var cut = Kernels.cut(call, grid, machine)
+        let plan = cut.plan
         rows = Int(grid.rows)
         innerValues = Int(grid.inner)
         isByColumns = plan.by_columns != 0
@@ -129,64 +121,40 @@ extension BatchNormPlan {
         pieceRows = Int(plan.piece_rows)
         rowsPerLine = pieceRows < Int(plan.rows_per_line) ? 1 : Int(plan.rows_per_line)
         pieceValues = Int(plan.piece_values)
-        hasNontemporalStores = plan.nontemporal != 0
         pieces = Int(cut.runs &* cut.pieces)
+        workspaceBytes &+= Kernels.workspaceBytes(call, &cut)
 
-        let schedule: bnk_schedule
-        switch operation {
-        case .forwardTraining:
-            schedule = bnk_reduction_schedule(&cut)
-            workspaceBytes = Int(bnk_forward_workspace(&cut))
-        case .forwardInference:
-            schedule = bnk_inference_schedule(&cut)
-        case .backward, .backwardFrozen:
-            schedule = bnk_reduction_schedule(&cut)
-            workspaceBytes = Int(bnk_backward_workspace(&cut))
-        }
+        let schedule =
+            call.operation == .forwardInference ? bnk_inference_schedule(&cut) : bnk_reduction_schedule(&cut)
         steps = Int(schedule.steps)
+        if steps == 3 { steps = 1 + (call.reduces ? 1 : 0) + (call.applies ? 1 : 0) }
         threads = Int(min(Int64(plan.threads), schedule.tasks))
 
-        limitBytesRead = product(tensorBytes, operation.inputs)
-        limitBytesWritten = tensorBytes
-        bytesWritten = tensorBytes
-        bytesRead = limitBytesRead
-        guard operation.inputsReadTwice > 0 else { return }
+        let written = call.written
+        // The residual's gradient alone goes the ordinary way.
+        hasNontemporalStores = plan.nontemporal != 0 && !written.isDisjoint(with: [.output, .gradInput])
+        limitBytesRead = call.needed.bytes(shape, scalar)
+        limitBytesWritten = written.bytes(shape, scalar)
+        bytesWritten = limitBytesWritten
+        bytesRead = call.readToReduce.union(call.readToApply).bytes(shape, scalar)
+        let readTwice = call.readToReduce.intersection(call.readToApply)
+        guard !readTwice.isEmpty else { return }
+
+        let mask = call.mask == nil ? 0 : shape.valuesPerChannel
+        let values = call.readToReduce.subtracting([.mask, .lengths]).bytes(shape, scalar)
         // A task is a run where one goes through reduction and application.
         let isTaskRun = steps == 1
-        let heldTensor = isTaskRun ? tensorBytes / shape.channels &* runChannels : tensorBytes
-        heldBytes = product(heldTensor, operation.inputs)
+        heldBytes = sum(isTaskRun ? values / shape.channels &* runChannels : values, mask)
         // Where a thread applies what others have reduced, it finds none of it in its own cache.
         if heldBytes <= l2Bytes, isTaskRun || threads == 1 {
             held = .l2
-        } else if product(heldBytes, isTaskRun ? threads : 1) <= l3Bytes {
+        } else if heldBytes <= l3Bytes / (isTaskRun ? threads : 1) {
             held = .l3
         } else {
-            bytesRead = product(tensorBytes, operation.inputs &+ operation.inputsReadTwice)
-        }
-    }
-}
-
-extension BatchNormOperation {
-    /// Tensors that are read.
-    var inputs: Int {
-        switch self {
-        case .forwardTraining, .forwardInference: 1
-        case .backward, .backwardFrozen: 2
+            bytesRead = sum(bytesRead, readTwice.bytes(shape, scalar))
         }
     }
 
-    /// Those that are needed again after the reduction. Constant statistics leave the input out of its own gradient.
-    var inputsReadTwice: Int {
-        switch self {
-        case .forwardInference: 0
-        case .forwardTraining, .backwardFrozen: 1
-        case .backward: 2
-        }
-    }
-}
-
-/// The product, or the largest number there is: of tensors whose bytes just fit in 63 bits there may be several.
-private func product(_ a: Int, _ b: Int) -> Int {
-    let (value, overflow) = a.multipliedReportingOverflow(by: b)
-    return overflow ? .max : value
+    /// Whether any value has to be looked at.
+    var hasWork: Bool { !shape.isEmpty && (call.reduces || call.applies) }
 }

@@ -1,4 +1,4 @@
-// What an operation would do, in plain English: the numbers of Explain.swift in a few lines.
+// What a call would do, in plain English: the numbers of Explain.swift in a few lines.
 
 extension BatchNormPlan: CustomStringConvertible {
     /// The plan in a few lines of plain English, for people who have never seen the sources. The wording may change from
@@ -22,18 +22,28 @@ extension BatchNormPlan: CustomStringConvertible {
     }
 
     private func write(to text: inout TextWriter) {
-        text.append(operation.name)
+        text.append(call.operation.name)
         text.append(": ")
         text.append(scalar.name)
         text.append(" ")
         text.append(shape)
-        guard !shape.isEmpty else {
-            text.append("\nan empty batch: there is nothing to do")
+        guard hasWork else {
+            text.append(shape.isEmpty ? "\nan empty batch" : "\nno gradient is wanted")
+            text.append(": there is nothing to do")
             return
         }
         text.append(", ")
         text.append(decimalBytes: tensorBytes)
-        text.append(" a tensor\n")
+        text.append(" a tensor")
+        if scalar != scalar.parameter {
+            text.append(", computed in ")
+            text.append(scalar.parameter.name)
+            text.append(" and rounded once")
+        }
+        text.append("\n")
+        writeFusion(to: &text)
+        writeMask(to: &text)
+        writeGradients(to: &text)
         writeThreads(to: &text)
         writePieces(to: &text)
         writeSteps(to: &text)
@@ -41,7 +51,7 @@ extension BatchNormPlan: CustomStringConvertible {
         text.append("workspace: ")
         if workspaceBytes == 0 { text.append("none") } else { text.append(decimalBytes: workspaceBytes) }
         text.append("\nlimit: ")
-        text.append(operation.limitName)
+        writeLimit(to: &text)
         text.append(", which")
         writeTraffic(limitBytesRead, limitBytesWritten, to: &text)
         text.append("\nthis plan")
@@ -52,9 +62,72 @@ extension BatchNormPlan: CustomStringConvertible {
             / (Double(limitBytesRead) + Double(limitBytesWritten))
         text.append(hundredths: Int(ratio * 100 + 0.5))
         text.append(" times the limit")
-        if operation == .forwardTraining, shape.valuesPerChannel == 1 {
+        if call.operation == .forwardTraining, shape.valuesPerChannel == 1 {
             text.append("\none value per channel: an error unless the call's one_value policy allows it")
         }
+    }
+
+    /// What is done in the same sweep, and what it costs.
+    private func writeFusion(to text: inout TextWriter) {
+        let plain = call.unfused
+        guard call != plain else { return }
+        text.append("fused: ")
+        let isActivated = call.activation != .none
+        if call.isForward {
+            if isActivated {
+                text.append(call.activation.name)
+                text.append("(")
+            }
+            text.append("batch normalization")
+            if call.hasResidual { text.append(" + residual") }
+            if isActivated {
+                text.append(")")
+                text.append(slopeOf: call.activation)
+            }
+            if call.hasActivationMask { text.append(", and one bit a value for backward") }
+        } else {
+            if isActivated {
+                text.append("back through ")
+                text.append(call.activation.name)
+                text.append(slopeOf: call.activation)
+                if call.gate == .activationMask { text.append(", by one bit a value") }
+                if call.gate == .output { text.append(", by the forward's output") }
+            }
+            if isActivated && call.hasResidual { text.append(", and ") }
+            if call.hasResidual { text.append("the residual's gradient") }
+        }
+        let more = call.needed.union(call.written).subtracting(plain.needed.union(plain.written))
+        text.append("; ")
+        if more.isEmpty { text.append("nothing") } else { text.append(decimalBytes: more.bytes(shape, scalar)) }
+        text.append(" more to move\n")
+    }
+
+    private func writeMask(to text: inout TextWriter) {
+        guard let mask = call.mask else { return }
+        text.append("masked: ")
+        text.append(decimalBytes: shape.valuesPerChannel)
+        switch mask {
+        case .positions: text.append(", one byte a position")
+        case .lengths: text.append(" of workspace, one byte a position, made of the lengths")
+        }
+        text.append("; what follows is told as if all took part\n")
+    }
+
+    private func writeGradients(to text: inout TextWriter) {
+        guard !call.isForward, call.gradients != .all else { return }
+        text.append("gradients: ")
+        var separator: StaticString = ""
+        func append(_ name: StaticString, if isWritten: Bool) {
+            guard isWritten else { return }
+            text.append(separator)
+            text.append(name)
+            separator = ", "
+        }
+        append("grad_input", if: call.gradients.contains(.input))
+        append("grad_weight", if: call.gradients.contains(.weight))
+        append("grad_bias", if: call.gradients.contains(.bias))
+        append("grad_residual", if: call.hasResidual)
+        text.append(", no others\n")
     }
 
     private func writeThreads(to text: inout TextWriter) {
@@ -107,8 +180,8 @@ extension BatchNormPlan: CustomStringConvertible {
     }
 
     private func writeSteps(to text: inout TextWriter) {
-        guard operation.inputsReadTwice > 0 else {
-            text.append("one step: the statistics are given, so each piece is applied at once\n")
+        guard call.reduces && call.applies else {
+            text.append(halfOfTheSteps)
             return
         }
         if steps == 1 {
@@ -151,14 +224,42 @@ extension BatchNormPlan: CustomStringConvertible {
         }
     }
 
+    /// Of a call that only reduces or only applies.
+    private var halfOfTheSteps: StaticString {
+        switch (steps == 1, call.reduces) {
+        case (true, true): "one step: the channels' sums; nothing is applied\n"
+        case (true, false): "one step: the statistics are given, so each piece is applied at once\n"
+        case (false, true): "two steps: all pieces are reduced, then their sums merged; nothing is applied\n"
+        case (false, false):
+            "two steps: the statistics are given, so each channel's factor is formed, then all is applied\n"
+        }
+    }
+
     private func writeStores(to text: inout TextWriter) {
         text.append("stores: ")
+        guard !call.written.isDisjoint(with: [.output, .gradInput]) else {
+            text.append(call.written.isEmpty ? "none\n" : "ordinary\n")
+            return
+        }
         text.append(
             hasNontemporalStores
                 ? "non-temporal, past the caches: the tensors do not fit together in L3 ("
                 : "ordinary: the tensors fit together in L3, where the next operation finds the output (")
         text.append(binaryBytes: l3Bytes)
         text.append(")\n")
+    }
+
+    /// What moves as many bytes and computes next to nothing.
+    private func writeLimit(to text: inout TextWriter) {
+        let moved = call.needed.union(call.written)
+        switch (call.needed.tensors, call.written.tensors) {
+        case (1, 1): text.append("a copy")
+        case (2, 1): text.append("a triad")
+        default:
+            text.append("one sweep over ")
+            text.append(moved.tensors, "tensor")
+        }
+        if !moved.isDisjoint(with: .allMasks) { text.append(", with masks") }
     }
 
     private func writeTraffic(_ read: Int, _ written: Int, to text: inout TextWriter) {
@@ -178,12 +279,16 @@ extension BatchNormOperation {
         case .backwardFrozen: "backward, frozen statistics"
         }
     }
-
-    /// What moves as many bytes and computes next to nothing.
-    fileprivate var limitName: StaticString { inputs == 1 ? "a copy" : "a triad" }
 }
 
 extension TextWriter {
+    /// "with slope 0.1", where the activation has one of the caller's.
+    fileprivate mutating func append(slopeOf activation: Activation) {
+        guard activation.takesSlope else { return }
+        append(" with slope ")
+        append(activation.negativeSlope)
+    }
+
     /// "1 channel", "2 channels".
     fileprivate mutating func append(_ count: Int, _ noun: StaticString) {
         append(count)

@@ -24,6 +24,9 @@ package struct ForwardInference {
         self.source = source
     }
 
+    /// What it moves.
+    var call: BatchNormCall { BatchNormCall(.forwardInference, epilogue, positions) }
+
     package func run() throws(BatchNormError) {
         var workspace = Workspace()
         try run(workspace: &workspace)
@@ -47,7 +50,7 @@ package struct ForwardInference {
         job.statistics = source.kernel
         job.epilogue = epilogue.kernel
         job.positions = positions.kernel(mask)
-        Kernels.forwardInference(shape.grid(scalar), &job, extraTensors: epilogue.tensors)
+        Kernels.forwardInference(call, shape.grid(scalar), &job)
     }
 
     func validate() throws(BatchNormError) {

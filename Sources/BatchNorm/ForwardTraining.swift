@@ -50,6 +50,9 @@ package struct ForwardTraining {
     private var hasRunning: Bool { !runningMean.isAbsent }
     private var updatesRunning: Bool { hasRunning && !keepsRunning }
 
+    /// What it moves.
+    var call: BatchNormCall { BatchNormCall(.forwardTraining, epilogue, positions) }
+
     /// Runs it. `NonfinitePolicy.error` is the caller's to apply, with `Outcome.require`, when it has taken the
     /// outcome.
     package func run() throws(BatchNormError) -> Outcome {
@@ -86,13 +89,9 @@ package struct ForwardTraining {
         var job = self.job(count: count)
         job.positions = positions.kernel(mask)
         if let moments {
-            try Kernels.normalize(
-                shape, scalar, moments.arrays, &job, extraTensors: epilogue.tensors,
-                workspace: &workspace.kernels)
+            try Kernels.normalize(call, shape, scalar, moments.arrays, &job, workspace: &workspace.kernels)
         } else {
-            try Kernels.forwardTraining(
-                shape.grid(scalar), &job, extraTensors: epilogue.tensors,
-                workspace: &workspace.kernels)
+            try Kernels.forwardTraining(call, shape.grid(scalar), &job, workspace: &workspace.kernels)
         }
         if updatesRunning, let numBatchesTracked { numBatchesTracked.pointee &+= 1 }
         return Outcome(

@@ -31,26 +31,24 @@ extension Shape {
 /// What the C side can do.
 package enum Kernels {
     static func forwardTraining(
-        _ grid: bnk_grid, _ job: inout bnk_forward, extraTensors: Int = 0, workspace: inout Memory
+        _ call: BatchNormCall, _ grid: bnk_grid, _ job: inout bnk_forward, workspace: inout Memory
     ) throws(BatchNormError) {
-        var cut = cut(.forwardTraining, grid, extraTensors)
-        try workspace.reserve(Int(bnk_forward_workspace(&cut)))
+        var cut = cut(call, grid)
+        try workspace.reserve(workspaceBytes(call, &cut))
         job.workspace = workspace.address
         bnk_forward_training(&cut, &job)
     }
 
-    static func forwardInference(
-        _ grid: bnk_grid, _ job: inout bnk_inference, extraTensors: Int = 0
-    ) {
-        var cut = cut(.forwardInference, grid, extraTensors)
+    static func forwardInference(_ call: BatchNormCall, _ grid: bnk_grid, _ job: inout bnk_inference) {
+        var cut = cut(call, grid)
         bnk_forward_inference(&cut, &job)
     }
 
     static func backward(
-        _ grid: bnk_grid, _ job: inout bnk_backward, extraTensors: Int = 0, workspace: inout Memory
+        _ call: BatchNormCall, _ grid: bnk_grid, _ job: inout bnk_backward, workspace: inout Memory
     ) throws(BatchNormError) {
-        var cut = cut(.backward, grid, extraTensors)
-        try workspace.reserve(Int(bnk_backward_workspace(&cut)))
+        var cut = cut(call, grid)
+        try workspace.reserve(workspaceBytes(call, &cut))
         job.workspace = workspace.address
         bnk_backward_run(&cut, &job)
     }
@@ -59,7 +57,7 @@ package enum Kernels {
         _ grid: bnk_grid, _ input: View, _ positions: bnk_positions,
         _ moments: inout bnk_moment_arrays
     ) throws(BatchNormError) {
-        var cut = partCut(.forwardTraining, grid)
+        var cut = partCut(BatchNormCall(.forwardTraining), grid)
         var workspace = Memory()
         try workspace.reserve(Int(bnk_moments_workspace(&cut)))
         bnk_moments_run(&cut, input.address, positions, &moments, workspace.address)
@@ -67,15 +65,15 @@ package enum Kernels {
 
     /// The forward from given moments, whose statistics are written also if the tensor is empty.
     static func normalize(
-        _ shape: Shape, _ scalar: ScalarType, _ moments: bnk_moment_arrays, _ job: inout bnk_forward,
-        extraTensors: Int, workspace: inout Memory
+        _ call: BatchNormCall, _ shape: Shape, _ scalar: ScalarType, _ moments: bnk_moment_arrays,
+        _ job: inout bnk_forward, workspace: inout Memory
     ) throws(BatchNormError) {
         var moments = moments
         guard !shape.isEmpty else {
             var grid = channelGrid(shape.channels, scalar)
             return bnk_normalize_nothing(&grid, &moments, &job)
         }
-        var cut = partCut(.forwardTraining, shape.grid(scalar), extraTensors)
+        var cut = partCut(call, shape.grid(scalar))
         try workspace.reserve(Int(bnk_normalize_workspace(&cut)))
         job.workspace = workspace.address
         bnk_normalize(&cut, &moments, &job)
@@ -84,7 +82,7 @@ package enum Kernels {
     static func backwardReduce(
         _ grid: bnk_grid, _ job: inout bnk_backward, _ sums: inout bnk_gradient_sums
     ) throws(BatchNormError) {
-        var cut = partCut(.backward, grid)
+        var cut = partCut(BatchNormCall(.backward), grid)
         var workspace = Memory()
         try workspace.reserve(Int(bnk_backward_reduce_workspace(&cut)))
         job.workspace = workspace.address
@@ -93,33 +91,37 @@ package enum Kernels {
 
     /// Backward from given sums, whose parameters' gradients are written also if the tensor is empty.
     static func backwardApply(
-        _ shape: Shape, _ scalar: ScalarType, _ sums: bnk_gradient_sums, _ job: inout bnk_backward,
-        extraTensors: Int, workspace: inout Memory
+        _ call: BatchNormCall, _ shape: Shape, _ scalar: ScalarType, _ sums: bnk_gradient_sums,
+        _ job: inout bnk_backward, workspace: inout Memory
     ) throws(BatchNormError) {
         var sums = sums
         guard !shape.isEmpty else {
             var grid = channelGrid(shape.channels, scalar)
             return bnk_backward_apply_nothing(&grid, &sums, &job)
         }
-        var cut = partCut(.backward, shape.grid(scalar), extraTensors)
+        var cut = partCut(call, shape.grid(scalar))
         try workspace.reserve(Int(bnk_backward_apply_workspace(&cut)))
         job.workspace = workspace.address
         bnk_backward_apply(&cut, &sums, &job)
     }
 
-    private static func cut(
-        _ operation: BatchNormOperation, _ grid: bnk_grid, _ extraTensors: Int
-    ) -> bnk_cut {
-        bnk_cut_grid(
-            grid,
-            Planner.plan(operation, grid: grid, extraTensors: extraTensors, machine: .current))
+    /// How a call is done: as it runs, and as it is explained.
+    static func cut(_ call: BatchNormCall, _ grid: bnk_grid, _ machine: Machine = .current) -> bnk_cut {
+        bnk_cut_grid(grid, Planner.plan(grid, tensors: call.tensors, machine: machine))
+    }
+
+    /// What a whole operation needs besides.
+    static func workspaceBytes(_ call: BatchNormCall, _ cut: inout bnk_cut) -> Int {
+        switch call.operation {
+        case .forwardTraining: Int(bnk_forward_workspace(&cut))
+        case .forwardInference: 0
+        case .backward, .backwardFrozen: Int(bnk_backward_workspace(&cut))
+        }
     }
 
     /// The whole operation's pieces, so that its two parts give the same bits; a part takes no run through both.
-    private static func partCut(
-        _ operation: BatchNormOperation, _ grid: bnk_grid, _ extraTensors: Int = 0
-    ) -> bnk_cut {
-        var cut = cut(operation, grid, extraTensors)
+    private static func partCut(_ call: BatchNormCall, _ grid: bnk_grid) -> bnk_cut {
+        var cut = cut(call, grid)
         cut.plan.whole_runs = 0
         return cut
     }

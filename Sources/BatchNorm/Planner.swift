@@ -5,9 +5,8 @@
 import CBatchNormKernels
 
 enum Planner {
-    static func plan(
-        _ operation: BatchNormOperation, grid: bnk_grid, extraTensors: Int = 0, machine: Machine
-    ) -> bnk_plan {
+    /// `tensors`: how many of the grid's size are moved, those that are read and those that are written.
+    static func plan(_ grid: bnk_grid, tensors: Int, machine: Machine) -> bnk_plan {
         var plan = partition(grid)
         let elementSize = grid.half != 0 ? 2 : grid.is_double != 0 ? 8 : 4
         let values = Int(grid.rows) &* Int(grid.channels) &* Int(grid.inner)
@@ -15,9 +14,7 @@ enum Planner {
 
         plan.isa = machine.isa.rawValue
         plan.threads = bytes < serialBytes ? 1 : Int32(clamping: machine.threads)
-        plan.nontemporal =
-            isNontemporal(operation, tensorBytes: bytes, extraTensors: extraTensors, machine: machine)
-            ? 1 : 0
+        plan.nontemporal = isNontemporal(tensors, tensorBytes: bytes, machine: machine) ? 1 : 0
         plan.whole_runs = takesWholeRuns(plan, grid, elementSize: elementSize, machine: machine) ? 1 : 0
         return plan
     }
@@ -85,15 +82,8 @@ enum Planner {
 
     /// Outputs are written past the caches where the last one cannot hold them beside the inputs: what stays in it is
     /// read from there by the next operation.
-    private static func isNontemporal(
-        _ operation: BatchNormOperation, tensorBytes: Int, extraTensors: Int, machine: Machine
-    ) -> Bool {
-        let tensors =
-            switch operation {
-            case .forwardTraining, .forwardInference: 2
-            case .backward, .backwardFrozen: 3
-            }
-        return tensorBytes > machine.l3 / 8 &* 7 / (tensors &+ extraTensors)
+    private static func isNontemporal(_ tensors: Int, tensorBytes: Int, machine: Machine) -> Bool {
+        tensorBytes > machine.l3 / 8 &* 7 / max(1, tensors)
     }
 
     /// Whether a task takes a run through reduction and application. It saves reading the input from memory twice

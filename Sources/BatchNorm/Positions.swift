@@ -22,6 +22,12 @@ package struct Positions {
 
     var isAbsent: Bool { mask.isAbsent && lengths.isAbsent }
 
+    /// In the words of a call.
+    var kind: BatchNormCall.Mask? {
+        if !lengths.isAbsent { return .lengths }
+        return mask.isAbsent ? nil : .positions
+    }
+
     func validate(
         _ shape: Shape, _ buffers: inout BufferCheck
     ) throws(BatchNormError) {

@@ -5,22 +5,22 @@ import CBatchNorm
 
 @_cdecl("bn_explain") @implementation
 public func bn_explain(
-    _ problem: UnsafePointer<bn_problem>?, _ operation: bn_operation,
+    _ problem: UnsafePointer<bn_problem>?, _ args: UnsafePointer<bn_explain_args>?,
     _ info: UnsafeMutablePointer<bn_plan_info>?
 ) -> bn_status {
     perform { () throws(BatchNormError) in
-        let plan = try BatchNormPlan(problem, operation)
+        let plan = try BatchNormPlan(problem, args)
         try fill(info, .info, with: bn_plan_info(plan))
     }
 }
 
 @_cdecl("bn_explain_text") @implementation
 public func bn_explain_text(
-    _ problem: UnsafePointer<bn_problem>?, _ operation: bn_operation,
+    _ problem: UnsafePointer<bn_problem>?, _ args: UnsafePointer<bn_explain_args>?,
     _ out: UnsafeMutablePointer<CChar>?, _ size: Int64
 ) -> bn_status {
     perform { () throws(BatchNormError) in
-        let plan = try BatchNormPlan(problem, operation)
+        let plan = try BatchNormPlan(problem, args)
         let out = try require(out, .out)
         guard size >= 0 else { throw .negativeCount(.size, actual: Int(size)) }
         try plan.withText { (text) throws(BatchNormError) in
@@ -35,11 +35,27 @@ public func bn_explain_text(
 
 extension BatchNormPlan {
     fileprivate init(
-        _ problem: UnsafePointer<bn_problem>?, _ operation: bn_operation
+        _ problem: UnsafePointer<bn_problem>?, _ args: UnsafePointer<bn_explain_args>?
     ) throws(BatchNormError) {
         let problem = try Problem(problem)
-        self = try BatchNormalization.explain(
-            option(operation, .operation), shape: problem.shape, scalar: problem.scalar)
+        let call = try BatchNormCall(read(args))
+        self = try BatchNormalization.explain(call, shape: problem.shape, scalar: problem.scalar)
+    }
+}
+
+extension BatchNormCall {
+    fileprivate init(_ args: bn_explain_args) throws(BatchNormError) {
+        try self.init(option(args.operation, .operation))
+        try requireReserved(args.reserved)
+        activation = try Activation(args.activation)
+        hasResidual = try flag(args.residual, .residual)
+        hasActivationMask = try flag(args.activation_mask, .activationMask)
+        let (byMask, byLengths) = (try flag(args.mask, .mask), try flag(args.lengths, .lengths))
+        guard !(byMask && byLengths) else { throw .exclusive(.mask, .lengths) }
+        mask = byMask ? .positions : byLengths ? .lengths : nil
+        if try !flag(args.grad_input, .gradInput) { gradients.remove(.input) }
+        if try !flag(args.grad_weight, .gradWeight) { gradients.remove(.weight) }
+        if try !flag(args.grad_bias, .gradBias) { gradients.remove(.bias) }
     }
 }
 

@@ -31,6 +31,7 @@ extension bn_layer_backward_args: PublicStruct {
 }
 extension bn_weight_shape: PublicStruct { static var least: Int { BN_WEIGHT_SHAPE_LEAST } }
 extension bn_fold_args: PublicStruct { static var least: Int { BN_FOLD_ARGS_LEAST } }
+extension bn_explain_args: PublicStruct { static var least: Int { BN_EXPLAIN_ARGS_LEAST } }
 extension bn_plan_info: PublicStruct { static var least: Int { BN_PLAN_INFO_LEAST } }
 
 extension PublicStruct {

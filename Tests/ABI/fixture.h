@@ -111,6 +111,12 @@ const ref_statistics *saved_statistics(const fixture *f);
 /* "float32 NHWC (2, 3, 4, 4)"; valid until the next call. */
 const char *problem_text(const bn_problem *problem);
 
+/* The plain operation with all gradients, as bn_explain is asked about it. */
+static inline bn_explain_args asking(bn_operation operation)
+{
+    return (bn_explain_args){ BN_EXPLAIN_ARGS_DEFAULTS, .operation = operation };
+}
+
 /* For cmocka: frees buffers, and takes the settings of the process back. */
 int fixture_teardown(void **state);
 

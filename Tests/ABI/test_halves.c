@@ -491,10 +491,11 @@ static void explained(void **state)
             for (bn_operation op = BN_OPERATION_FORWARD_TRAINING;
                  op <= BN_OPERATION_BACKWARD_FROZEN; op++) {
                 const bn_problem problem = BN_PROBLEM_2D(dtype, layout, 32, 64, 56, 56);
+                const bn_explain_args args = asking(op);
                 bn_plan_info info = BN_PLAN_INFO_INIT;
                 char text[BN_EXPLAIN_TEXT_SIZE];
-                check_ok(bn_explain(&problem, op, &info), "bn_explain");
-                check_ok(bn_explain_text(&problem, op, text, sizeof text), "bn_explain_text");
+                check_ok(bn_explain(&problem, &args, &info), "bn_explain");
+                check_ok(bn_explain_text(&problem, &args, text, sizeof text), "bn_explain_text");
                 const int64_t bytes = 2LL * 32 * 64 * 56 * 56;
                 check(info.tensor_bytes == bytes && info.limit_bytes_written == bytes,
                       "a tensor has %lld bytes, %lld are written, expected %lld",
@@ -502,6 +503,8 @@ static void explained(void **state)
                       (long long)bytes);
                 check(strstr(text, dtype == BN_DTYPE_FLOAT16 ? " float16" : "bfloat16") != NULL,
                       "not the type: %s", text);
+                check(strstr(text, "computed in float32 and rounded once") != NULL,
+                      "not what is computed with: %s", text);
             }
 }
 

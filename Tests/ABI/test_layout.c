@@ -42,6 +42,7 @@ static void least_sizes(void **state)
         LEAST(BN_LAYER_BACKWARD_ARGS_LEAST, 40),
         LEAST(BN_WEIGHT_SHAPE_LEAST, 40),
         LEAST(BN_FOLD_ARGS_LEAST, 144),
+        LEAST(BN_EXPLAIN_ARGS_LEAST, 64),
         LEAST(BN_PLAN_INFO_LEAST, 8),
     };
     check_pins(pins, LENGTH(pins));
@@ -230,6 +231,20 @@ static void plan_info_layout(void **state)
         AT(bn_plan_info, limit_bytes_written, 104),
         AT(bn_plan_info, l2_bytes, 112),
         AT(bn_plan_info, l3_bytes, 120),
+    };
+    check_pins(pins, LENGTH(pins));
+}
+
+static void explain_args_layout(void **state)
+{
+    (void)state;
+    const pin pins[] = {
+        SIZE(bn_explain_args, 64),           AT(bn_explain_args, struct_size, 0),
+        AT(bn_explain_args, operation, 4),   AT(bn_explain_args, activation, 8),
+        AT(bn_explain_args, residual, 32),   AT(bn_explain_args, activation_mask, 36),
+        AT(bn_explain_args, mask, 40),       AT(bn_explain_args, lengths, 44),
+        AT(bn_explain_args, grad_input, 48), AT(bn_explain_args, grad_weight, 52),
+        AT(bn_explain_args, grad_bias, 56),  AT(bn_explain_args, reserved, 60),
     };
     check_pins(pins, LENGTH(pins));
 }
@@ -466,6 +481,9 @@ static void initializers(void **state)
     check(memcmp(&sums, &expected_sums, sizeof sums) == 0, "BN_GRADIENT_SUMS_INIT");
     const bn_plan_info info = BN_PLAN_INFO_INIT, expected_info = { .struct_size = sizeof info };
     check(memcmp(&info, &expected_info, sizeof info) == 0, "BN_PLAN_INFO_INIT");
+    const bn_explain_args asked = BN_EXPLAIN_ARGS_INIT,
+                          expected_asked = { BN_EXPLAIN_ARGS_DEFAULTS };
+    check(memcmp(&asked, &expected_asked, sizeof asked) == 0, "BN_EXPLAIN_ARGS_INIT");
     const bn_fold_args fold = BN_FOLD_ARGS_INIT,
                        expected_fold = { .struct_size = sizeof fold, .epsilon = 1e-5 };
     check(memcmp(&fold, &expected_fold, sizeof fold) == 0, "BN_FOLD_ARGS_INIT");
@@ -491,6 +509,7 @@ int main(void)
         cmocka_unit_test(backward_layout),
         cmocka_unit_test(layer_options_layout),
         cmocka_unit_test(plan_info_layout),
+        cmocka_unit_test(explain_args_layout),
         cmocka_unit_test(weight_shape_layout),
         cmocka_unit_test(fold_args_layout),
         cmocka_unit_test(moments_layout),

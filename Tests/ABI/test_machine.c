@@ -62,8 +62,9 @@ static void no_number_of_threads_is_too_large(void **state)
         run_training(&f);
         run_inference(&f);
         run_backward(&f);
+        const bn_explain_args asked = asking(BN_OPERATION_BACKWARD);
         bn_plan_info plan = BN_PLAN_INFO_INIT;
-        check(bn_explain(&problem, BN_OPERATION_BACKWARD, &plan) == BN_STATUS_OK, "explain");
+        check(bn_explain(&problem, &asked, &plan) == BN_STATUS_OK, "explain");
         check(plan.threads <= most, "%d threads of at most %d", plan.threads, most);
     }
     check(log.widest > 2 && log.widest <= most, "%d members of at most %d", log.widest, most);

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "layers.h"
+#include "zero_call.h"
 
 /* ---- the allocator in between ---- */
 
@@ -453,11 +454,13 @@ static void explaining_allocates_nothing(void **state)
     const bn_problem problem = problem_of(BN_DTYPE_FLOAT32, BN_LAYOUT_NHWC, 4, sizes);
     for (bn_operation op = BN_OPERATION_FORWARD_TRAINING; op <= BN_OPERATION_BACKWARD_FROZEN;
          op++) {
+        const bn_explain_args args = { BN_EXPLAIN_ARGS_DEFAULTS, .operation = op,
+                                       .activation = BN_LEAKY_RELU(0.1), .residual = 1, .mask = 1 };
         bn_plan_info info = BN_PLAN_INFO_INIT;
         char text[BN_EXPLAIN_TEXT_SIZE];
         watch(0);
-        const bn_status one = bn_explain(&problem, op, &info);
-        const bn_status two = bn_explain_text(&problem, op, text, sizeof text);
+        const bn_status one = bn_explain(&problem, &args, &info);
+        const bn_status two = bn_explain_text(&problem, &args, text, sizeof text);
         stop();
         check_ok(one, "bn_explain");
         check_ok(two, "bn_explain_text");
@@ -509,41 +512,56 @@ static void no_memory_grows_with_the_batch(void **state)
             }
 }
 
-/* bn_explain's workspace is what a call takes, in whole cache lines. */
+/* bn_explain's workspace is what a call takes, in whole cache lines; the mask made of lengths lies by itself. */
+static int64_t check_takes_what_is_explained(const bn_problem *problem, const bn_explain_args *args)
+{
+    bn_plan_info info = BN_PLAN_INFO_INIT;
+    check_ok(bn_explain(problem, args, &info), "bn_explain");
+    zero_call call = zero_call_make(problem, args);
+    check_ok(zero_call_run(&call), "a call"); /* OpenMP has its threads from here on */
+    watch(0);
+    const bn_status status = zero_call_run(&call);
+    stop();
+    check_ok(status, "a call");
+    const int64_t mask = args->lengths ? problem->sizes[0] * problem->sizes[2] : 0;
+    const int64_t lines = (mask + 63) / 64 + (info.workspace_bytes - mask + 63) / 64;
+    check(info.workspace_bytes >= mask && seen.workspace_bytes == lines * 64,
+          "%s on %d threads: took %lld bytes, explained %lld", asked_text(problem, args),
+          bn_get_num_threads(), (long long)seen.workspace_bytes, (long long)info.workspace_bytes);
+    guarded_free_all();
+    return seen.workspace_bytes;
+}
+
 static void calls_take_what_is_explained(void **state)
 {
     (void)state;
-    static const int64_t sizes[][4] = {
-        { 2, 3, 100, 100 }, { 1, 1, 1500, 1500 }, { 64, 100, 14, 14 }, { 4, 2, 3, 3 }
+    static const int64_t sizes[][3] = {
+        { 2, 3, 10000 }, { 1, 1, 300000 }, { 64, 100, 49 }, { 4, 2, 9 }
+    };
+    static const bn_explain_args kinds[] = {
+        { BN_EXPLAIN_ARGS_DEFAULTS },
+        { BN_EXPLAIN_ARGS_DEFAULTS, .activation = BN_RELU, .residual = 1, .activation_mask = 1 },
+        { BN_EXPLAIN_ARGS_DEFAULTS, .activation = BN_LEAKY_RELU(0.5), .mask = 1 },
+        { BN_EXPLAIN_ARGS_DEFAULTS, .residual = 1, .lengths = 1 },
+        { .struct_size = sizeof(bn_explain_args), .grad_input = 1 },
+        { .struct_size = sizeof(bn_explain_args), .grad_bias = 1, .activation = BN_RELU },
+        { .struct_size = sizeof(bn_explain_args), .residual = 1 },
+        { .struct_size = sizeof(bn_explain_args), .lengths = 1 },
     };
     int64_t total = 0;
     for (size_t i = 0; i < LENGTH(sizes); i++)
         for (int layout = BN_LAYOUT_NCHW; layout <= BN_LAYOUT_NHWC; layout++)
-            for (int32_t threads = 1; threads <= 8; threads += 7) {
-                bn_set_num_threads(threads);
-                fixture f =
-                    fixture_make(problem_of(BN_DTYPE_FLOAT64, layout, 4, sizes[i]), PLACE_END);
-                run_training(&f); /* OpenMP has its threads from here on */
-                operation *const operations[] = { training, backward };
-                for (int op = 0; op < 2; op++) {
-                    bn_plan_info info = BN_PLAN_INFO_INIT;
-                    check_ok(
-                        bn_explain(&f.problem,
-                                   op == 0 ? BN_OPERATION_FORWARD_TRAINING : BN_OPERATION_BACKWARD,
-                                   &info),
-                        "bn_explain");
-                    watch(0);
-                    const bn_status status = operations[op](&f);
-                    stop();
-                    check_ok(status, "a call");
-                    check(seen.workspace_bytes == (info.workspace_bytes + 63) / 64 * 64,
-                          "%s on %d threads: took %lld bytes, explained %lld",
-                          problem_text(&f.problem), threads, (long long)seen.workspace_bytes,
-                          (long long)info.workspace_bytes);
-                    total += seen.workspace_bytes;
-                }
-                guarded_free_all();
-            }
+            for (int dtype = BN_DTYPE_FLOAT32; dtype <= BN_DTYPE_FLOAT16; dtype++)
+                for (int32_t threads = 1; threads <= 8; threads += 7)
+                    for (size_t kind = 0; kind < LENGTH(kinds); kind++)
+                        for (bn_operation op = BN_OPERATION_FORWARD_TRAINING;
+                             op <= BN_OPERATION_BACKWARD_FROZEN; op++) {
+                            bn_set_num_threads(threads);
+                            const bn_problem problem = problem_of(dtype, layout, 3, sizes[i]);
+                            bn_explain_args args = kinds[kind];
+                            args.operation = op;
+                            total += check_takes_what_is_explained(&problem, &args);
+                        }
     check(total > 0, "no call took anything");
 }
 

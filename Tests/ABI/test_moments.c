@@ -215,8 +215,9 @@ static void one_part_has_the_whole_ones_bits(void **state)
 
 static bn_plan_info plan_of(const bn_problem *problem, bn_operation operation)
 {
+    const bn_explain_args args = asking(operation);
     bn_plan_info info = BN_PLAN_INFO_INIT;
-    check(bn_explain(problem, operation, &info) == BN_STATUS_OK, "%s", bn_last_error_message());
+    check(bn_explain(problem, &args, &info) == BN_STATUS_OK, "%s", bn_last_error_message());
     return info;
 }
 

@@ -704,10 +704,11 @@ static void empty_batches_of_any_size(void **state)
             check_ok(bn_backward_reduce(&problem, &backward, &sums), "bn_backward_reduce");
             for (bn_operation op = BN_OPERATION_FORWARD_TRAINING;
                  op <= BN_OPERATION_BACKWARD_FROZEN; op++) {
+                const bn_explain_args asked = asking(op);
                 bn_plan_info plan = BN_PLAN_INFO_INIT;
                 char text[BN_EXPLAIN_TEXT_SIZE];
-                check_ok(bn_explain(&problem, op, &plan), "bn_explain");
-                check_ok(bn_explain_text(&problem, op, text, sizeof text), "bn_explain_text");
+                check_ok(bn_explain(&problem, &asked, &plan), "bn_explain");
+                check_ok(bn_explain_text(&problem, &asked, text, sizeof text), "bn_explain_text");
             }
             bn_layer_options options = BN_LAYER_OPTIONS_INIT;
             options.num_features = 2;

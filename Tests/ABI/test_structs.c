@@ -24,7 +24,8 @@ static bn_layer_forward_args layer_forward_args;
 static bn_layer_backward_args layer_backward_args;
 static bn_weight_shape shape;
 static bn_fold_args fold;
-static bn_plan_info plan;
+static bn_explain_args explain_args;
+static bn_plan_info plan, asked_plan;
 
 static void make_arguments(void)
 {
@@ -77,6 +78,8 @@ static void make_arguments(void)
                            .folded_weight = mutable_view_of(f.output),
                            .folded_bias = mutable_view_of(f.grad_bias) };
     fold.weight_error = fold.bias_error = -7;
+    explain_args = (bn_explain_args){ BN_EXPLAIN_ARGS_DEFAULTS, .operation = BN_OPERATION_BACKWARD,
+                                      .activation = f.backward.activation, .residual = 1 };
     plan = (bn_plan_info)BN_PLAN_INFO_INIT;
 }
 
@@ -84,6 +87,7 @@ static void make_arguments(void)
 static void reset(void)
 {
     fixture_recall(&f);
+    asked_plan = plan;
     for (int i = 0; i < 6; i++)
         for (int c = 0; c < CHANNELS; c++) arrays[i][c] = 1 + i + 0.5 * c;
     bn_layer_destroy(layer);
@@ -112,6 +116,7 @@ static uint64_t outputs_hash(void)
     hash = hash_of(hash, f.bits, (size_t)f.bits_count);
     hash = hash_of(hash, f.num_batches_tracked, 8);
     hash = hash_of(hash, arrays, sizeof arrays);
+    hash = hash_of(hash, &asked_plan, sizeof asked_plan);
     const state_bytes state = state_of(layer);
     hash = hash_of(hash, state.bytes, (size_t)state.size);
     free(state.bytes);
@@ -198,7 +203,11 @@ static bn_status layer_fold_call(void *s)
 }
 static bn_status explain_call(void *s)
 {
-    return bn_explain(&f.problem, BN_OPERATION_BACKWARD, s);
+    return bn_explain(&f.problem, &explain_args, s);
+}
+static bn_status asked_call(void *s)
+{
+    return bn_explain(&f.problem, s, &asked_plan);
 }
 
 static const struct subject {
@@ -235,6 +244,7 @@ static const struct subject {
     SUBJECT(weight_shape, "shape", shape, bn_weight_shape, BN_WEIGHT_SHAPE_LEAST, false),
     SUBJECT(fold, "args", fold, bn_fold_args, BN_FOLD_ARGS_LEAST, false),
     SUBJECT(layer_fold, "args", fold, bn_fold_args, BN_FOLD_ARGS_LEAST, false),
+    SUBJECT(asked, "args", explain_args, bn_explain_args, BN_EXPLAIN_ARGS_LEAST, false),
     SUBJECT(explain, "info", plan, bn_plan_info, BN_PLAN_INFO_LEAST, true),
 };
 

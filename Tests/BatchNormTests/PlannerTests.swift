@@ -32,7 +32,7 @@ import Testing
     @Test func keepsWhatTheKernelsRelyOn() {
         for grid in Self.grids {
             for machine in Self.machines {
-                let plan = Planner.plan(.forwardTraining, grid: grid, machine: machine)
+                let plan = Planner.plan(grid, tensors: 2, machine: machine)
                 let isSound =
                     1...grid.channels ~= plan.run_channels && 1...grid.rows ~= plan.piece_rows
                     && 1...grid.inner ~= plan.piece_values && plan.rows_per_line >= 1
@@ -53,7 +53,7 @@ import Testing
     @Test func theMachineDoesNotDecideTheOrderOfTheSums() {
         for grid in Self.grids {
             let plans = Self.machines.map {
-                Planner.plan(.forwardTraining, grid: grid, machine: $0)
+                Planner.plan(grid, tensors: 2, machine: $0)
             }
             for plan in plans {
                 #expect(
@@ -66,14 +66,14 @@ import Testing
 
     @Test func smallProblemsStayOnOneThreadAndInCache() {
         let grid = bnk_grid(rows: 8, channels: 16, inner: 16, is_double: 0, half: 0)
-        let plan = Planner.plan(.forwardTraining, grid: grid, machine: Self.machines[2])
+        let plan = Planner.plan(grid, tensors: 2, machine: Self.machines[2])
         #expect(plan.threads == 1)
         #expect(plan.nontemporal == 0)
     }
 
     @Test func oneChannelOfOneImageCanUseAllCores() {
         let grid = bnk_grid(rows: 1, channels: 1, inner: 1 << 22, is_double: 0, half: 0)
-        let plan = Planner.plan(.forwardTraining, grid: grid, machine: Self.machines[2])
+        let plan = Planner.plan(grid, tensors: 2, machine: Self.machines[2])
         #expect((grid.inner + plan.piece_values - 1) / plan.piece_values >= 64)
         #expect(plan.threads == 64)
     }

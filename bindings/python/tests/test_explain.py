@@ -25,7 +25,7 @@ SHAPES = [(32, 64, 56, 56), (32, 2048, 7, 7), (8, 3, 32, 32), (128, 32), (1, 1, 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_numbers(shape: tuple[int, ...], layout: Any, operation: Any) -> None:
     for threads in (1, 2, 5):
-        for dtype in (np.float32, np.float64):
+        for dtype in (np.float32, np.float64, np.float16):
             batchnorm.set_num_threads(threads)
             plan = batchnorm.explain(shape, operation, dtype=dtype, layout=layout)
             assert (plan.operation, plan.shape, plan.layout) == (operation, shape, layout)
@@ -73,6 +73,46 @@ def test_words(operation: Any) -> None:
     assert text.endswith(f"{ratio:.2f} times the limit")
 
 
+# Of a call on (4, 3, 50): operation, keywords, and how many tensors it reads and writes, how many
+# bits a value, bytes a position and numbers a sample.
+CALLS: list[tuple[Any, dict[str, Any], tuple[int, int], tuple[int, int, int]]] = [
+    ("forward_training", {"activation": "relu"}, (1, 1), (0, 0, 0)),
+    ("forward_training", {"activation": "relu", "activation_mask": True}, (1, 1), (1, 0, 0)),
+    ("forward_inference", {"residual": True, "mask": True}, (2, 1), (0, 1, 0)),
+    ("forward_inference", {"lengths": True}, (1, 1), (0, 0, 1)),
+    ("backward", {"activation": "leaky_relu"}, (3, 1), (0, 0, 0)),
+    ("backward", {"activation": "leaky_relu", "negative_slope": 1.0}, (2, 1), (0, 0, 0)),
+    ("backward", {"activation": "relu", "activation_mask": True}, (2, 1), (1, 0, 0)),
+    ("backward", {"residual": True, "mask": True}, (2, 2), (0, 1, 0)),
+    ("backward", {"output_mask": (False, True, True)}, (2, 0), (0, 0, 0)),
+    ("backward_frozen", {"output_mask": (True, False, False)}, (1, 1), (0, 0, 0)),
+    ("backward_frozen", {"output_mask": (False, False, False)}, (0, 0), (0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("operation", "keywords", "tensors", "masks"), CALLS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_what_is_fused_and_masked_counts(
+    operation: Any,
+    keywords: dict[str, Any],
+    tensors: tuple[int, int],
+    masks: tuple[int, int, int],
+    dtype: Any,
+) -> None:
+    plan = batchnorm.explain((4, 3, 50), operation, dtype=dtype, **keywords)
+    read, written = (number * 600 * np.dtype(dtype).itemsize for number in tensors)
+    bits, positions, lengths = masks
+    both = 75 * bits + 200 * positions + 32 * lengths
+    assert plan.bytes_read + plan.bytes_written == read + written + both
+    assert plan.bytes_written == plan.limit_bytes_written
+    assert plan.bytes_read == plan.limit_bytes_read
+    assert plan.workspace_bytes == 200 * lengths
+    assert all(getattr(plan, name) == value for name, value in keywords.items())
+    assert ("\nfused: " in str(plan)) == bool({"activation", "residual"} & keywords.keys())
+    assert ("\nmasked: " in str(plan)) == bool(positions or lengths)
+    assert ("computed in float32" in str(plan)) == (dtype == np.float16 and plan.steps > 0)
+
+
 def test_a_plan_is_a_value() -> None:
     plan = batchnorm.explain([4, 3, 8, 8])
     assert plan == batchnorm.explain((4, 3, 8, 8)) == pickle.loads(pickle.dumps(plan))
@@ -112,6 +152,21 @@ def test_errors() -> None:
         batchnorm.explain((2, 3), "forward")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layout is 'chwn', expected 'nchw' or 'nhwc'"):
         batchnorm.explain((2, 3), layout="chwn")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="activation is 'gelu', expected None or 'relu' or"):
+        batchnorm.explain((2, 3), activation="gelu")  # type: ignore[arg-type]
+    with pytest.raises(BatchNormError, match=r"negative_slope is -1\.0, expected"):
+        batchnorm.explain((2, 3), activation="leaky_relu", negative_slope=-1)
+    for name in ("residual", "activation_mask", "mask", "lengths"):
+        array: Any = {name: np.ones(3)}
+        with pytest.raises(TypeError, match=rf"{name} is .*ndarray, expected True or False"):
+            batchnorm.explain((2, 3), **array)
+    with pytest.raises(ValueError, match=r"output_mask is \(True,\), expected three truth values"):
+        batchnorm.explain((2, 3), output_mask=(True,))  # type: ignore[arg-type]
+    with pytest.raises(BatchNormError, match="mask and lengths were both given") as error:
+        batchnorm.explain((2, 3, 4), mask=True, lengths=True)
+    assert error.value.status == Status.EXCLUSIVE
+    with pytest.raises(BatchNormError, match="lengths were given, but shape has 4 sizes, expected"):
+        batchnorm.explain((2, 3, 4, 5), lengths=True)
 
 
 def test_one_value_per_channel_is_explained() -> None:
@@ -137,6 +192,24 @@ def test_a_layer_explains_its_calls() -> None:
     last = BatchNorm2d(64, channel_axis=-1)
     assert same(last.explain((32, 56, 58, 64)), "forward_training", layout="nhwc")
     assert same(last.explain((32, 56, 58, 64), layout="nchw"), "forward_training")
+
+
+def test_a_layer_explains_what_is_fused_into_its_calls() -> None:
+    shape, options = (20, 3, 50), {"activation": "leaky_relu", "negative_slope": 0.5}
+    both: Any = {**options, "residual": True, "lengths": True}
+    layer = BatchNorm1d(3)
+    expected = batchnorm.explain(shape, activation_mask=True, **both)
+    assert layer.explain(shape, **both) == expected
+    kept = {**both, "lengths": False, "mask": True, "activation_mask": True}
+    expected = batchnorm.explain(shape, "backward", **kept)
+    assert layer.explain(shape, "backward", **both) == expected
+    bare = BatchNorm1d(3, affine=False).eval()
+    expected = batchnorm.explain(shape, "backward_frozen", output_mask=(True, False, False))
+    assert bare.explain(shape, "backward") == expected
+    expected = batchnorm.explain(shape, "backward", output_mask=(False, True, False))
+    assert layer.explain(shape, "backward", output_mask=(False, True, False)) == expected
+    with pytest.raises(BatchNormError, match="mask and lengths were both given"):
+        layer.explain(shape, "backward", mask=True, lengths=True)
 
 
 def test_a_layer_refuses_shapes_that_are_not_its_own() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from pycparser import c_ast, c_parser
 
-from batchnorm import BatchNorm2d, Status, _lowlevel, fold_into
+from batchnorm import BatchNorm2d, Status, _lowlevel, explain, fold_into
 from batchnorm import functional as F
 
 HEADER = Path(__file__).resolve().parents[3] / "include" / "batchnorm.h"
@@ -259,6 +259,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "positions.masked": (F.backward, "masked"),
     },
     "bn_fold_args": {"epsilon": (fold_into, "eps")},
+    "bn_explain_args": {
+        "activation.kind": (explain, "activation"),
+        "residual": (explain, "residual"),
+        "activation_mask": (explain, "activation_mask"),
+        "mask": (explain, "mask"),
+        "lengths": (explain, "lengths"),
+    },
     "bn_layer_forward_args": {
         "activation.kind": (BatchNorm2d.forward, "activation"),
         "positions.masked": (BatchNorm2d.forward, "masked"),

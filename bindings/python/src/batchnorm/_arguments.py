@@ -232,7 +232,7 @@ def extend(
 
 
 def set_activation(
-    args: _Forward | c.bn_backward_args | c.bn_layer_forward_args,
+    args: _Forward | c.bn_backward_args | c.bn_layer_forward_args | c.bn_explain_args,
     activation: str | None,
     negative_slope: float,
 ) -> None:

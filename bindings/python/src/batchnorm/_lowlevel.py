@@ -312,6 +312,22 @@ class bn_layer_backward_args(Structure):
     )
 
 
+class bn_explain_args(Structure):
+    _fields_ = (
+        ("struct_size", c_uint32),
+        ("operation", c_int32),
+        *_ACTIVATION,
+        ("residual", c_int32),
+        ("activation_mask", c_int32),
+        ("mask", c_int32),
+        ("lengths", c_int32),
+        ("grad_input", c_int32),
+        ("grad_weight", c_int32),
+        ("grad_bias", c_int32),
+        ("reserved", c_int32),
+    )
+
+
 class bn_plan_info(Structure):
     _fields_ = (
         ("struct_size", c_uint32),
@@ -538,7 +554,9 @@ bn_get_isa = _declare("bn_get_isa", c_int32)
 bn_isa_name = _declare("bn_isa_name", c_char_p, c_int32)
 bn_version = _declare("bn_version", c_char_p)
 
-bn_explain = _declare_checked("bn_explain", POINTER(bn_problem), c_int32, POINTER(bn_plan_info))
+bn_explain = _declare_checked(
+    "bn_explain", POINTER(bn_problem), POINTER(bn_explain_args), POINTER(bn_plan_info)
+)
 bn_explain_text = _declare_checked(
-    "bn_explain_text", POINTER(bn_problem), c_int32, c_char_p, c_int64
+    "bn_explain_text", POINTER(bn_problem), POINTER(bn_explain_args), c_char_p, c_int64
 )

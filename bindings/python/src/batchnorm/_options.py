@@ -113,6 +113,13 @@ def wrong_type(name: str, value: object, expected: str) -> BatchNormTypeError:
     return BatchNormTypeError(f"{name} is {shown} {type(value).__name__}, expected {expected}")
 
 
+def truth(name: str, value: bool) -> bool:
+    """A truth value: an array in its place is a mistake."""
+    if not isinstance(value, bool):
+        raise wrong_type(name, value, "True or False")
+    return value
+
+
 def triple(name: str, values: tuple[bool, bool, bool]) -> tuple[bool, bool, bool]:
     """Three truth values."""
     try:

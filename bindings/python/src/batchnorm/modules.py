@@ -27,7 +27,7 @@ from ._arrays import (
     form_of,
     tensor_address,
 )
-from ._options import ActivationName, MaskedPolicy, triple
+from ._options import ActivationName, MaskedPolicy, triple, truth
 from ._state import IncompatibleKeys, StatefulLayer
 from .errors import BatchNormError, BatchNormValueError, Status
 from .fold import Folded, WeightLayout, affine_shape, fold, weight_shape
@@ -353,8 +353,16 @@ class _BatchNorm(StatefulLayer):
         call: Literal["forward", "backward"] = "forward",
         *,
         layout: MemoryLayout | None = None,
+        activation: ActivationName | None = None,
+        negative_slope: float = 0.01,
+        residual: bool = False,
+        mask: bool = False,
+        lengths: bool = False,
+        output_mask: tuple[bool, bool, bool] = (True, True, True),
     ) -> Plan:
         """Tell what a call on an array of this shape would do, in the layer's mode; nothing is run.
+
+        The keywords are those of `forward`, in whose place a backward is that of such a forward.
 
         Parameters
         ----------
@@ -364,6 +372,11 @@ class _BatchNorm(StatefulLayer):
             `backward` is that of a forward in this mode.
         layout : "nchw" or "nhwc", optional
             The array's order in memory; None means that it is C-contiguous.
+        activation, negative_slope, residual, mask, lengths
+            As in `forward`; of arrays, whether they are there. The layer itself keeps where an
+            activation let pass, and reads it in `backward`.
+        output_mask : (bool, bool, bool)
+            As in `backward`.
 
         Returns
         -------
@@ -387,7 +400,26 @@ class _BatchNorm(StatefulLayer):
         )
         if call not in operations:
             raise BatchNormValueError(f"call is {call!r}, expected 'forward' or 'backward'")
-        return explain(sizes, operations[call], dtype=self.dtype, layout=layout or "nchw")
+        want_input, want_weight, want_bias = triple("output_mask", output_mask)
+        if truth("lengths", lengths) and not truth("mask", mask) and call == "backward":
+            mask, lengths = True, False  # which is what the forward has left
+        return explain(
+            sizes,
+            operations[call],
+            dtype=self.dtype,
+            layout=layout or "nchw",
+            activation=activation,
+            negative_slope=negative_slope,
+            residual=residual,
+            activation_mask=activation is not None,
+            mask=mask,
+            lengths=lengths,
+            output_mask=(
+                want_input,
+                want_weight and self._weight is not None,
+                want_bias and self._bias is not None,
+            ),
+        )
 
     def fold_affine(self) -> Folded:
         """What the layer does in evaluation as one affine map per channel; see `fold_affine`.

@@ -1,4 +1,4 @@
-"""What an operation would do on this machine now: `explain` and the `Plan` that it returns.
+"""What a call would do on this machine now: `explain` and the `Plan` that it returns.
 
 Nothing is run; the C library answers from the plan that the operation itself would get.
 """
@@ -14,8 +14,19 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _lowlevel as c
+from ._arguments import set_activation
 from ._arrays import layer_dtype
-from ._options import LAYOUTS, OPERATIONS, integer, parse, wrong_type
+from ._options import (
+    LAYOUTS,
+    OPERATIONS,
+    ActivationName,
+    integer,
+    parse,
+    real,
+    triple,
+    truth,
+    wrong_type,
+)
 from .machine import InstructionSet
 
 __all__ = ["Plan", "explain"]
@@ -26,13 +37,14 @@ MemoryLayout = Literal["nchw", "nhwc"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How an operation would be done, from `explain`; `str(plan)` tells it in words.
+    """How a call would be done, from `explain`; `str(plan)` tells it in words.
 
     Sizes are in bytes.
 
     The tensor is seen as rows x channels x inner values: N x C x S in NCHW, (N * S) x C x 1 in
     NHWC. It is cut into pieces, each of which one thread reduces; those at the ends of the tensor
-    may be smaller. An empty batch has no piece and no step.
+    may be smaller. An empty batch has no piece and no step, and neither has a backward of which
+    nothing is wanted.
     """
 
     operation: Operation
@@ -43,6 +55,20 @@ class Plan:
     """Of the tensors."""
     layout: MemoryLayout
     """Their order in memory."""
+    activation: ActivationName | None
+    """What is fused, as `explain` was asked; and what else the call has: """
+    negative_slope: float
+    """of "leaky_relu","""
+    residual: bool
+    """a residual, or its gradient,"""
+    activation_mask: bool
+    """where the activation let pass,"""
+    mask: bool
+    """a mask of positions,"""
+    lengths: bool
+    """or lengths,"""
+    output_mask: tuple[bool, bool, bool]
+    """and of a backward these gradients."""
     isa: InstructionSet
     """The instruction set."""
     threads: int
@@ -51,7 +77,8 @@ class Plan:
     """Whether neighbouring channels fill the vectors; if not, one channel's inner values do."""
     steps: int
     """1: each run of channels is reduced and then applied by one thread (inference: only applied).
-    3: all pieces are reduced, then merged, then all is applied."""
+    3: all pieces are reduced, then merged, then all is applied. 2: the same, where a backward needs
+    no sums or applies nothing."""
     nontemporal: bool
     """Whether stores bypass the caches."""
     run_channels: int
@@ -65,24 +92,25 @@ class Plan:
     pieces: int
     """Of the whole tensor."""
     workspace_bytes: int
-    """What the call allocates; a layer keeps it for its next call."""
+    """What the call allocates, for sums and for a mask made of lengths; a layer keeps it for its
+    next call."""
     tensor_bytes: int
     """One tensor."""
     bytes_read: int
-    """What is read of the tensors, from memory or from a cache that the caller left them in. A
-    second read counts only if what the first one brought is not expected to stay in cache."""
+    """What is read of tensors and masks, from memory or from a cache that the caller left them in.
+    A second read counts only if what the first one brought is not expected to stay in cache."""
     bytes_written: int
-    """What is written of the tensors."""
+    """What is written of them."""
     limit_bytes_read: int
-    """What any implementation must read: each input once."""
+    """What any implementation must read: each tensor and mask that results depend on, once."""
     limit_bytes_written: int
-    """What any implementation must write: the output once."""
+    """What any implementation must write: each result once."""
     l2_bytes: int
     """One core's second-level cache, as the plan assumes it."""
     l3_bytes: int
     """The last-level cache, as the plan assumes it."""
     text: str = field(repr=False)
-    """The plan in words, a dozen lines. The wording may change from version to version."""
+    """The plan in words, a dozen lines or more. The wording may change from version to version."""
 
     def __str__(self) -> str:
         return self.text
@@ -94,11 +122,19 @@ def explain(
     *,
     dtype: DTypeLike = np.float32,
     layout: MemoryLayout = "nchw",
+    activation: ActivationName | None = None,
+    negative_slope: float = 0.01,
+    residual: bool = False,
+    activation_mask: bool = False,
+    mask: bool = False,
+    lengths: bool = False,
+    output_mask: tuple[bool, bool, bool] = (True, True, True),
 ) -> Plan:
-    """Tell what an operation on tensors of this shape would do on this machine now.
+    """Tell what a call on tensors of this shape would do on this machine now.
 
     Nothing is run, and nothing allocated that grows with the shape. `set_num_threads` and
-    `set_max_isa` count as they do for the operation itself.
+    `set_max_isa` count as they do for the call itself. The keywords are those of the functions; of
+    arrays it is enough whether they are there.
 
     Parameters
     ----------
@@ -106,11 +142,25 @@ def explain(
         Sizes (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), whatever the layout.
     operation : str
         "forward_training", "forward_inference", "backward" (of a training forward) or
-        "backward_frozen" (through running statistics); a backward with all three gradients.
+        "backward_frozen" (through running statistics).
     dtype : float32, float64, bfloat16 or float16
         Of the tensors.
     layout : "nchw" or "nhwc"
         The order in memory: C-contiguous, or channels last.
+    activation : "relu", "leaky_relu" or None
+        What a forward does in the end, and a backward goes back through.
+    negative_slope : float
+        Of "leaky_relu".
+    residual : bool
+        Whether a forward adds a residual, or a backward writes its gradient.
+    activation_mask : bool
+        Whether a forward writes where its activation let pass, or a backward reads it; without, the
+        backward of an activation reads the forward's output.
+    mask, lengths : bool
+        Whether there is a mask, or lengths; it is explained as if all positions took part. What
+        stands at masked positions makes no difference.
+    output_mask : (bool, bool, bool)
+        Which gradients a backward computes: input, weight, bias.
 
     Returns
     -------
@@ -120,8 +170,8 @@ def explain(
     Raises
     ------
     BatchNormTypeError, BatchNormValueError
-        Wrong dtype, shape, operation or layout. One value per channel is no error here: it is
-        explained as ``one_value="allow"`` would run it.
+        Wrong dtype, shape, operation, layout or keyword. One value per channel is no error here: it
+        is explained as ``one_value="allow"`` would run it.
 
     Examples
     --------
@@ -131,6 +181,9 @@ def explain(
     >>> print(plan)  # doctest: +ELLIPSIS
     backward, batch statistics: float32 (32, 64, 56, 56) NCHW, 25.7 MB a tensor
     ...
+    >>> fused = explain((32, 64, 56, 56), activation="relu", residual=True)
+    >>> fused.limit_bytes_read == 2 * fused.tensor_bytes
+    True
     """
     kind, code = layer_dtype(dtype)
     if not isinstance(shape, Iterable):
@@ -139,14 +192,36 @@ def explain(
     which = parse(OPERATIONS, "operation", operation)
     order = parse(LAYOUTS, "layout", layout)
     problem = c.bn_problem(sizeof(c.bn_problem), code, order, len(sizes), (c_int64 * 5)(*sizes[:5]))
+    args = c.bn_explain_args(sizeof(c.bn_explain_args), which)
+    set_activation(args, activation, real("negative_slope", negative_slope))
+    args.residual = truth("residual", residual)
+    args.activation_mask = truth("activation_mask", activation_mask)
+    args.mask = truth("mask", mask)
+    args.lengths = truth("lengths", lengths)
+    wanted = triple("output_mask", output_mask)
+    args.grad_input, args.grad_weight, args.grad_bias = map(bool, wanted)
     info = c.bn_plan_info(sizeof(c.bn_plan_info))
-    c.bn_explain(byref(problem), which, byref(info))
+    c.bn_explain(byref(problem), byref(args), byref(info))
     text = create_string_buffer(c.EXPLAIN_TEXT_SIZE)
-    c.bn_explain_text(byref(problem), which, text, c.EXPLAIN_TEXT_SIZE)
+    c.bn_explain_text(byref(problem), byref(args), text, c.EXPLAIN_TEXT_SIZE)
 
     there = {name for name, *_ in c.bn_plan_info._fields_}
     numbers = {each.name: getattr(info, each.name) for each in fields(Plan) if each.name in there}
     numbers["isa"] = cast(InstructionSet, c.bn_isa_name(info.isa).decode())
     numbers["by_columns"] = bool(info.by_columns)
     numbers["nontemporal"] = bool(info.nontemporal)
-    return Plan(operation, sizes, kind, layout, **numbers, text=text.value.decode())
+    return Plan(
+        operation,
+        sizes,
+        kind,
+        layout,
+        activation,
+        negative_slope,
+        residual,
+        activation_mask,
+        mask,
+        lengths,
+        wanted,
+        **numbers,
+        text=text.value.decode(),
+    )
