@@ -105,8 +105,13 @@ package enum Kernels {
         bnk_backward_apply(&cut, &sums, &job)
     }
 
-    /// How a call is done: as it runs, and as it is explained.
-    static func cut(_ call: BatchNormCall, _ grid: bnk_grid, _ machine: Machine = .current) -> bnk_cut {
+    /// How a call is done on this machine now.
+    private static func cut(_ call: BatchNormCall, _ grid: bnk_grid) -> bnk_cut {
+        cut(call, grid, Planner.isSerial(grid) ? .currentForOneThread : .current)
+    }
+
+    /// The same on a machine: as it runs, and as it is explained.
+    static func cut(_ call: BatchNormCall, _ grid: bnk_grid, _ machine: Machine) -> bnk_cut {
         bnk_cut_grid(grid, Planner.plan(grid, tensors: call.tensors, machine: machine))
     }
 

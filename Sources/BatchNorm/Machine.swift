@@ -54,10 +54,15 @@ struct Machine: Sendable {
     /// Bytes of the last-level cache.
     var l3: Int
 
-    static var current: Machine {
+    static var current: Machine { current(threads: BatchNormSettings.threads) }
+
+    /// For work that one thread does: the OpenMP runtime need not be asked, which takes as long as some tiny calls.
+    static var currentForOneThread: Machine { current(threads: 1) }
+
+    private static func current(threads: Int) -> Machine {
         Machine(
             isa: BatchNormSettings.isa,
-            threads: BatchNormSettings.threads,
+            threads: threads,
             l2: Int(bnk_cache_size(2)),
             l3: Int(bnk_cache_size(3)))
     }

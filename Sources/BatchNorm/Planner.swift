@@ -8,16 +8,15 @@ enum Planner {
     /// `tensors`: how many of the grid's size are moved, those that are read and those that are written.
     static func plan(_ grid: bnk_grid, tensors: Int, machine: Machine) -> bnk_plan {
         var plan = partition(grid)
-        let elementSize = grid.half != 0 ? 2 : grid.is_double != 0 ? 8 : 4
-        let values = Int(grid.rows) &* Int(grid.channels) &* Int(grid.inner)
-        let bytes = values &* elementSize
-
         plan.isa = machine.isa.rawValue
-        plan.threads = bytes < serialBytes ? 1 : Int32(clamping: machine.threads)
-        plan.nontemporal = isNontemporal(tensors, tensorBytes: bytes, machine: machine) ? 1 : 0
-        plan.whole_runs = takesWholeRuns(plan, grid, elementSize: elementSize, machine: machine) ? 1 : 0
+        plan.threads = isSerial(grid) ? 1 : Int32(clamping: machine.threads)
+        plan.nontemporal = isNontemporal(tensors, tensorBytes: bytes(grid), machine: machine) ? 1 : 0
+        plan.whole_runs = takesWholeRuns(plan, grid, machine: machine) ? 1 : 0
         return plan
     }
+
+    /// Whether one thread does it, whatever the machine.
+    static func isSerial(_ grid: bnk_grid) -> Bool { bytes(grid) < serialBytes }
 
     // MARK: - By shape alone
 
@@ -52,12 +51,12 @@ enum Planner {
         plan.by_columns = 1
         if inner > 1 || channels >= columnsWanted {
             // Whole vectors: a run is a multiple of 16 columns wherever the shape allows it.
-            let step = 16 / greatestCommonDivisor(16, inner)
+            let step = 16 / commonDivisor(inner)
             let aligned = roundUp(max(1, columnsWanted / inner), to: step)
             let run = aligned &* inner <= maxColumns ? aligned : maxColumns / inner
             plan.run_channels = Int64(min(channels, run))
         } else {
-            let step = 16 / greatestCommonDivisor(16, channels)
+            let step = 16 / commonDivisor(channels)
             plan.run_channels = grid.channels
             plan.rows_per_line = Int64(min(roundUp(ceilDiv(columnsWanted, channels), to: step), maxColumns / channels))
         }
@@ -89,13 +88,13 @@ enum Planner {
     /// Whether a task takes a run through reduction and application. It saves reading the input from memory twice
     /// if the run's values stay in cache in between, but needs enough runs for all threads.
     private static func takesWholeRuns(
-        _ plan: bnk_plan, _ grid: bnk_grid, elementSize: Int, machine: Machine
+        _ plan: bnk_plan, _ grid: bnk_grid, machine: Machine
     ) -> Bool {
         let runs = ceilDiv(Int(grid.channels), Int(plan.run_channels))
         let threads = Int(plan.threads)
         let balanced = threads == 1 || runs >= 4 &* threads || runs % threads == 0
         if plan.by_columns != 0 && grid.inner == 1 {
-            let runBytes = Int(grid.rows) &* Int(plan.run_channels) &* elementSize
+            let runBytes = Int(grid.rows) &* Int(plan.run_channels) &* elementSize(grid)
             return balanced && runBytes <= machine.l2 / 2
         }
         return balanced
@@ -103,11 +102,19 @@ enum Planner {
 
     // MARK: - Arithmetic
 
+    private static func elementSize(_ grid: bnk_grid) -> Int {
+        grid.half != 0 ? 2 : grid.is_double != 0 ? 8 : 4
+    }
+
+    /// Of one tensor.
+    private static func bytes(_ grid: bnk_grid) -> Int {
+        Int(grid.rows) &* Int(grid.channels) &* Int(grid.inner) &* elementSize(grid)
+    }
+
     private static func ceilDiv(_ a: Int, _ b: Int) -> Int { a / b &+ (a % b == 0 ? 0 : 1) }
 
     private static func roundUp(_ value: Int, to step: Int) -> Int { ceilDiv(value, step) &* step }
 
-    private static func greatestCommonDivisor(_ a: Int, _ b: Int) -> Int {
-        b == 0 ? a : greatestCommonDivisor(b, a % b)
-    }
+    /// The greatest one with 16, a power of two.
+    private static func commonDivisor(_ number: Int) -> Int { 1 << min(4, number.trailingZeroBitCount) }
 }

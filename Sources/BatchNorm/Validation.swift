@@ -69,7 +69,8 @@ enum SkippedBatches {
 /// Checks the buffers of one call, however many, first each by itself and then against each other.
 struct BufferCheck: ~Copyable {
     private struct Region {
-        var argument = BatchNormError.Argument.input
+        /// At first the case that is all zeros, as the other members are, for they are cleared with every call.
+        var argument = BatchNormError.Argument.problem
         var start: UInt = 0
         var bytes: UInt = 0
         var isWritten = false
@@ -80,6 +81,12 @@ struct BufferCheck: ~Copyable {
     /// Those beyond, should one have them.
     private var more = Memory()
     private var used = 0
+    /// Whether any two of them may share memory that is written: known as they come, and true of few calls.
+    private var mayOverlap = false
+
+    /// Like `requireSeparate` in the caller's frame: a call would copy all of it once more.
+    @inline(__always)
+    init() {}
 
     private func region(_ index: Int) -> Region {
         // As a span, for `first[index]` would copy them all.
@@ -90,8 +97,15 @@ struct BufferCheck: ~Copyable {
 
     private mutating func append(_ region: Region) throws(BatchNormError) {
         if used < first.count {
-            first[used] = region
+            var overlaps = false
+            var regions = first.mutableSpan
+            for index in 0..<used where regions[index].isWritten || region.isWritten {
+                overlaps = Self.overlap(regions[index], region) || overlaps
+            }
+            mayOverlap = mayOverlap || overlaps
+            regions[used] = region
         } else {
+            mayOverlap = true
             let index = used &- first.count
             try more.grow((index / first.count &+ 1) &* first.count &* MemoryLayout<Region>.stride)
             more.address?.assumingMemoryBound(to: Region.self)[index] = region
@@ -136,7 +150,8 @@ struct BufferCheck: ~Copyable {
     ) throws(BatchNormError) {
         try requireBuffer(
             address, count: actual, is: count, elementSize: elementSize, argument)
-        // `Shape` has made sure that no count times its element size overflows.
+        // `Shape` has made sure that no count times its element size overflows. Nothing overlaps no bytes.
+        guard count > 0 else { return }
         try append(
             Region(
                 argument: argument, start: UInt(bitPattern: address),
@@ -144,7 +159,13 @@ struct BufferCheck: ~Copyable {
     }
 
     /// Throws if a written buffer overlaps another, except where the two are one and may be.
+    @inline(__always)
     func requireSeparate() throws(BatchNormError) {
+        if mayOverlap { try requireInPlace() }
+    }
+
+    /// Throws unless those that share written memory are one and may be.
+    private func requireInPlace() throws(BatchNormError) {
         for one in 0..<used where region(one).isWritten {
             for two in 0..<used where two != one {
                 let a = region(one)
@@ -161,7 +182,6 @@ struct BufferCheck: ~Copyable {
 
     /// By distances, for the end of a buffer may lie beyond the last address.
     private static func overlap(_ a: Region, _ b: Region) -> Bool {
-        guard a.bytes > 0, b.bytes > 0 else { return false }
-        return a.start <= b.start ? b.start &- a.start < a.bytes : a.start &- b.start < b.bytes
+        b.start &- a.start < a.bytes || a.start &- b.start < b.bytes
     }
 }
