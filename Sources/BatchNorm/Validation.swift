@@ -88,13 +88,6 @@ struct BufferCheck: ~Copyable {
     @inline(__always)
     init() {}
 
-    private func region(_ index: Int) -> Region {
-        // As a span, for `first[index]` would copy them all.
-        guard index >= first.count else { return first.span[index] }
-        let address = more.address?.assumingMemoryBound(to: Region.self)
-        return address?[index &- first.count] ?? Region()
-    }
-
     private mutating func append(_ region: Region) throws(BatchNormError) {
         if used < first.count {
             var overlaps = false
@@ -158,23 +151,32 @@ struct BufferCheck: ~Copyable {
                 bytes: UInt(bitPattern: count &* elementSize), isWritten: isWritten))
     }
 
-    /// Throws if a written buffer overlaps another, except where the two are one and may be.
+    /// Throws if a written buffer overlaps another, except where the two are one and may be. Mutating, like all that looks at
+    /// the table, which is copied as a whole otherwise.
     @inline(__always)
-    func requireSeparate() throws(BatchNormError) {
+    mutating func requireSeparate() throws(BatchNormError) {
         if mayOverlap { try requireInPlace() }
     }
 
     /// Throws unless those that share written memory are one and may be.
-    private func requireInPlace() throws(BatchNormError) {
-        for one in 0..<used where region(one).isWritten {
-            for two in 0..<used where two != one {
+    private mutating func requireInPlace() throws(BatchNormError) {
+        let used = used
+        let more = more.address?.assumingMemoryBound(to: Region.self)
+        var span = first.mutableSpan
+        try span.withUnsafeMutableBufferPointer { (first) throws(BatchNormError) in
+            func region(_ index: Int) -> Region {
+                index < first.count ? first[index] : more?[index &- first.count] ?? Region()
+            }
+            for one in 0..<used {
                 let a = region(one)
-                let b = region(two)
-                // Of two written buffers each is looked at as `one`; only one order says "in place".
-                guard Self.overlap(a, b) else { continue }
-                let isSame = a.start == b.start && a.bytes == b.bytes
-                guard isSame && a.argument.mayBe(b.argument) else {
-                    throw .overlap(written: a.argument, other: b.argument)
+                for two in 0..<used where two != one && a.isWritten {
+                    let b = region(two)
+                    // Of two written buffers each is looked at as `one`; only one order says "in place".
+                    guard Self.overlap(a, b) else { continue }
+                    let isSame = a.start == b.start && a.bytes == b.bytes
+                    guard isSame && a.argument.mayBe(b.argument) else {
+                        throw BatchNormError.overlap(written: a.argument, other: b.argument)
+                    }
                 }
             }
         }
