@@ -75,47 +75,68 @@ static void NAME(rows)(const bare_job *j)
     }
 }
 
+/* Sums of `wide` columns, in which the c channels follow one another several times: one for each channel. */
+static void NAME(fold)(T *v, int64_t wide, int64_t c)
+{
+    for (int64_t i = wide - 1; i >= c; i--) v[i - c] += v[i];
+}
+static void NAME(repeat)(T *v, int64_t wide, int64_t c)
+{
+    for (int64_t i = c; i < wide; i++) v[i] = v[i - c];
+}
+
+/* Short rows are walked several at a time, as one that is wide enough for vectors. */
 static void NAME(columns)(const bare_job *j)
 {
     static T mean[BARE_MAX], square[BARE_MAX], s1[BARE_MAX], s2[BARE_MAX], a[BARE_MAX], b[BARE_MAX],
         d[BARE_MAX];
     const T *gradient = j->grad_output;
-    int64_t count = j->n * j->s, channels = j->c;
-    T m = (T)count;
-    for (int64_t c = 0; c < channels; c++) {
-        int given = gradient || j->frozen;
-        mean[c] = given ? NAME(given_mean)(j, c) : 0;
-        square[c] = given ? ((const T *)j->running_var)[c] : 0;
-        s1[c] = s2[c] = 0;
-    }
-    if (!gradient && !j->frozen) {
-        for (int64_t i = 0; i < count; i++) {
-            const T *x = (const T *)j->input + i * channels;
-            for (int64_t c = 0; c < channels; c++) mean[c] += x[c];
+    int64_t rows = j->n * j->s, channels = j->c, wide = channels;
+    T m = (T)rows;
+    while (wide <= 64 && rows % 2 == 0) wide *= 2, rows /= 2;
+    for (int64_t c = 0; c < wide; c++) mean[c] = square[c] = s1[c] = s2[c] = 0;
+    if (gradient || j->frozen) {
+        for (int64_t c = 0; c < channels; c++) {
+            mean[c] = NAME(given_mean)(j, c);
+            square[c] = ((const T *)j->running_var)[c];
         }
+        NAME(repeat)(mean, wide, channels);
+    } else {
+        for (int64_t i = 0; i < rows; i++) {
+            const T *x = (const T *)j->input + i * wide;
+            for (int64_t c = 0; c < wide; c++) mean[c] += x[c];
+        }
+        NAME(fold)(mean, wide, channels);
         for (int64_t c = 0; c < channels; c++) mean[c] /= m;
-        for (int64_t i = 0; i < count; i++) {
-            const T *x = (const T *)j->input + i * channels;
-            for (int64_t c = 0; c < channels; c++) square[c] += (x[c] - mean[c]) * (x[c] - mean[c]);
+        NAME(repeat)(mean, wide, channels);
+        for (int64_t i = 0; i < rows; i++) {
+            const T *x = (const T *)j->input + i * wide;
+            for (int64_t c = 0; c < wide; c++) square[c] += (x[c] - mean[c]) * (x[c] - mean[c]);
         }
+        NAME(fold)(square, wide, channels);
         for (int64_t c = 0; c < channels; c++) square[c] /= m;
     }
-    for (int64_t i = 0; gradient && i < count; i++) {
-        const T *x = (const T *)j->input + i * channels, *dy = gradient + i * channels;
-        for (int64_t c = 0; c < channels; c++) {
+    for (int64_t i = 0; gradient && i < rows; i++) {
+        const T *x = (const T *)j->input + i * wide, *dy = gradient + i * wide;
+        for (int64_t c = 0; c < wide; c++) {
             s1[c] += dy[c];
             s2[c] += dy[c] * (x[c] - mean[c]);
         }
     }
+    NAME(fold)(s1, wide, channels);
+    NAME(fold)(s2, wide, channels);
     for (int64_t c = 0; c < channels; c++)
         NAME(finish)(j, c, m, mean[c], square[c], s1[c], s2[c], &a[c], &b[c], &d[c]);
-    for (int64_t i = 0; i < count; i++) {
-        const T *x = (const T *)j->input + i * channels, *dy = gradient + i * channels;
-        T *y = (T *)j->output + i * channels;
+    NAME(repeat)(a, wide, channels);
+    NAME(repeat)(b, wide, channels);
+    NAME(repeat)(d, wide, channels);
+    for (int64_t i = 0; i < rows; i++) {
+        const T *x = (const T *)j->input + i * wide, *dy = gradient + i * wide;
+        T *y = (T *)j->output + i * wide;
         if (gradient)
-            for (int64_t c = 0; c < channels; c++) y[c] = dy[c] * a[c] + x[c] * d[c] + b[c];
+            for (int64_t c = 0; c < wide; c++) y[c] = dy[c] * a[c] + x[c] * d[c] + b[c];
         else
-            for (int64_t c = 0; c < channels; c++) y[c] = x[c] * a[c] + b[c];
+            for (int64_t c = 0; c < wide; c++) y[c] = x[c] * a[c] + b[c];
     }
 }
 
