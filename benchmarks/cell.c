@@ -14,7 +14,8 @@
 
 enum { HUGE_PAGE = 2 << 20 };
 
-const char *const operation_names[OPERATIONS] = { "forward", "inference", "backward", "frozen" };
+const char *const operation_names[OPERATIONS] = { "forward", "inference", "backward", "frozen",
+                                                  "memory" };
 const char *const datatype_names[DTYPES] = { "float32", "float64", "bfloat16", "float16" };
 static const size_t datatype_sizes[DTYPES] = { 4, 8, 2, 2 };
 
@@ -33,15 +34,17 @@ void die(const char *format, ...)
 /* ---- the cell ------------------------------------------------------------------------------- */
 
 /* The kernel's figure: sysconf's is that of the whole socket on some machines. */
-static size_t last_level_cache(void)
+static size_t cache_size(int level, size_t otherwise)
 {
-    FILE *file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r");
+    char path[64];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", level);
+    FILE *file = fopen(path, "r");
     size_t kilobytes = 0;
     if (file) {
         if (fscanf(file, "%zuK", &kilobytes) != 1) kilobytes = 0;
         fclose(file);
     }
-    return kilobytes ? kilobytes << 10 : 32u << 20;
+    return kilobytes ? kilobytes << 10 : otherwise;
 }
 
 void cell_initialize(cell *k, int threads)
@@ -50,7 +53,8 @@ void cell_initialize(cell *k, int threads)
                  .sizes = { 32, 64, 56, 56 },
                  .threads = threads,
                  .seconds = 0.02,
-                 .llc = last_level_cache() };
+                 .l2 = cache_size(2, 1u << 20),
+                 .llc = cache_size(3, 32u << 20) };
 }
 
 static int choice(const char *key, const char *value, const char *first, const char *second)
@@ -69,7 +73,7 @@ static void set_operation(cell *k, const char *value)
             !strncmp(value, operation_names[k->op], length))
             break;
     if (k->op == OPERATIONS)
-        die("op is '%s', expected forward, inference, backward or frozen", value);
+        die("op is '%s', expected forward, inference, backward, frozen or memory", value);
     k->lengths = k->add = k->relu = 0;
     for (const char *at = value + length; *at; at += length) {
         length = 1 + strcspn(at + 1, "+");
@@ -120,6 +124,8 @@ void cell_set(cell *k, const char *key, const char *value)
     } else if (!strcmp(key, "ms")) {
         if (!((k->seconds = atof(value) / 1000) > 0))
             die("ms is '%s', expected a positive number", value);
+    } else if (!strcmp(key, "l2")) {
+        k->l2 = (size_t)strtoull(value, NULL, 10);
     } else if (!strcmp(key, "llc")) {
         k->llc = (size_t)strtoull(value, NULL, 10);
     } else {
@@ -216,7 +222,7 @@ void cell_open(cell *k)
 
     /* An odd number of cache lines between tensors: at equal offsets within pages they would fight
      * for the same cache sets. */
-    k->tensors = 2 + has_gradient(k) + k->add;
+    k->tensors = k->op == MEMORY ? 3 : 2 + has_gradient(k) + k->add;
     k->tensor_size = round_up(k->bytes, 4096) + 17 * 64;
     k->set_size = (size_t)k->tensors * k->tensor_size;
     if (k->relu) k->set_size += round_up((size_t)bits_count(k), 4096) + 17 * 64;
@@ -232,9 +238,13 @@ void cell_open(cell *k)
     if (before < HUGE_PAGE) munmap(k->memory + k->memory_size, HUGE_PAGE - before);
     madvise(k->memory, k->memory_size, k->small_pages ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
 
-    fill(k, input_of(k, 0), 1);
-    memset(output_of(k, 0), 0, k->bytes);
-    for (int i = 2; i < k->tensors; i++) fill(k, tensor(k, 0, i), (uint64_t)i);
+    if (k->op == MEMORY) {
+        memset(k->memory, 1, k->set_size); /* pages of its own; the values do not matter */
+    } else {
+        fill(k, input_of(k, 0), 1);
+        memset(output_of(k, 0), 0, k->bytes);
+        for (int i = 2; i < k->tensors; i++) fill(k, tensor(k, 0, i), (uint64_t)i);
+    }
     for (int64_t i = 0; k->relu && i < bits_count(k); i++) /* half of them, without a pattern */
         bits_of(k, 0)[i] = (uint8_t)((uint64_t)i * 0x9e3779b97f4a7c15u >> 56);
     for (int set = 1; set < k->sets; set++) memcpy(tensor(k, set, 0), tensor(k, 0, 0), k->set_size);

@@ -9,7 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { FORWARD, INFERENCE, BACKWARD, FROZEN, OPERATIONS } operation;
+/* MEMORY is none of batch normalization's: plain sweeps, for the speed of the machine. */
+typedef enum { FORWARD, INFERENCE, BACKWARD, FROZEN, MEMORY, OPERATIONS } operation;
 extern const char *const operation_names[OPERATIONS];
 
 typedef enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, DTYPES } datatype;
@@ -38,7 +39,7 @@ typedef struct cell {
     int small_pages; /* 4 KB pages instead of huge ones */
     int layer;       /* this library through bn_layer instead of the stateless functions */
     double seconds;  /* shortest repetition */
-    size_t llc;      /* bytes of the last-level cache */
+    size_t l2, llc;  /* bytes of a core's second-level cache, and of the last-level cache */
 
     /* Set by cell_open: */
     int64_t n, c, s, count;
@@ -105,7 +106,7 @@ double parameter(const cell *k, int which, int64_t i);
 enum { MAX_CONTENDERS = 16 };
 
 typedef struct contender {
-    char name[32];
+    char name[48];
     void (*call)(const struct contender *self, cell *k, int set);
     const void *context;
     long loops; /* calls in a repetition; see calibrate */

@@ -282,14 +282,6 @@ static void check_result(cell *k)
 
 /* ---- contenders ----------------------------------------------------------------------------- */
 
-static sweep sweeps[MAX_CONTENDERS];
-
-static void call_limit(const contender *self, cell *k, int set)
-{
-    limit_run(self->context, output_of(k, set), input_of(k, set), tensor(k, set, 2),
-              tensor(k, set, 3), k->bytes);
-}
-
 static void call_bare(const contender *self, cell *k, int set)
 {
     (void)self;
@@ -313,24 +305,6 @@ static void call_bare(const contender *self, cell *k, int set)
     (k->dtype == FLOAT64 ? bare_run_f64 : bare_run_f32)(&job);
 }
 
-/* The number of interleaved streams that this size and kind of store like best. */
-static int best_streams(cell *k, int nontemporal)
-{
-    static const int candidates[] = { 1, 2, 4, 8 };
-    double best[4] = { 1e9, 1e9, 1e9, 1e9 };
-    for (int round = 0; round < 4; round++)
-        for (int i = 0; i < 4; i++) {
-            sweep how = { k->threads, -candidates[i], nontemporal, k->tensors, 0 };
-            contender c = { .call = call_limit, .context = &how };
-            double loops = ceil(0.001 / (repetition(&c, k, 1) + 1e-7));
-            best[i] = fmin(best[i], repetition(&c, k, (long)loops));
-        }
-    int winner = 0;
-    for (int i = 1; i < 4; i++)
-        if (best[i] < best[winner]) winner = i;
-    return candidates[winner];
-}
-
 static const char *only; /* --only batchnorm: nothing to compare with */
 
 /* Whose arithmetic bare.c has. */
@@ -340,40 +314,18 @@ static int has_bare(const cell *k)
            !k->add && !k->relu;
 }
 
-/* Names: copy, triad or tetrad, of two, three or four tensors; -nt non-temporal stores; -xK K interleaved streams; -serial one
- * thread; +reads: the inputs of the statistics are read once more, as NHWC must where a strip of channels
- * outgrows the cache. */
 static int line_up(cell *k, contender *list)
 {
+    if (k->op == MEMORY) {
+        omp_set_num_threads(k->threads);
+        return add_memory_sweeps(k, list, 0);
+    }
     open_ours(k);
     check_result(k);
     int count = 0;
     list[count++] = (contender){ .name = "batchnorm", .call = call_ours };
     if (only) return count;
-    static const char *const bases[] = { "copy", "triad", "tetrad" };
-    const char *base = bases[k->tensors - 2];
-    int reads_of = has_gradient(k) ? 2 : 1;
-    int streams[2] = { best_streams(k, 0), best_streams(k, 1) };
-    for (int reads = 0; reads <= (k->nhwc && (k->op == FORWARD || k->op == BACKWARD)); reads++)
-        for (int many = 0; many < 2; many++)
-            for (int nt = 0; nt < 2; nt++) {
-                contender *c = &list[count];
-                char suffix[16] = "";
-                if (many) snprintf(suffix, sizeof suffix, "-x%d", streams[nt]);
-                snprintf(c->name, sizeof c->name, "%s%s%s%s", base, reads ? "+reads" : "",
-                         nt ? "-nt" : "", suffix);
-                c->call = call_limit;
-                c->context = &sweeps[count];
-                sweeps[count++] = (sweep){ k->threads, many ? -streams[nt] : 1, nt, k->tensors,
-                                           reads * reads_of };
-            }
-    if (k->threads > 1 && k->bytes <= 1 << 20) {
-        contender *c = &list[count];
-        snprintf(c->name, sizeof c->name, "%s-serial", base);
-        c->call = call_limit;
-        c->context = &sweeps[count];
-        sweeps[count++] = (sweep){ 1, 1, 0, k->tensors, 0 };
-    }
+    count = add_limits(k, list, count);
     if (has_bare(k)) list[count++] = (contender){ .name = "bare", .call = call_bare };
     return count;
 }
@@ -419,16 +371,17 @@ static void report(cell *k, int rounds)
     for (int r = 0; r < rounds; r++)
         for (int i = 0; i < count; i++) times[i][r] = timed(&list[i], k);
 
-    double traffic = (double)k->bytes * k->tensors, first[MAX_ROUNDS];
+    double first[MAX_ROUNDS];
     memcpy(first, times[0], sizeof first); /* median() sorts */
-    printf("%-20s %11s %11s %8s %9s %16s\n", "", "median us", "min us", "GB/s", "spread",
-           "ours / this");
+    printf("%-40s %11s %11s %8s %9s %16s\n", "", "median us", "min us", "GB/s", "spread",
+           "first / this");
     for (int i = 0; i < count; i++) {
         double ratios[MAX_ROUNDS];
         for (int r = 0; r < rounds; r++) ratios[r] = first[r] / times[i][r];
         double middle = median(times[i], rounds);
-        printf("%-20s %11.2f %11.2f %8.2f %8.1f%% %16.3f\n", list[i].name, 1e6 * middle,
-               1e6 * times[i][0], traffic / middle * 1e-9,
+        int moved = k->op == MEMORY ? tensors_swept(&list[i]) : k->tensors;
+        printf("%-40s %11.2f %11.2f %8.2f %8.1f%% %16.3f\n", list[i].name, 1e6 * middle,
+               1e6 * times[i][0], (double)k->bytes * moved / middle * 1e-9,
                100 * (times[i][rounds * 3 / 4] - times[i][rounds / 4]) / middle,
                median(ratios, rounds));
     }
@@ -455,7 +408,8 @@ static void memory(cell *k, long calls)
 }
 
 static const char usage[] =
-    "harness [--op forward|inference|backward|frozen, then +lengths, +add, +relu as wanted]\n"
+    "harness [--op forward|inference|backward|frozen, then +lengths, +add, +relu as wanted;\n"
+    "         or memory: the speed of the machine]\n"
     "        [--dtype float32|float64|bfloat16|float16] [--layout nchw|nhwc]\n"
     "        [--shape NxCx...] [--threads T] [--buffers warm|cold] [--pages huge|small]\n"
     "        [--api stateless|layer] [--rounds 15] [--ms 20] [--only batchnorm] [--library FILE]\n"

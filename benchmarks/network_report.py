@@ -9,7 +9,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from report import Row, geometric_mean, group, plt, read, table
+import matplotlib
+from results import grouped, read_csv
+from tables import geometric_mean, table
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+Row = dict[str, str]
 
 PARTS = {  # the CSV's columns without "_ms"
     "convolution": ("convolution", "#b0b7c3"),
@@ -54,6 +61,10 @@ Relative differences (L2) of the converted network's results from the stock one'
 training step: in float64 on small images, where more than 1e-8 ends the run, and in float32 on what
 is timed.
 """
+
+
+def group(rows: list[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
+    return grouped(rows, lambda row: tuple(row[key] for key in keys))
 
 
 def value(row: Row, column: str) -> float:
@@ -197,7 +208,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     folder = Path(sys.argv[1])
-    header, rows = read(folder / "network.csv")
+    header, rows = read_csv(folder / "network.csv")
     write_table(header, rows, folder / "network.md")
     picture(header, rows, folder / "network.png")
     print(folder / "network.md", folder / "network.png", sep="\n")

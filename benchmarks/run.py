@@ -23,11 +23,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from results import MEMORY, SWEEPS, honest, is_plain, is_single_pass, moved_tensors
+
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ROOT / "benchmarks" / "shapes"
 DISTURBED = 10  # percent of the machine used by others: such a cell is timed again
-PEER_SHARE = 64  # peers sit out tensors above this part of the memory: all hold buffers at once
 SPARE_BYTES = 1 << 30  # of memory, that no cell may claim
+LARGE_BYTES = 1 << 28  # a tensor whose times vary little, and take long: a third of the rounds
+MEMORY_MB = 512  # of a tensor for the speed of the machine
 SILENT = 0.05  # share of a CPU below which a process counts as silent
 
 OPS = ("forward", "inference", "backward", "frozen")
@@ -40,6 +43,7 @@ MASKED = ("forward+lengths", "backward+lengths")  # sequences of which 56 % take
 LAYOUTS = ("nchw", "nhwc")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 BUFFERS = ("warm", "cold")
+GRIDS = ("quick", "targets", "full")
 ITEM = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 # glibc keeps and reuses large blocks (and asks for huge pages), so that a peer that allocates its
@@ -55,8 +59,10 @@ PEERS = {  # worker: the module that must be there, and its command
     "jax": ("jax", ["jax_peer.py"]),
     "onnxruntime": ("onnxruntime", ["onnxruntime_peer.py"]),
 }
-# These take seconds to get ready for a cell. In a full run they see the design shapes only.
+# These take seconds to get ready for a cell. In a full run they see the design shapes only, and
+# the large ones.
 SLOW_STARTERS = ("torch.compile",)
+PYTHON_COPIES = 2  # of a cell's buffers: tensors, and the results that a library allocates
 
 COLUMNS = (
     "op",
@@ -72,7 +78,7 @@ COLUMNS = (
     "spread_percent",
     "ratio_plain",
     "ratio_best",
-    "ratio_reads",
+    "ratio_honest",
     "bytes",
     "gb_per_s",
     "rounds",
@@ -105,6 +111,8 @@ class Cell:
     @property
     def tensors(self) -> int:
         """That the operation must move: x and y, or x, dy and dx; the residual, or its gradient."""
+        if self.op == MEMORY:
+            return SWEEPS["triad"]
         return 2 + (self.operation in ("backward", "frozen")) + ("+add" in self.op)
 
     def buffer_bytes(self, llc: int) -> int:
@@ -120,8 +128,11 @@ class WorkerError(Exception):
 class Worker:
     """A process that times its contenders on command; see cell.h for the protocol."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: dict[str, str], copies: int = 1
+    ) -> None:
         self.name = name
+        self.copies = copies  # of a cell's buffers, that it may hold
         self.command = command
         self.environment = {**os.environ, **environment}
         self.contenders: list[str] = []
@@ -234,24 +245,23 @@ def start_workers(threads: int, options: argparse.Namespace, log) -> list[Worker
         "KMP_BLOCKTIME": "0",  # its threads sleep at once; its tensors are too small to need them
     }
     guest = {**threaded, **PEER_ENVIRONMENT}
-    candidates = [("binding", [sys.executable, str(peers / "binding.py")], small)]
+    candidates = [("binding", [sys.executable, str(peers / "binding.py")], small, 0)]
+    for program in sorted(options.programs.glob("peer_onednn_?")):  # one for each release
+        candidates.append((program.name, [str(program)], guest, 1))
     if options.peers:
-        onednn = options.programs / "peer_onednn"
-        if onednn.exists():
-            candidates.append(("oneDNN", [str(onednn)], guest))
         for name, (module, (script, *arguments)) in PEERS.items():
             there = [options.peers, "-c", f"import {module}"]
             if subprocess.run(there, capture_output=True).returncode == 0:
                 command = [str(options.peers), str(peers / script), *arguments]
-                candidates.append((name, command, guest))
+                candidates.append((name, command, guest, PYTHON_COPIES))
             else:
                 log(f"{name}: {module} is not installed: left out")
     workers = [Worker("harness", [str(options.programs / "harness"), "--serve"], ours)]
-    for name, command, environment in candidates:
+    for candidate in candidates:
         try:
-            workers.append(Worker(name, command, environment))
+            workers.append(Worker(*candidate))
         except WorkerError as error:
-            log(f"{name} does not start: {error}")
+            log(f"{candidate[0]} does not start: {error}")
     return workers
 
 
@@ -267,9 +277,9 @@ class Result:
 def sits_out(worker: Worker, cell: Cell, file: str, options: argparse.Namespace) -> bool:
     if worker.name == "harness":
         return False
-    if worker.name in SLOW_STARTERS and file != "design" and not options.shapes:
+    if cell.op == MEMORY:
         return True
-    return cell.tensor_bytes > memory_bytes() // PEER_SHARE
+    return worker.name in SLOW_STARTERS and file not in ("design", "large") and not options.shapes
 
 
 def measure(
@@ -278,9 +288,15 @@ def measure(
     """None if the harness itself fails; a peer that fails is left out."""
     times: dict[str, list[float]] = {}
     running = []
+    left = options.free - SPARE_BYTES
     for worker in workers:
         if sits_out(worker, cell, file, options):
             continue
+        claim = worker.copies * cell.buffer_bytes(options.llc)
+        if claim > left:
+            log(f"{worker.name}: {cell}: sits out, {left / 2**30:.1f} GiB of memory are left")
+            continue
+        left -= claim
         try:
             worker.open(cell, options.ms, options.llc)
             worker.settle()
@@ -291,7 +307,8 @@ def measure(
             running.append(worker)
             times.update({name: [] for name in worker.contenders})
     watch = Watch(workers)  # only now: compilers of a peer are no disturbance
-    for _ in range(options.rounds):
+    large = cell.tensor_bytes >= LARGE_BYTES
+    for _ in range(max(5, options.rounds // 3) if large else options.rounds):
         for worker in list(running):
             try:
                 seconds = worker.round()
@@ -305,33 +322,31 @@ def measure(
                 continue
             for name, value in zip(worker.contenders, seconds, strict=True):
                 times[name].append(value)
-    return Result(times, watch.others_percent()) if workers[0] in running else None
-
-
-def is_limit(name: str) -> bool:
-    return name.startswith(("copy", "triad", "tetrad"))
+    result = Result(times, watch.others_percent()) if workers[0] in running else None
+    if large:  # an allocator that keeps its pages would keep gigabytes
+        for worker in running:
+            worker.stop()
+    return result
 
 
 def limits(times: dict[str, list[float]]) -> dict[str, str]:
-    """The fastest of each kind: one stream; any; one stream with the inputs read once more."""
+    """The fastest of each kind."""
     kinds = {
-        "ratio_plain": lambda name: "-x" not in name and "+reads" not in name,
-        "ratio_best": lambda name: "+reads" not in name,
-        "ratio_reads": lambda name: "-x" not in name and "+reads" in name,
+        "ratio_plain": [name for name in times if is_plain(name)],
+        "ratio_best": [name for name in times if is_single_pass(name)],
+        "ratio_honest": honest(times),
     }
-    chosen = {}
-    for kind, belongs in kinds.items():
-        names = [name for name in times if is_limit(name) and belongs(name)]
-        if names:
-            chosen[kind] = min(names, key=lambda name: statistics.median(times[name]))
-    return chosen
+    return {
+        kind: min(names, key=lambda name: statistics.median(times[name]))
+        for kind, names in kinds.items()
+    }
 
 
 def rows(cell: Cell, file: str, result: Result) -> Iterator[dict[str, object]]:
     times = result.times
-    chosen = limits(times)
-    moved = cell.tensor_bytes * cell.tensors
+    chosen = limits(times) if cell.op != MEMORY else {}
     for name, seconds in times.items():
+        moved = cell.tensor_bytes * (moved_tensors(name) if cell.op == MEMORY else cell.tensors)
         middle = statistics.median(seconds)
         quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [middle] * 3
         row: dict[str, object] = {
@@ -364,6 +379,8 @@ def explanations(found: dict[Cell, Result], library: Path) -> Iterator[str]:
     names = ("forward_training", "forward_inference", "backward", "backward_frozen")
     operations = dict(zip(OPS, names, strict=True))
     for cell in found:
+        if cell.op == MEMORY:
+            continue
         batchnorm.set_num_threads(cell.threads)
         operation = operations[cell.operation]
         fused = cell.op.split("+")[1:]
@@ -399,32 +416,42 @@ def read_shapes(path: Path) -> list[str]:
     return shapes
 
 
+def passes(options: argparse.Namespace) -> list[tuple]:
+    """(files, operations, layouts, dtypes, buffers, threads)"""
+    every, most = options.threads, [max(options.threads)]
+    design, large, sequences, sizes = (
+        [SHAPES / f"{name}.txt"] for name in ("design", "large", "sequences", "sizes")
+    )
+    trained = ("forward", "backward")
+    with_lengths = any("+lengths" in op for op in options.ops or ())
+    if options.shapes:
+        return [(options.shapes, OPS, LAYOUTS, DTYPES[:1], BUFFERS[:1], every)]
+    if options.grid == "quick":
+        files = design + sequences if with_lengths else design
+        return [(files, trained, LAYOUTS, DTYPES[:1], BUFFERS[:1], most)]
+    targets = [
+        (design, OPS, LAYOUTS, DTYPES[:1], BUFFERS[:1], every),
+        (design, OPS[:3], LAYOUTS, DTYPES[:1], BUFFERS[1:], every),
+        (design, OPS[:3], LAYOUTS, DTYPES[2:], BUFFERS[:1], most),
+        (design, FUSED, LAYOUTS, ("float32", "bfloat16"), BUFFERS[:1], most),
+        (sequences, (*trained, *MASKED), LAYOUTS, DTYPES[:1], BUFFERS[:1], most),
+        (large, OPS[:3], LAYOUTS, DTYPES[:1], BUFFERS[:1], every),
+    ]
+    if options.grid == "targets":
+        return targets
+    others = sorted(set(SHAPES.glob("*.txt")) - {*design, *large, *sequences, *sizes})
+    return [
+        *targets,
+        (design, trained, LAYOUTS, DTYPES[1:2], BUFFERS[:1], most),
+        (sizes, OPS[:3], LAYOUTS[:1], DTYPES[:1], BUFFERS[:1], every),
+        (others, OPS[:3], LAYOUTS, DTYPES[:1], BUFFERS[:1], most),
+    ]
+
+
 def cells(options: argparse.Namespace) -> dict[Cell, str]:
     """What is timed, each cell once, and the shape file that it comes from."""
-    every, most = options.threads, [max(options.threads)]
-    design, sizes = SHAPES / "design.txt", SHAPES / "sizes.txt"
-    sequences = SHAPES / "sequences.txt"
-    with_lengths = any("+lengths" in op for op in options.ops or ())
-    others = [path for path in sorted(SHAPES.glob("*.txt")) if path not in (design, sizes)]
-    trained = ("forward", "backward")
-    # (files, operations, layouts, dtypes, buffers, threads)
-    if options.shapes:
-        passes = [(options.shapes, OPS, LAYOUTS, DTYPES[:1], BUFFERS[:1], every)]
-    elif options.quick:
-        files = [design, sequences] if with_lengths else [design]
-        passes = [(files, trained, LAYOUTS, DTYPES[:1], BUFFERS[:1], most)]
-    else:
-        passes = [
-            ([design], OPS, LAYOUTS, DTYPES[:1], BUFFERS[:1], every),
-            ([design], trained, LAYOUTS, DTYPES[1:], BUFFERS[:1], most),
-            ([design], trained, LAYOUTS, DTYPES[:1], BUFFERS[1:], most),
-            ([design], FUSED, LAYOUTS, DTYPES[:1], BUFFERS[:1], most),
-            ([sequences], MASKED, LAYOUTS, DTYPES[:1], BUFFERS[:1], most),
-            ([sizes], OPS[:3], LAYOUTS[:1], DTYPES[:1], BUFFERS[:1], every),
-            (others, OPS[:3], LAYOUTS, DTYPES[:1], BUFFERS[:1], most),
-        ]
     chosen: dict[Cell, str] = {}
-    for files, ops, layouts, dtypes, buffers, threads in passes:
+    for files, ops, layouts, dtypes, buffers, threads in passes(options):
         for file, t, dtype, buffer in itertools.product(
             files, threads, options.dtypes or dtypes, options.buffers or buffers
         ):
@@ -438,6 +465,16 @@ def cells(options: argparse.Namespace) -> dict[Cell, str]:
                     continue  # not a sequence
                 chosen.setdefault(cell, file.stem)
     return chosen
+
+
+def memory_cell(threads: int, free: int, log) -> Cell:
+    """Plain sweeps over tensors far beyond the caches: what the machine's memory can do."""
+    megabytes = MEMORY_MB
+    while 3 * megabytes << 20 > free - SPARE_BYTES and megabytes > 4:
+        megabytes //= 2
+    if megabytes < MEMORY_MB:
+        log(f"the speed of memory is told by tensors of {megabytes} MB, not {MEMORY_MB}: no room")
+    return Cell(MEMORY, "nchw", "float32", f"{megabytes // 4}x1024x1024", threads, "warm")
 
 
 # ---- the machine ---------------------------------------------------------------------------------
@@ -496,6 +533,16 @@ def machine() -> dict[str, object]:
     }
 
 
+def versions(workers: list[Worker]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for worker in workers:
+        for word in worker.ready:
+            name, version = word.split("=", 1)
+            if version not in found.setdefault(name, version):
+                found[name] += f" and {version}"
+    return found
+
+
 def numbers(text: str) -> list[int]:
     values = [int(word) for word in text.split(",")]
     if min(values) < 1:
@@ -518,7 +565,13 @@ def parse_options() -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], prog="scripts/bench")
     parser.add_argument(
-        "--quick", action="store_true", help="the nine design shapes, few rounds: half a minute"
+        "--grid",
+        choices=GRIDS,
+        help="quick: the nine design shapes, training, float32; targets: all that the library's "
+        "targets are stated for; full (default): every shape",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="--grid quick --rounds 5 --ms 5 --retries 0"
     )
     parser.add_argument("--shapes", type=Path, nargs="+", metavar="FILE", help="these shapes only")
     parser.add_argument(
@@ -545,6 +598,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--peers", type=Path, metavar="PYTHON", help="the peers' Python")
     options = parser.parse_args()
+    options.grid = options.grid or ("quick" if options.quick else "full")
     options.rounds = options.rounds or (5 if options.quick else 15)
     options.ms = options.ms or (5 if options.quick else 20)
     if options.retries is None:
@@ -580,7 +634,7 @@ def main() -> None:
         failures.append(text)
         tqdm.write(text, file=sys.stderr)
 
-    free = free_bytes()
+    free = options.free = free_bytes()
     for cell in list(chosen):
         needed = cell.buffer_bytes(options.llc)
         if needed > free - SPARE_BYTES:
@@ -589,19 +643,22 @@ def main() -> None:
                 f"{cell.op} {cell.layout} {cell.dtype} {cell.shape} x{cell.threads} left out: "
                 f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free"
             )
+    threads = sorted({cell.threads for cell in chosen})
+    chosen = {memory_cell(t, free, log): "machine" for t in threads} | chosen
     header: dict[str, object] = {}
     found: dict[Cell, Result] = {}
     progress = tqdm(total=len(chosen), unit="cell", smoothing=0.05)
     try:
-        for threads in sorted({cell.threads for cell in chosen}):
-            workers = start_workers(threads, options, log)
-            versions = dict(word.split("=", 1) for worker in workers for word in worker.ready)
-            header = {**machine(), **versions, "rounds": options.rounds}
+        for count in threads:
+            workers = start_workers(count, options, log)
+            header = {**machine(), **versions(workers), "rounds": options.rounds}
             header["repetition_ms"] = options.ms
-            todo = [cell for cell in chosen if cell.threads == threads]
+            memory = next(cell for cell in chosen if cell.op == MEMORY)
+            header["memory_tensors"] = f"{memory.tensor_bytes >> 20} MB"
+            todo = [cell for cell in chosen if cell.threads == count]
             for attempt in range(1 + options.retries):
                 for cell in todo:
-                    text = f"{cell.op} {cell.layout} {cell.shape} x{threads}"
+                    text = f"{cell.op} {cell.layout} {cell.shape} x{count}"
                     progress.set_description(text + " again" * (attempt > 0))
                     result = measure(cell, chosen[cell], workers, options, log)
                     if result and (cell not in found or result.others < found[cell].others):

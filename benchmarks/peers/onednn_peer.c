@@ -1,11 +1,15 @@
 /*
  * onednn_peer.c — oneDNN's batch normalization as a peer: plain layouts and its own blocked one. A worker
- * of run.py, in a process of its own because oneDNN brings another OpenMP runtime (libgomp).
+ * of run.py, in a process of its own because oneDNN brings another runtime: libgomp, or SYCL, for which the
+ * processor is an OpenCL device. Built once for each release; contenders are named NAME@RELEASE.
  * It does the work it offers: no running statistics in the forward, no float64, no masked sequences; half types
  * and the fused add where it has them for this CPU.
  */
+#define _GNU_SOURCE
 #include <dnnl.h>
+#include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../cell.h"
@@ -122,7 +126,8 @@ static void add(cell *k, contender *list, const char *name, dnnl_format_tag_t ta
 {
     if (!prepare(&setups[used], k, tag)) return;
     list[used] = (contender){ .call = call, .context = &setups[used] };
-    snprintf(list[used].name, sizeof list[used].name, "%s", name);
+    snprintf(list[used].name, sizeof list[used].name, "%s@%d.%d", name, dnnl_version()->major,
+             dnnl_version()->minor);
     used++;
 }
 
@@ -153,8 +158,24 @@ static void close_setups(void)
     used = 0;
 }
 
+/* SYCL finds the processor through OpenCL's driver, which lies beside oneDNN, and knows no OMP_NUM_THREADS: it
+ * takes the CPUs that the process may use. */
+static void prepare_sycl(void)
+{
+    setenv("OCL_ICD_FILENAMES", ONEDNN_FOLDER "/libintelocl.so", 0);
+    setenv("ONEAPI_DEVICE_SELECTOR", "opencl:cpu", 0);
+    const char *threads = getenv("OMP_NUM_THREADS");
+    cpu_set_t allowed;
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    int left = threads ? atoi(threads) : CPU_COUNT(&allowed);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &allowed) && left-- <= 0) CPU_CLR(cpu, &allowed);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
 int main(void)
 {
+    if (dnnl_version()->cpu_runtime == DNNL_RUNTIME_SYCL) prepare_sycl();
     CHECK(dnnl_engine_create(&engine, dnnl_cpu, 0));
     CHECK(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
     cell k;
