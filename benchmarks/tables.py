@@ -121,7 +121,9 @@ def summary(cells: list[Cell]) -> str:
     for case, group, part in in_groups(cells):
         limits = [over_limit(cell.ours, cell) for cell in part]
         worst = max(limits)
-        line = [str(case), group, str(len(part)), means(limits), str(worst), worst.cell.shape]
+        plain = geometric_mean([cell.ours.over_plain for cell in part])
+        line = [str(case), group, str(len(part)), f"{plain:.2f}"]
+        line += [means(limits), str(worst), worst.cell.shape]
         rivals = [over_row(c.ours, c.fastest_peer, c) for c in part if c.fastest_peer]
         if rivals:
             worst = max(rivals)
@@ -130,7 +132,8 @@ def summary(cells: list[Cell]) -> str:
         else:
             line += [NONE] * 4
         body.append(line)
-    head = ["ours", "", "cells", "over the limit", "worst", "at", "over the fastest peer"]
+    head = ["ours", "", "cells", "over the plain limit", "over the limit", "worst", "at"]
+    head.append("over the fastest peer")
     return table([*head, "worst", "at", "peer ahead in"], body) if body else "Nothing of ours.\n"
 
 
