@@ -95,6 +95,10 @@ class Cell:
     threads: int
     buffers: str
 
+    def __str__(self) -> str:
+        values = (self.op, self.layout, self.dtype, self.shape, f"x{self.threads}", self.buffers)
+        return " ".join(values)
+
     @property
     def sizes(self) -> list[int]:
         return [int(size) for size in self.shape.split("x")]
@@ -640,7 +644,7 @@ def main() -> None:
         if needed > free - SPARE_BYTES:
             del chosen[cell]
             log(
-                f"{cell.op} {cell.layout} {cell.dtype} {cell.shape} x{cell.threads} left out: "
+                f"{cell} left out: "
                 f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of memory are free"
             )
     threads = sorted({cell.threads for cell in chosen})
