@@ -26,7 +26,7 @@ def main() -> None:
         where = f"{ratio.cell.case} {ratio.cell.shape}"
         print(
             f"faster than the limit: {row.contender} at {ratio} of {ratio.cell.honest.contender}, "
-            f"{where}",
+            f"{where} (others used {row.others_percent:.0f} % of the machine)",
             file=sys.stderr,
         )
 

@@ -63,10 +63,12 @@ def broken_limits(cells: list[Cell]) -> str:
             ratio.cell.honest.contender,
             str(ratio),
             f"{noise:.2f}",
+            f"{row.others_percent:.0f} %",
         ]
         for row, ratio, noise in found
     ]
     head = ["**faster than the limit**", "", "limit", "time / limit", "spread of both"]
+    head.append("others used")
     return f"**Faster than the limit: {len(found)}**. There it is none.\n\n" + table(head, body)
 
 

@@ -110,6 +110,7 @@ def test_what_is_faster_than_the_limit_is_told_aloud(report: Report) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "faster than the limit: PyTorch at 0.80 / 0.80 of copy, forward NCHW" in done.stderr
+    assert "others used 1 % of the machine" in done.stderr
     assert "batchnorm" not in done.stderr
     assert "**Faster than the limit: 1**" in report.text.partition("## The machine")[0]
     assert (report.folder / "ratio-forward.png").stat().st_size > 10_000
