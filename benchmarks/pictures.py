@@ -92,7 +92,8 @@ def draw_group(axes, cells: dict[str, Cell], shapes: list[str], group: str) -> N
     for place, shape in enumerate(shapes):
         cell = cells.get(shape)
         if not cell or not cell.ours:
-            axes.text(1.06, place, "a matrix has one layout", va="center", fontsize=7, color=FADED)
+            why = "a matrix has one layout" if shape.count("x") == 1 else "not timed"
+            axes.text(1.06, place, why, va="center", fontsize=7, color=FADED)
             continue
         bare = cell.rows.get("bare") if group == TINY else None
 
