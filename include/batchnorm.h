@@ -42,11 +42,12 @@
  *     two where they are asked for: lengths become a mask of N*L bytes, and a layer keeps of its last
  *     forward one bit a value if that had an activation, and one byte a position if it had a mask.
  *
- * Accuracy contract. What is said anywhere of accuracy is this. Moments and sums are accumulated in
- * float64, around a value of the data where the mean is large beside the deviation. The error of a result
- * is its distance from the formula's value, formed without rounding from the same inputs. ulp(a, b, ...)
- * is a unit in the last place, in the tensor's type, of the largest of these sizes; x^ is the normalized
- * value (x - mean) * invstd, and the residual, where there is one, counts as bias does.
+ * Accuracy contract. What is said anywhere of accuracy is this. Moments and sums are float64, around a
+ * value near the mean; of tensors that are not, up to eight terms are first added in float32, where none
+ * overflows or vanishes. The error of a result is its distance from the formula's value, formed without
+ * rounding from the same inputs. ulp(a, b, ...) is a unit in the last place, in the tensor's type, of the
+ * largest of these sizes; x^ is the normalized value (x - mean) * invstd, and the residual, where there is
+ * one, counts as bias does.
  *
  *     float32   output        3 ulp(weight, x^ * weight, bias, output)
  *               grad_input    4 ulp(its three terms, weight * invstd * rms of grad_output)

@@ -41,11 +41,12 @@ void bnk_apply_begin(bnk_application *application, const bnk_operands *o, const 
 enum { BNK_TURN = 512 };
 
 /* How to cut `length` values of each of `rows` rows into nearly even turns of about BNK_TURN elements, all
- * but the last a multiple of 16. */
+ * but the last whole groups. */
 static inline int64_t bnk_turn_of(int64_t length, int64_t rows)
 {
     const int64_t wanted = BNK_TURN / rows, turns = (length + wanted / 2) / wanted;
-    return turns <= 1 ? length : (length / turns + 15) / 16 * 16;
+    const int64_t group = BNK_GROUP_VALUES / rows; /* of each row */
+    return turns <= 1 ? length : bnk_ceil_div(length / turns, group) * group;
 }
 
 void bnk_apply_some(bnk_application *application, int64_t elements);

@@ -8,7 +8,6 @@
 #include <stdint.h>
 
 #include "bnk.h"
-#include "carry.h"
 
 /* How many rows of a piece count as one line of columns. The last ones, too few for another, are
  * single. */
@@ -32,6 +31,16 @@ static inline void bnk_expand_float(const float *values, int64_t channels, int64
 {
     for (int64_t c = 0; c < channels; c++)
         for (int64_t i = 0; i < inner; i++) columns[c * inner + i] = values[c];
+    for (int64_t j = channels; j < rows_per_line * channels; j++)
+        columns[j] = columns[j - channels];
+}
+
+/* The same, rounded to float. */
+static inline void bnk_expand_to_float(const double *values, int64_t channels, int64_t inner,
+                                       int64_t rows_per_line, float *columns)
+{
+    for (int64_t c = 0; c < channels; c++)
+        for (int64_t i = 0; i < inner; i++) columns[c * inner + i] = (float)values[c];
     for (int64_t j = channels; j < rows_per_line * channels; j++)
         columns[j] = columns[j - channels];
 }
@@ -80,52 +89,6 @@ static inline void bnk_collapse_evenly(double *columns, int64_t channels, int64_
         }
         values[c] = own[0];
     }
-}
-
-/* Two sums of each column: leaves add to the open ones. Those of float64 tensors are carried over, block by block,
- * to the others. */
-typedef struct bnk_column_sums {
-    int32_t is_double;
-    int64_t columns;
-    double open[2][BNK_MAX_COLUMNS];
-    double carried[2][BNK_MAX_COLUMNS], lost[2][BNK_MAX_COLUMNS];
-} bnk_column_sums;
-
-static inline void bnk_begin_columns(bnk_column_sums *sums, int64_t columns, int32_t is_double)
-{
-    sums->is_double = is_double;
-    sums->columns = columns;
-    for (int i = 0; i < 2; i++) {
-        for (int64_t j = 0; j < columns; j++) sums->open[i][j] = 0;
-        for (int64_t j = 0; j < columns && is_double; j++)
-            sums->carried[i][j] = sums->lost[i][j] = 0;
-    }
-}
-
-/* How many of the lines that are left belong to one block. */
-static inline int64_t bnk_block_lines(const bnk_column_sums *sums, int64_t left)
-{
-    return sums->is_double && left > BNK_BLOCK_LINES ? BNK_BLOCK_LINES : left;
-}
-
-static inline void bnk_end_lines(bnk_column_sums *sums)
-{
-    for (int i = 0; i < 2 && sums->is_double; i++)
-        bnk_carry(sums->open[i], sums->carried[i], sums->lost[i], sums->columns);
-}
-
-/* The first or the second sum of each channel; once. */
-static inline void bnk_channel_totals(bnk_column_sums *sums, int i, int64_t channels, int64_t inner,
-                                      int64_t rows_per_line, double *values)
-{
-    if (!sums->is_double) {
-        bnk_collapse(sums->open[i], channels, inner, rows_per_line, values);
-        return;
-    }
-    double lost[BNK_MAX_COLUMNS];
-    bnk_collapse_evenly(sums->carried[i], channels, inner, rows_per_line, values);
-    bnk_collapse_evenly(sums->lost[i], channels, inner, rows_per_line, lost);
-    for (int64_t c = 0; c < channels; c++) values[c] = bnk_carried(values[c], lost[c]);
 }
 
 #endif

@@ -65,17 +65,32 @@ void bnk_epilogue_line(const bnk_operands *o, int64_t at, int64_t count, const u
 }
 
 void bnk_gated_row_sums(const bnk_operands *o, int64_t at, int64_t rows, int64_t stride,
-                        int64_t count, const uint8_t *positions, int64_t ahead, double mean,
-                        bnk_lane_sums *sums)
+                        int64_t count, const uint8_t *positions, int64_t ahead, bnk_row_sums *sums)
 {
+    const int64_t positions_stride = o->cut->grid.inner;
     const bnk_stretch s = stretch_at(o, at, count, positions);
-    o->leaves->row_gated_sums(&s, rows, stride, o->cut->grid.inner, ahead, mean, sums);
+    if (sums->in_chains)
+        o->leaves->row_gated_chains(&s, rows, stride, positions_stride, (float)sums->pivot,
+                                    &sums->chains);
+    else
+        o->leaves->row_gated_sums(&s, rows, stride, positions_stride, ahead, sums->pivot,
+                                  &sums->wide);
 }
 
 void bnk_gated_column_sums(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride,
                            int64_t count, const uint8_t *positions, int64_t positions_stride,
-                           const double *mean, double *sum, double *product)
+                           bnk_column_sums *sums)
 {
     const bnk_stretch s = stretch_at(o, at, count, positions);
-    o->leaves->column_gated_sums(&s, lines, stride, positions_stride, mean, sum, product);
+    o->leaves->column_gated_sums(&s, lines, stride, positions_stride, sums->wide.pivot,
+                                 sums->wide.open[0], sums->wide.open[1]);
+}
+
+void bnk_gated_column_chains(const bnk_operands *o, int64_t at, int lines, int64_t stride,
+                             int64_t second, int64_t count, const uint8_t *positions,
+                             int64_t positions_stride, bnk_column_sums *sums)
+{
+    const bnk_stretch s = stretch_at(o, at, count, positions);
+    o->leaves->column_gated_chains(&s, lines, stride, second, positions_stride, sums->chains.pivot,
+                                   &sums->chains.sums);
 }

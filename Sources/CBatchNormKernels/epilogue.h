@@ -3,6 +3,7 @@
 #define BNK_EPILOGUE_H
 
 #include "operands.h"
+#include "sums.h"
 
 /* Where stretches should end with a cache line. */
 static inline const char *bnk_written(const bnk_operands *o)
@@ -34,13 +35,16 @@ void bnk_epilogue_row(const bnk_operands *o, int64_t at, int64_t count, const ui
 void bnk_epilogue_line(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
                        const bnk_linears *f);
 
-/* The gradient's sums of some rows or lines that lie `stride` elements, and their masks positions_stride bytes,
- * apart. */
+/* Adds the gradient of some rows or lines that lie `stride` elements, and their masks positions_stride bytes, apart to
+ * sums around means. */
 void bnk_gated_row_sums(const bnk_operands *o, int64_t at, int64_t rows, int64_t stride,
-                        int64_t count, const uint8_t *positions, int64_t ahead, double mean,
-                        bnk_lane_sums *sums);
+                        int64_t count, const uint8_t *positions, int64_t ahead, bnk_row_sums *sums);
 void bnk_gated_column_sums(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride,
                            int64_t count, const uint8_t *positions, int64_t positions_stride,
-                           const double *mean, double *sum, double *product);
+                           bnk_column_sums *sums);
+/* The same in chains, of one group: see column_gated_chains. */
+void bnk_gated_column_chains(const bnk_operands *o, int64_t at, int lines, int64_t stride,
+                             int64_t second, int64_t count, const uint8_t *positions,
+                             int64_t positions_stride, bnk_column_sums *sums);
 
 #endif

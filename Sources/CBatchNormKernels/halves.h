@@ -23,6 +23,7 @@ typedef uint16_t bnk_u16x16_line __attribute__((vector_size(32), aligned(32), ma
 typedef uint16_t bnk_u16x8 __attribute__((vector_size(16)));
 typedef uint16_t bnk_u16x8_at __attribute__((vector_size(16), aligned(2), may_alias));
 typedef uint32_t bnk_uint16 __attribute__((vector_size(64)));
+typedef uint32_t bnk_uint16_at __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t bnk_uint8 __attribute__((vector_size(32)));
 
 /* ---- sixteen values ---- */

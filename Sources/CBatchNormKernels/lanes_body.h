@@ -36,6 +36,13 @@ BNK_INLINE BNK_CHOICE BNK_NAME(choice_of_bits)(const uint8_t *bits, int64_t at, 
     return (((BNK_CHOICE){ 0 } + (int32_t)(word >> shift)) & lane) != 0;
 }
 
+/* v, or 0 where its bit is not set. */
+BNK_INLINE BNK_LINE BNK_NAME(let_through)(const uint8_t *bits, int64_t at, int64_t count,
+                                          BNK_LINE v)
+{
+    return (BNK_LINE)(BNK_NAME(choice_of_bits)(bits, at, count) & (BNK_CHOICE)v);
+}
+
 /* Sets the bits of lanes that count, from bit `at` on, of a mask that is 0 there and beyond. */
 BNK_INLINE void BNK_NAME(bits_of_choice)(BNK_CHOICE which, uint8_t *bits, int64_t at)
 {

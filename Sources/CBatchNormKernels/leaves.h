@@ -27,6 +27,27 @@ typedef struct bnk_lane_sums {
     double carried[2][16], lost[2][16];
 } bnk_lane_sums;
 
+/* Chains of float32 (chains_body.h): so many terms behind one another, so many lines or vectors in a group. */
+enum { BNK_CHAIN = 4, BNK_GROUP = 2 * BNK_CHAIN, BNK_GROUP_VALUES = BNK_GROUP * 16 };
+
+/* By columns, a chain has a line of each quarter of the lines, and its group's second chain the next of each. So many are
+ * a quarter; what is left makes a group by itself. */
+static inline int64_t bnk_quarter_of(int64_t lines)
+{
+    return lines / BNK_GROUP * 2;
+}
+
+/* What chains have added up, lane by lane or column by column; and the bits that any of the first terms has: none but a
+ * sign if all are 0. */
+typedef struct bnk_chain_sums {
+    _Alignas(128) double first[16], second[16];
+    uint32_t some[16];
+} bnk_chain_sums;
+typedef struct bnk_column_chain_sums {
+    double first[BNK_MAX_COLUMNS], second[BNK_MAX_COLUMNS];
+    uint32_t some[BNK_MAX_COLUMNS];
+} bnk_column_chain_sums;
+
 /* The order of the last additions: halves onto each other. */
 static inline double bnk_sum_of_lanes(const double lanes[16])
 {
@@ -121,11 +142,16 @@ typedef struct bnk_leaves {
     void (*column_grad_apply)(const void *x, const void *dy, void *dx, int64_t rows, int64_t stride,
                               int64_t columns, const bnk_linears *f, int stream);
 
-    /* first += x, second += x^2, where computing in float, for which these are as good; NULL in the tables for double. */
-    void (*row_squares)(const void *x, int64_t rows, int64_t stride, int64_t length, int64_t ahead,
-                        bnk_lane_sums *sums);
-    void (*column_squares)(const void *x, int64_t rows, int64_t stride, int64_t columns, int ahead,
-                           double *sum, double *sum_squares);
+    /* The same sums where computing in float, in chains of float32; NULL in the tables for double. By columns
+     * there are pivots for whole vectors. */
+    void (*row_chains)(const void *x, int64_t rows, int64_t stride, int64_t length, float pivot,
+                       bnk_chain_sums *sums);
+    void (*row_grad_chains)(const void *x, const void *dy, int64_t rows, int64_t stride,
+                            int64_t length, float mean, bnk_chain_sums *sums);
+    void (*column_chains)(const void *x, int64_t lines, int64_t stride, int64_t columns,
+                          const float *pivot, bnk_column_chain_sums *sums);
+    void (*column_grad_chains)(const void *x, const void *dy, int64_t lines, int64_t stride,
+                               int64_t columns, const float *mean, bnk_column_chain_sums *sums);
 
     /* Stretches. The sums are as those above of a gradient that came back through the activation before; rows
      * lie `stride` elements apart, and their masks positions_stride bytes. */
@@ -137,6 +163,21 @@ typedef struct bnk_leaves {
     void (*column_gated_sums)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
                               int64_t positions_stride, const double *mean, double *sum,
                               double *sum_product);
+    /* The same through a ReLU whose mask is the bits from `at` on, as x is; faster. NULL where an instruction set does
+     * without. */
+    void (*row_relu_chains)(const void *x, const void *dy, const uint8_t *bits, int64_t at,
+                            int64_t rows, int64_t stride, int64_t length, float mean,
+                            bnk_chain_sums *sums);
+    void (*column_relu_chains)(const void *x, const void *dy, const uint8_t *bits, int64_t at,
+                               int64_t lines, int64_t stride, int64_t columns, const float *mean,
+                               bnk_column_chain_sums *sums);
+    void (*row_gated_chains)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
+                             int64_t positions_stride, float mean, bnk_chain_sums *sums);
+    /* Of one group of lines: those of a chain `stride` elements apart, the second chain's `second` elements behind the
+     * first's. */
+    void (*column_gated_chains)(const bnk_stretch *stretch, int lines, int64_t stride,
+                                int64_t second, int64_t positions_stride, const float *mean,
+                                bnk_column_chain_sums *sums);
 
     /* to = x in computing type; where `positions` is 0, the filler (with step 0 one value for all). */
     void (*fill_masked)(const void *x, const uint8_t *positions, const void *filler,

@@ -3,12 +3,12 @@
  */
 #include "apply_body.h"
 #include "sums_body.h"
-#if BNK_COMPUTES_FLOAT
-#include "squares_body.h"
-#endif
 #include "lanes_body.h"
 #include "epilogue_body.h"
 #include "gated_body.h"
+#if BNK_COMPUTES_FLOAT
+#include "chains_body.h"
+#endif
 #undef BNK_ADD_ROW
 
 const bnk_leaves BNK_NAME(leaves) = {
@@ -26,7 +26,15 @@ const bnk_leaves BNK_NAME(leaves) = {
     .column_gated_sums = BNK_NAME(column_gated_sums),
     .fill_masked = BNK_NAME(fill_masked),
 #if BNK_COMPUTES_FLOAT
-    .row_squares = BNK_NAME(row_squares),
-    .column_squares = BNK_NAME(column_squares),
+    .row_chains = BNK_NAME(row_chains),
+    .row_grad_chains = BNK_NAME(row_grad_chains),
+    .column_chains = BNK_NAME(column_chains),
+    .column_grad_chains = BNK_NAME(column_grad_chains),
+#if BNK_HAS_USUAL_LINES
+    .row_relu_chains = BNK_NAME(row_relu_chains),
+    .column_relu_chains = BNK_NAME(column_relu_chains),
+#endif
+    .row_gated_chains = BNK_NAME(row_gated_chains),
+    .column_gated_chains = BNK_NAME(column_gated_chains),
 #endif
 };

@@ -33,12 +33,19 @@ static __attribute__((noinline)) float fma_float(float a, float b, float c)
     return (float)sum;
 }
 
-/* Not inlined nor unrolled, for it stands in many places and is slow anyway. */
+/* The same of sixteen. Not inlined, for it stands in many places. */
 static __attribute__((noinline)) bnk_f32x16 fma_floats(bnk_f32x16 a, bnk_f32x16 b, bnk_f32x16 c)
 {
-#pragma clang loop unroll(disable) vectorize(disable)
-    for (int i = 0; i < BNK_LANES; i++) c[i] = fma_float(a[i], b[i], c[i]);
-    return c;
+    typedef int64_t words __attribute__((vector_size(128)));
+    const bnk_f64x16 product =
+        __builtin_convertvector(a, bnk_f64x16) * __builtin_convertvector(b, bnk_f64x16);
+    const bnk_f64x16 addend = __builtin_convertvector(c, bnk_f64x16), sum = product + addend;
+    const bnk_f64x16 part = sum - product;
+    const bnk_f64x16 lost = (product - (sum - part)) + (addend - part);
+    const words away = (lost > 0) == (sum > 0), inexact = (lost < 0) | (lost > 0);
+    words bits = (words)sum;
+    bits += inexact & ((bits & 1) - 1) & ((away & 2) - 1); /* an even one moves by 1 or -1 */
+    return __builtin_convertvector((bnk_f64x16)bits, bnk_f32x16);
 }
 
 static __attribute__((noinline)) bnk_f64x8 fma_doubles(bnk_f64x8 a, bnk_f64x8 b, bnk_f64x8 c)
@@ -56,7 +63,6 @@ static __attribute__((noinline)) bnk_f64x8 fma_doubles(bnk_f64x8 a, bnk_f64x8 b,
 /* See subtract_by_fma.h. */
 #define BNK_ONES(vector) ((vector){ 0 })
 #define BNK_SUBTRACT(a, b, one) ((void)(one), (a) - (b))
-#define BNK_ADD_EXACT(a, b, c) ((c) + (a) * (b))
 
 static __attribute__((noinline)) bnk_f32x16 widen_f16(bnk_u16x16 stored)
 {
@@ -72,6 +78,8 @@ static __attribute__((noinline)) bnk_u16x16 narrow_f16(bnk_f32x16 line)
 #define BNK_WIDEN_HALF_f16(stored) bnk_widen_half_f16_by_bits(stored)
 #define BNK_NARROW_f16(line) narrow_f16(line)
 
+#define BNK_HAS_USUAL_LINES 0
+#define BNK_UNROLL_GROUP _Pragma("clang loop unroll(disable)")
 #define BNK_ISA generic
 /* What runs on machines of long ago need not fill the library. */
 #pragma clang attribute push(__attribute__((minsize)), apply_to = function)

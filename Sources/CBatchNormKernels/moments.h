@@ -2,11 +2,11 @@
  * Moments of a set of values: the one reduction of the library, and the one way to merge two of
  * them.
  *
- * A tile's sums are taken around a pivot p that is one of its own values or their mean, or around 0 where that is
- * good enough (see bnk_needs_no_pivot in tile.h). For a value of the tile, (mean - p)^2 <= n * variance, so that the subtraction
- * in sum((x-p)^2) - sum(x-p)^2/n loses at most log2(n) of float64's 53 bits, whatever the data,
- * beside what adding up has lost: with tiles of up to 2^16 values, far more is left than float32 results
- * need. float64 results need more, and get a pivot within a deviation of the mean (see bnk_is_near in tile.h).
+ * Sums are taken around a pivot p, as the subtraction in sum((x-p)^2) - sum(x-p)^2/n loses digits where p is far
+ * from the mean. For one of the values summed, (mean - p)^2 <= n * variance, so that it loses at most log2(n) of
+ * float64's 53 bits, whatever the data, beside what adding up has lost: with tiles of up to 2^16 values, far more is
+ * left than float32 results need. Sums that have no digits to spare, those of float64 tensors and those in chains of
+ * float32, get a pivot that is nearer (see bnk_is_near in sums.h).
  *
  * The mean is kept as an unevaluated pair: near 1e4 with deviation 1e-2, a float64 mean alone would
  * cost float64 tensors six digits.

@@ -1,4 +1,4 @@
-/* The moments of a piece: tile by tile, merged. */
+/* The moments of a piece. */
 #ifndef BNK_PIECE_MOMENTS_H
 #define BNK_PIECE_MOMENTS_H
 

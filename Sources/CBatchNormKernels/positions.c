@@ -86,29 +86,33 @@ static const bnk_leaves *computing_leaves(const bnk_operands *o)
 }
 
 void bnk_masked_row_sums(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
-                         const double *pivot, bnk_lane_sums *sums)
+                         bnk_row_sums *sums)
 {
+    const bnk_leaves *leaves = computing_leaves(o);
     buffer x;
-    double filler;
-    /* What adds nothing: the pivot itself, or 0. */
-    bnk_set(&filler, o->cut->grid.is_double, 0, pivot ? *pivot : 0);
+    double filler; /* the pivot itself adds nothing */
+    bnk_set(&filler, o->cut->grid.is_double, 0, sums->pivot);
     o->leaves->fill_masked(bnk_value(o, o->x, at), positions, &filler, 0, x.values, count);
-    if (pivot)
-        computing_leaves(o)->row_sums(x.values, 1, 0, count, *pivot, sums);
+    if (sums->in_chains)
+        leaves->row_chains(x.values, 1, 0, count, (float)sums->pivot, &sums->chains);
     else
-        computing_leaves(o)->row_squares(x.values, 1, 0, count, 0, sums);
+        leaves->row_sums(x.values, 1, 0, count, sums->pivot, &sums->wide);
 }
 
 void bnk_masked_line_sums(const bnk_operands *o, int64_t at, int64_t count,
-                          const uint8_t *positions, const double *pivot, double *sum,
-                          double *squares)
+                          const uint8_t *positions, bnk_column_sums *sums)
 {
+    const bnk_leaves *leaves = computing_leaves(o);
     buffer x, fillers;
+    if (sums->in_chains) {
+        o->leaves->fill_masked(bnk_value(o, o->x, at), positions, sums->chains.pivot, 1, x.values,
+                               count);
+        leaves->column_chains(x.values, 1, 0, count, sums->chains.pivot, &sums->chains.sums);
+        return;
+    }
     for (int64_t j = 0; j < count; j++)
-        bnk_set(fillers.values, o->cut->grid.is_double, j, pivot ? pivot[j] : 0);
+        bnk_set(fillers.values, o->cut->grid.is_double, j, sums->wide.pivot[j]);
     o->leaves->fill_masked(bnk_value(o, o->x, at), positions, fillers.values, 1, x.values, count);
-    if (pivot)
-        computing_leaves(o)->column_sums(x.values, 1, 0, count, 0, pivot, sum, squares);
-    else
-        computing_leaves(o)->column_squares(x.values, 1, 0, count, 0, sum, squares);
+    leaves->column_sums(x.values, 1, 0, count, 0, sums->wide.pivot, sums->wide.open[0],
+                        sums->wide.open[1]);
 }

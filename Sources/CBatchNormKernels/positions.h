@@ -3,6 +3,7 @@
 #define BNK_POSITIONS_H
 
 #include "operands.h"
+#include "sums.h"
 
 /* Which of a row's values take part, from inner value `offset` on; NULL: all of `length`. */
 const uint8_t *bnk_positions_of_row(const bnk_operands *o, int64_t row, int64_t offset,
@@ -25,11 +26,10 @@ typedef struct bnk_taking_part {
 bnk_taking_part bnk_taking_part_in(const bnk_operands *o, int64_t row, int64_t rows, int64_t offset,
                                    int64_t length);
 
-/* The sums of x around a pivot, or around none, without what is masked. By rows count <= BNK_STRETCH. */
+/* Adds x without what is masked to sums around pivots. By rows count <= BNK_STRETCH. */
 void bnk_masked_row_sums(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
-                         const double *pivot, bnk_lane_sums *sums);
+                         bnk_row_sums *sums);
 void bnk_masked_line_sums(const bnk_operands *o, int64_t at, int64_t count,
-                          const uint8_t *positions, const double *pivot, double *sum,
-                          double *squares);
+                          const uint8_t *positions, bnk_column_sums *sums);
 
 #endif

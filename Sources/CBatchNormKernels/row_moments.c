@@ -2,9 +2,23 @@
 #include "piece_moments.h"
 #include "tile.h"
 
-/* Adds a tile of `piece` to sums around a pivot, or around none; `other`, if not NULL, goes on meanwhile. */
-static void add_rows(const bnk_operands *o, const bnk_piece *piece, const bnk_piece *tile,
-                     const double *pivot, bnk_lane_sums *sums, bnk_application *other)
+/* ---- sums around a pivot ---- */
+
+/* Adds `rows` rows of `length` values. */
+static void add_values(const bnk_operands *o, int64_t at, int64_t rows, int64_t length,
+                       bnk_row_sums *sums)
+{
+    const void *x = bnk_value(o, o->x, at);
+    const int64_t stride = o->cut->stride;
+    if (sums->in_chains)
+        o->leaves->row_chains(x, rows, stride, length, (float)sums->pivot, &sums->chains);
+    else
+        o->leaves->row_sums(x, rows, stride, length, sums->pivot, &sums->wide);
+}
+
+/* Adds a tile; `other`, if not NULL, goes on meanwhile. */
+static void add_rows(const bnk_operands *o, const bnk_piece *tile, bnk_row_sums *sums,
+                     bnk_application *other)
 {
     const bnk_cut *cut = o->cut;
     const int32_t is_double = cut->grid.is_double;
@@ -12,18 +26,13 @@ static void add_rows(const bnk_operands *o, const bnk_piece *piece, const bnk_pi
     /* Four rows at once or one, as the leaf takes them; all in one call where nothing else goes on. */
     for (int64_t row = 0, together; row < tile->rows; row += together) {
         together = tile->rows - row >= 4 ? 4 : 1;
-        const int64_t ahead = bnk_next_rows(cut, piece, tile->row + row, together);
         if (!other && !is_double) together = tile->rows;
         const int64_t turn = other ? bnk_turn_of(tile->length, together) : tile->length;
         for (int64_t at = 0, count; at < tile->length; at += count) {
             count = bnk_block_part(at, bnk_min(at + turn, tile->length), is_double);
-            const void *x = bnk_value(o, o->x, start + row * cut->stride + at);
-            if (pivot)
-                o->leaves->row_sums(x, together, cut->stride, count, *pivot, sums);
-            else
-                o->leaves->row_squares(x, together, cut->stride, count, ahead, sums);
+            add_values(o, start + row * cut->stride + at, together, count, sums);
             if (is_double && ((at + count) % BNK_BLOCK_VALUES == 0 || at + count == tile->length))
-                bnk_end_block(sums);
+                bnk_end_block(&sums->wide);
             if (other) bnk_apply_some(other, together * count);
         }
     }
@@ -31,8 +40,8 @@ static void add_rows(const bnk_operands *o, const bnk_piece *piece, const bnk_pi
 
 /* The same where positions are masked; rows of which only the first values take part, as those of padded
  * sequences, go the straight way. */
-static void add_masked_rows(const bnk_operands *o, const bnk_piece *tile, const double *pivot,
-                            bnk_lane_sums *sums, bnk_application *other)
+static void add_masked_rows(const bnk_operands *o, const bnk_piece *tile, bnk_row_sums *sums,
+                            bnk_application *other)
 {
     const bnk_cut *cut = o->cut;
     for (int64_t row = tile->row; row < tile->row + tile->rows; row++) {
@@ -43,61 +52,53 @@ static void add_masked_rows(const bnk_operands *o, const bnk_piece *tile, const 
         for (int64_t i = 0; i < tile->length; i += BNK_STRETCH) {
             const int64_t count = bnk_min(BNK_STRETCH, tile->length - i);
             const int64_t straight = bnk_min(count, prefix - i);
-            const void *x = bnk_value(o, o->x, start + i);
             if (prefix < 0)
-                bnk_masked_row_sums(o, start + i, count, positions + i, pivot, sums);
-            else if (straight > 0 && pivot)
-                o->leaves->row_sums(x, 1, 0, straight, *pivot, sums);
+                bnk_masked_row_sums(o, start + i, count, positions + i, sums);
             else if (straight > 0)
-                o->leaves->row_squares(x, 1, 0, straight, cut->stride, sums);
-            if (cut->grid.is_double) bnk_end_block(sums);
+                add_values(o, start + i, 1, straight, sums);
+            if (cut->grid.is_double) bnk_end_block(&sums->wide);
             if (other) bnk_apply_some(other, count);
         }
     }
 }
 
 /* The sums of a tile, some of whose positions may be masked. */
-typedef struct tile_sums {
-    double sum, squares;
-} tile_sums;
-
-static tile_sums sums_of(const bnk_operands *o, const bnk_piece *piece, const bnk_piece *tile,
-                         bool masked, const double *pivot, bnk_application *other)
+static bnk_totals sums_of(const bnk_operands *o, const bnk_piece *tile, bool masked, bool in_chains,
+                          double pivot, bnk_application *other)
 {
-    tile_sums sums;
-    bnk_lane_sums lanes = { .first = { 0 } };
+    bnk_row_sums sums;
+    bnk_begin_row_sums(&sums, in_chains, pivot);
     if (masked)
-        add_masked_rows(o, tile, pivot, &lanes, other);
+        add_masked_rows(o, tile, &sums, other);
     else
-        add_rows(o, piece, tile, pivot, &lanes, other);
-    bnk_lane_totals(&lanes, o->cut->grid.is_double, &sums.sum, &sums.squares);
-    return sums;
+        add_rows(o, tile, &sums, other);
+    return bnk_row_totals(&sums, o->cut->grid.is_double);
 }
 
-/* Of the tile's values that take part, and how many these are. */
-static bnk_moments tile_moments(const bnk_operands *o, const bnk_piece *piece,
-                                const bnk_piece *tile, double *count, bnk_application *other)
+static bool is_masked(const bnk_piece *piece, bnk_taking_part found)
 {
-    const bnk_grid *grid = &o->cut->grid;
+    return found.count < piece->rows * piece->length;
+}
+
+/* ---- wide sums, tile by tile ---- */
+
+/* Of the tile's values that take part, and how many these are. */
+static bnk_moments tile_moments(const bnk_operands *o, const bnk_piece *tile, double *count,
+                                bnk_application *other)
+{
     const bnk_taking_part found =
         bnk_taking_part_in(o, tile->row, tile->rows, tile->offset, tile->length);
     const double n = *count = (double)found.count;
     if (n == 0) return (bnk_moments){ 0, 0, 0 };
-    const bool masked = found.count < tile->rows * tile->length;
-    if (!grid->is_double) {
-        const tile_sums s = sums_of(o, piece, tile, masked, NULL, other);
-        if (bnk_needs_no_pivot(grid, n, s.sum, s.squares))
-            return bnk_moments_of_sums(n, 0, s.sum, s.squares);
-        other = NULL; /* it has gone on as far as it should */
-    }
+    const bool masked = is_masked(tile, found);
     double pivot =
-        bnk_pivot_of(o, tile->channel, found, tile->row + tile->rows, tile->offset, tile->length);
-    tile_sums s = sums_of(o, piece, tile, masked, &pivot, other);
-    if (grid->is_double && !bnk_is_near(n, s.sum, s.squares)) {
-        pivot += s.sum / n;
-        s = sums_of(o, piece, tile, masked, &pivot, NULL);
+        bnk_wide_pivot(o, tile->channel, found, tile->row + tile->rows, tile->offset, tile->length);
+    bnk_totals t = sums_of(o, tile, masked, false, pivot, other);
+    if (o->cut->grid.is_double && !bnk_is_near(n, t)) {
+        pivot += t.first / n;
+        t = sums_of(o, tile, masked, false, pivot, NULL);
     }
-    return bnk_moments_of_sums(n, pivot, s.sum, s.squares);
+    return bnk_moments_of_sums(n, pivot, t.first, t.second);
 }
 
 static int64_t tile_width(int64_t length, int32_t is_double)
@@ -112,8 +113,8 @@ static int64_t tile_height(const bnk_piece *piece, int64_t width, int64_t length
     return bnk_max(fit, bnk_tile_share(piece->rows * bnk_ceil_div(piece->length, width), 4));
 }
 
-double bnk_row_moments(const bnk_operands *o, const bnk_piece *piece, bnk_moments *moments,
-                       bnk_application *other)
+static void wide_moments(const bnk_operands *o, const bnk_piece *piece, bnk_moments *moments,
+                         bnk_application *other)
 {
     double count = 0;
     *moments = (bnk_moments){ 0, 0, 0 };
@@ -128,10 +129,59 @@ double bnk_row_moments(const bnk_operands *o, const bnk_piece *piece, bnk_moment
             tile.row = piece->row + row;
             tile.rows = bnk_min(height, piece->rows - row);
             double n;
-            const bnk_moments own = tile_moments(o, piece, &tile, &n, other);
+            const bnk_moments own = tile_moments(o, &tile, &n, other);
             bnk_moments_add(moments, count, &own, n, 1);
             count += n;
         }
     }
-    return count;
+}
+
+/* ---- chains, all of a piece around one pivot ---- */
+
+/* The mean of the first few values. */
+static double first_pivot(const bnk_operands *o, const bnk_piece *piece, bnk_taking_part found)
+{
+    const int64_t looked_at = 64;
+    if (is_masked(piece, found) || piece->length < looked_at)
+        return bnk_round(bnk_mean_of_first(o, piece->channel, found, piece->row + piece->rows,
+                                           piece->offset, piece->length),
+                         false);
+    bnk_piece few = *piece;
+    few.rows = 1;
+    few.length = looked_at;
+    const double first = bnk_element(&o->cut->grid, o->x, bnk_first_element(o->cut, piece));
+    const bnk_totals t = sums_of(o, &few, false, true, first, NULL);
+    return bnk_round(first + t.first / (double)looked_at, false);
+}
+
+/* Returns false where chains do not do. A pivot that proves far from the mean is replaced by what its sums say. */
+static bool chain_moments(const bnk_operands *o, const bnk_piece *piece, bnk_taking_part found,
+                          bnk_moments *moments, bnk_application *other)
+{
+    const double n = (double)found.count;
+    double pivot = first_pivot(o, piece, found);
+    for (int tries = 0; tries < BNK_PIVOTS; tries++) {
+        const bnk_totals t = sums_of(o, piece, is_masked(piece, found), true, pivot, other);
+        if (!bnk_chains_hold(n, t)) return false;
+        if (bnk_is_near(n, t)) {
+            *moments = bnk_moments_of_sums(n, pivot, t.first, t.second);
+            return true;
+        }
+        pivot = bnk_round(pivot + t.first / n, false);
+        other = NULL; /* it has gone on as far as it should */
+    }
+    return false;
+}
+
+double bnk_row_moments(const bnk_operands *o, const bnk_piece *piece, bnk_moments *moments,
+                       bnk_application *other)
+{
+    const bnk_taking_part found =
+        bnk_taking_part_in(o, piece->row, piece->rows, piece->offset, piece->length);
+    if (bnk_has_many(&o->cut->grid, (double)found.count, BNK_MANY_MOMENTS)) {
+        if (chain_moments(o, piece, found, moments, other)) return (double)found.count;
+        other = NULL;
+    }
+    wide_moments(o, piece, moments, other);
+    return (double)found.count;
 }

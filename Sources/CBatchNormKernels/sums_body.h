@@ -1,10 +1,9 @@
 /*
  * The algorithm of the sums, once. Included by leaves_body.h.
  *
- * Sums walk four rows side by side: four streams positions a core's memory busier than one. They are
- * float64: a product of float32 differences is then exact, squares cannot overflow, and a pivot
- * taken from the data bounds the cancellation (see moments.h). Multiply and add stay apart (no
- * FMA), so that CPUs without it need no emulation; the files are compiled with -ffp-contract=off.
+ * Wide sums walk four rows side by side: four streams keep a core's memory busier than one. They are float64: a product of
+ * float32 differences is then exact, squares cannot overflow, and a pivot taken from the data bounds the
+ * cancellation (see moments.h). Multiply and add stay apart (no FMA); the files are compiled with -ffp-contract=off.
  */
 
 BNK_INLINE bnk_f64x16 BNK_NAME(lanes_at)(const BNK_T *p)

@@ -286,14 +286,17 @@ static void in_place_gives_the_same_bits(void **state)
 
 /* ---- running statistics ---- */
 
-/* `spread`: what else the value is as exact as, the deviation in case of a mean. */
+/* `spread`: what else a float64 value is as exact as, the deviation in case of a mean; `slack`: what the batch's own
+ * statistic may be off by. */
 static void check_running(const fixture *f, const char *what, int64_t c, elements got,
-                          long double kept, long double taken, long double spread)
+                          long double kept, long double taken, long double spread,
+                          long double slack)
 {
     const bool is_double = got.is_double;
     const double value = elements_get(got, c);
     const long double size = fabsl(kept) + fabsl(taken) + (is_double ? spread : 0);
-    check(ref_error(value, kept + taken, is_double ? 64 : 1, size, is_double) <= 1,
+    const long double rounding = (is_double ? 64 : 1) * ref_ulp(size, is_double);
+    check(ref_ratio(value, kept + taken, rounding + slack) <= 1,
           "%s: %s[%lld] is %.9g, expected %.9Lg", problem_text(&f->problem), what, (long long)c,
           value, kept + taken);
 }
@@ -316,9 +319,12 @@ static void exponential_average(fixture *f)
                 const long double batch_var = s.variance * (biased ? 1 : values / (values - 1));
                 const long double keep = 1 - momenta[m];
                 check_running(f, "running_mean", c, f->running_mean, keep * elements_get(mean, c),
-                              momenta[m] * ref_mean(s), momenta[m] * sqrtl(s.variance));
+                              momenta[m] * ref_mean(s), momenta[m] * sqrtl(s.variance),
+                              ref_running_mean_slack(s, momenta[m], f->input.is_double));
                 check_running(f, "running_var", c, f->running_var, keep * elements_get(var, c),
-                              momenta[m] * batch_var, 0);
+                              momenta[m] * batch_var, 0,
+                              ref_running_var_slack(s, momenta[m] * batch_var / s.variance,
+                                                    f->input.is_double));
             }
             check(*f->num_batches_tracked == 4, "the counter is %lld",
                   (long long)*f->num_batches_tracked);
@@ -486,7 +492,7 @@ static void one_value_allowed(void **state)
             for (int64_t c = 0; c < 5; c++) {
                 check_running(&f, "running_mean", c, f.running_mean,
                               (1 - 0.1L) * elements_get(mean, c), 0.1L * elements_get(f.input, c),
-                              0);
+                              0, 0);
                 check(elements_get(f.saved_mean, c) == elements_get(f.input, c),
                       "saved_mean[%d] is %g", (int)c, elements_get(f.saved_mean, c));
             }

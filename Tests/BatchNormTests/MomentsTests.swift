@@ -56,10 +56,13 @@ import Testing
         let reference = Reference(shape: shape)
         let (mean, variance) = reference.moments(x.elements.doubles)
         #expect(moments.count == 210)
-        #expect(largestError(moments.mean, mean) < 100)
-        #expect(largestError(try moments.variance(), variance) < 100)
+        // A variance may be off by twice as much as its inverse square root.
+        let bound = savedBound(.float32)
+        #expect(largestError(moments.mean, mean, scale: 2) < bound)
+        #expect(largestError(try moments.variance(), variance) < 2 * bound)
         #expect(
-            largestError(try moments.variance(.unbiased), variance.map { $0 * 210 / 209 }) < 100)
+            largestError(try moments.variance(.unbiased), variance.map { $0 * 210 / 209 })
+                < 2 * bound)
 
         var output: [Float] = []
         var sums = GradientSums(count: 0, dy: [0, 0, 0], dyXmu: [0, 0, 0])
@@ -79,8 +82,9 @@ import Testing
             let own = try BatchNormalization.backwardApply(
                 part(x, range), gradOutput: part(dy, range), sums: sums, saved: #require(saved))
             gradInput += own.input.elements
-            #expect(largestError(own.weight, gradients.weight.doubles) < 4)
-            #expect(largestError(own.bias, gradients.bias.doubles) < 4)
+            // Sums of 210 terms that are pieces of their own here, and one there.
+            #expect(largestError(own.weight, gradients.weight.doubles, scale: 70) < 8)
+            #expect(largestError(own.bias, gradients.bias.doubles, scale: 70) < 8)
         }
         #expect(largestError(gradInput, gradients.input.elements.doubles) < 4)
     }

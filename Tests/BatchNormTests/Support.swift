@@ -142,6 +142,10 @@ func largestError<Scalar: BatchNormParameter>(
     }
 }
 
+/// What saved means (in deviations) and invstds of tensors of this type may be off by, in units of float64's last place: of
+/// float32 tensors 2^-22.
+func savedBound(_ scalar: ScalarType) -> Double { scalar == .float64 ? 100 : 0x1p30 }
+
 /// One shape of every rank in both layouts, some longer than a tile and some shorter than a vector.
 let shapes: [Shape] = [
     try! .nc(7, 5), try! .nc(300, 33), try! .ncl(3, 4, 17), try! .nlc(3, 17, 4),

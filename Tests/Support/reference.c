@@ -72,7 +72,7 @@ long double ref_ulp(long double magnitude, bool is_double)
     return ldexpl(1, exponent < lowest ? lowest : exponent);
 }
 
-static double ratio(double value, long double expected, long double allowed)
+double ref_ratio(double value, long double expected, long double allowed)
 {
     if (!isfinite(value) || !isfinite(expected))
         return (isnan(value) && isnan(expected)) || value == expected ? 0 : INFINITY;
@@ -82,15 +82,38 @@ static double ratio(double value, long double expected, long double allowed)
 double ref_error(double value, long double expected, long double ulps, long double largest,
                  bool is_double)
 {
-    return ratio(value, expected, ulps * ref_ulp(fabsl(largest), is_double));
+    return ref_ratio(value, expected, ulps * ref_ulp(fabsl(largest), is_double));
 }
 
-/* What a result may be off by whose largest term is this. The rest counts in float64 only, see
- * reference.h. */
-static long double allowed_at(long double largest, long double mean_of_terms, bool is_double)
+double ref_saved_mean_error(ref_statistics s, double mean, bool is_double)
 {
-    if (!is_double) return 3 * ref_ulp(largest, false);
-    return 32 * ref_ulp(largest_of(largest, mean_of_terms), true);
+    const long double deviation = sqrtl(s.variance), size = fabsl(ref_mean(s));
+    const long double rounding = 8 * ref_ulp(size + deviation, true);
+    return ref_ratio(mean, ref_mean(s), is_double ? rounding : rounding + 0x1p-22L * deviation);
+}
+
+double ref_saved_invstd_error(ref_statistics s, double invstd, bool is_double)
+{
+    return ref_ratio(invstd, s.invstd,
+                     is_double ? 64 * ref_ulp(s.invstd, true)
+                               : 0x1p-22L * s.invstd + ref_ulp(s.invstd, true));
+}
+
+long double ref_running_mean_slack(ref_statistics s, long double share, bool is_double)
+{
+    return is_double ? 0 : 0x1p-22L * share * sqrtl(s.variance);
+}
+
+/* Twice that of its inverse square root. */
+long double ref_running_var_slack(ref_statistics s, long double share, bool is_double)
+{
+    return is_double ? 0 : 0x1p-21L * share * s.variance;
+}
+
+/* `ulps` of float32, or 32 of float64, at the largest term. */
+static long double allowed_at(long double largest, int ulps, bool is_double)
+{
+    return (is_double ? 32 : ulps) * ref_ulp(largest, is_double);
 }
 
 double ref_forward_error(ref_grid grid, const ref_statistics *statistics, elements input,
@@ -106,9 +129,9 @@ double ref_forward_error(ref_grid grid, const ref_statistics *statistics, elemen
             const long double centered = elements_get(input, at) - s.mean_near - s.mean_rest;
             const long double scaled = gamma * (centered * s.invstd);
             const long double y = scaled + beta;
-            const long double largest = largest_of(largest_of(scaled, beta), y);
+            const long double largest = largest_of(largest_of(scaled, gamma), largest_of(beta, y));
             const double error =
-                ratio(elements_get(output, at), y, allowed_at(largest, gamma, output.is_double));
+                ref_ratio(elements_get(output, at), y, allowed_at(largest, 3, output.is_double));
             if (error > worst) worst = error;
         }
     }
@@ -127,29 +150,32 @@ ref_gradient_errors ref_backward_error(ref_grid grid, const ref_statistics *stat
         const ref_statistics s = statistics[channel];
         const long double gamma = parameter(weight, channel, 1), r = s.invstd;
         exact_sum dy_sum = { 0, 0 }, product_sum = { 0, 0 };
-        long double s1_terms = 0, s2_terms = 0;
+        long double s1_terms = 0, s2_terms = 0, squares = 0;
         for (int64_t i = 0; i < count; i++) {
             const int64_t at = ref_index(grid, channel, i);
             const long double dy = elements_get(grad_output, at);
             const long double c = elements_get(input, at) - s.mean_near - s.mean_rest;
             add(&dy_sum, dy);
             add(&product_sum, dy * c);
+            squares += dy * dy;
             s1_terms += fabsl(dy);
             s2_terms += fabsl(dy * c);
         }
         const long double s1 = dy_sum.sum, s2 = product_sum.sum;
         if (gradients.bias.data != NULL) {
-            const double error = ratio(elements_get(gradients.bias, channel), s1,
-                                       sum_share * s1_terms + ref_ulp(0, grad_output.is_double));
+            const double error =
+                ref_ratio(elements_get(gradients.bias, channel), s1,
+                          sum_share * s1_terms + ref_ulp(0, grad_output.is_double));
             if (error > worst.bias) worst.bias = error;
         }
         if (gradients.weight.data != NULL) {
             const double error =
-                ratio(elements_get(gradients.weight, channel), s2 * r,
-                      sum_share * s2_terms * r + ref_ulp(0, grad_output.is_double));
+                ref_ratio(elements_get(gradients.weight, channel), s2 * r,
+                          sum_share * s2_terms * r + ref_ulp(0, grad_output.is_double));
             if (error > worst.weight) worst.weight = error;
         }
         if (gradients.input.data == NULL) continue;
+        const long double usual = frozen ? 0 : gamma * r * sqrtl(squares / count);
         for (int64_t i = 0; i < count; i++) {
             const int64_t at = ref_index(grid, channel, i);
             const long double c = elements_get(input, at) - s.mean_near - s.mean_rest;
@@ -157,12 +183,14 @@ ref_gradient_errors ref_backward_error(ref_grid grid, const ref_statistics *stat
             const long double by_mean = frozen ? 0 : gamma * r * (s1 / count);
             const long double by_variance = frozen ? 0 : gamma * r * (c * r) * (r * s2 / count);
             const long double dx = direct - by_mean - by_variance;
-            const long double largest =
-                largest_of(largest_of(direct, by_mean), largest_of(by_variance, dx));
-            const long double mean_of_terms =
-                frozen ? 0 : fabsl(gamma * r) * largest_of(s1_terms, c * r * r * s2_terms) / count;
-            const double error = ratio(elements_get(gradients.input, at), dx,
-                                       allowed_at(largest, mean_of_terms, grad_output.is_double));
+            long double largest =
+                largest_of(largest_of(direct, by_mean), largest_of(by_variance, usual));
+            if (grad_output.is_double && !frozen) {
+                const long double means = largest_of(s1_terms, c * r * r * s2_terms) / count;
+                largest = largest_of(largest, gamma * r * means);
+            }
+            const double error = ref_ratio(elements_get(gradients.input, at), dx,
+                                           allowed_at(largest, 4, grad_output.is_double));
             if (error > worst.input) worst.input = error;
         }
     }

@@ -49,10 +49,10 @@ ref_statistics ref_of_saved(double mean, double mean_rest, double invstd);
  * Errors come as a multiple of what is allowed: at most 1 is right; infinite if one side is NaN
  * or infinite and the other is not. `statistics` has one entry per channel.
  *
- * float32: 3 units in the last place of the largest term of the formula; sums 8 * 2^-24 * sum|terms|.
- * float64: 32 units in the same sense. Here the sums are no more exact than the result, so the formula's
- * means of |terms| count as terms, too (|weight| for the mean of |x - mean| * invstd). Sums
- * 16 * 2^-53 * sum|terms|.
+ * float32: the header's contract. Outputs 3 units in the last place of the largest of weight and the formula's terms;
+ * input gradients 4 of the largest term and weight * invstd * rms of grad_output; sums 8 * 2^-24 * sum|terms|.
+ * float64: less than the contract allows: 32 units in the same sense, where the formula's means of |terms| count as terms,
+ * too. Sums 16 * 2^-53 * sum|terms|.
  */
 double ref_forward_error(ref_grid grid, const ref_statistics *statistics, elements input,
                          elements weight, elements bias, elements output);
@@ -74,10 +74,22 @@ ref_gradient_errors ref_backward_error(ref_grid grid, const ref_statistics *stat
                                        elements input, elements grad_output, elements weight,
                                        ref_gradients gradients);
 
+/* The same of saved statistics: of float32, and half types, 2^-22 deviations and 2^-22 of invstd; of float64 8 and 64 units
+ * in the last place. */
+double ref_saved_mean_error(ref_statistics s, double mean, bool is_double);
+double ref_saved_invstd_error(ref_statistics s, double invstd, bool is_double);
+
+/* What running statistics may be off by for the saved ones: `share` is the momentum. */
+long double ref_running_mean_slack(ref_statistics s, long double share, bool is_double);
+long double ref_running_var_slack(ref_statistics s, long double share, bool is_double);
+
 /* The distance of two values to the next in float32 or float64, at this magnitude. */
 long double ref_ulp(long double magnitude, bool is_double);
 
-/* |value - expected| as a multiple of `ulps` units in the last place of `largest`. */
+/* |value - expected| as a multiple of what is allowed. */
+double ref_ratio(double value, long double expected, long double allowed);
+
+/* The same of `ulps` units in the last place of `largest`. */
 double ref_error(double value, long double expected, long double ulps, long double largest,
                  bool is_double);
 

@@ -50,7 +50,7 @@ class Result(NamedTuple):
     """A tensor, and what its error is measured by."""
 
     values: Real
-    scale: Real  # by element: the largest of the terms that make it up, and itself
+    scale: Real  # by element: the largest of what its error is stated in units of
     rounded: Real  # by channel: the terms that carry the rounding of a float64 mean
 
 
@@ -62,7 +62,11 @@ def normalize(
     scaled = (x - per_channel(mean, x, 0)) * factor
     shift = per_channel(bias, x, 0)
     y = scaled + shift
-    return Result(y, largest(scaled, shift, y), (factor * per_channel(mean, x, 0)).ravel())
+    return Result(
+        y,
+        largest(per_channel(weight, x, 1), scaled, shift, y),
+        (factor * per_channel(mean, x, 0)).ravel(),
+    )
 
 
 class Gradients(NamedTuple):
@@ -98,12 +102,12 @@ def backward(
             -factor * c * r * r * per_channel(s2, x, 0) / count,
         ]
     grad_input = np.asarray(sum(terms))
-    deviation = per_channel(np.sqrt(sum_over_batch(dy * dy) / count), x, 0)
+    usual = per_channel(np.sqrt(sum_over_batch(dy * dy) / count), x, 0)
     return Gradients(
         Result(
             grad_input,
-            largest(*terms, grad_input),
-            (factor * deviation * per_channel(mean, x, 0) * r).ravel(),
+            largest(*terms, grad_input, *([] if frozen else [factor * usual])),
+            (factor * usual * per_channel(mean, x, 0) * r).ravel(),
         ),
         s2 * np.asarray(invstd, np.longdouble),
         sum_over_batch(abs(dy * c * r)),
@@ -121,7 +125,8 @@ def largest(*terms: Real) -> Real:
 def assert_accurate(actual: Real | None, expected: Result, ulps: float = 3) -> None:
     """The library's promise for tensors.
 
-    float32: within `ulps` units in the last place of the element's largest term. float64: within
+    float32: within `ulps` units in the last place of the largest of the element's terms, weight,
+    and, of gradients, the usual size of grad_output on its way back. float64: within
     64, and of the channel's largest term, because there the mean and the sums are themselves
     rounded to the tensor's own type, and an element near 0 cannot be exact to its own last place.
     """
