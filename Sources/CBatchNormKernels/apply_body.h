@@ -1,9 +1,10 @@
 /*
  * The algorithm of the leaves that apply coefficients, once. Included by leaves_body.h.
  *
- * Non-temporal stores want whole cache lines of one row, one after the other: alternating between rows
- * they took ten times as long (AMD Zen 3). By columns, several rows share what is loaded of the
- * coefficients, and reading them side by side keeps memory busier; so these go through a buffer.
+ * Non-temporal stores want whole cache lines, each written at once: in halves between rows they took ten times
+ * as long (AMD Zen 3). By columns, several rows share what is loaded of the coefficients. Where lines follow one
+ * another in memory, most are taken from four places at once: four streams keep memory half again as busy as one. Others
+ * go through a buffer.
  */
 
 /* ---- stored values and lines of computing type ---- */
@@ -208,14 +209,62 @@ BNK_INLINE void BNK_NAME(stream_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y,
     }
 }
 
+/* So many streams, each of `rows` rows that are whole cache lines and follow one another in memory. */
+enum { BNK_NAME(streams) = 4 };
+BNK_INLINE void BNK_NAME(stream_parts)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,
+                                       int64_t columns, const bnk_linears *f, int stream)
+{
+    enum { LINES = BNK_PER_CACHE_LINE / BNK_LINE_LENGTH };
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < columns; i += BNK_PER_CACHE_LINE) {
+            BNK_NAME(line_of) own[LINES];
+            for (int k = 0; k < LINES; k++) own[k] = BNK_NAME(line_at)(f, i + k * BNK_LINE_LENGTH);
+#pragma clang loop unroll(disable) /* memory is slower, and this is long code */
+            for (int part = 0; part < BNK_NAME(streams); part++) {
+                const int64_t at = (row + part * rows) * columns + i;
+                BNK_STORED done[LINES];
+                for (int k = 0; k < LINES; k++) {
+                    const int64_t j = at + k * BNK_LINE_LENGTH;
+                    done[k] = BNK_NARROW(BNK_NAME(apply_line)(x + j, BNK_PLUS(dy, j), own[k]));
+                }
+                for (int k = 0; k < LINES; k++)
+                    BNK_NAME(store)(y + at + k * BNK_LINE_LENGTH, done[k], stream);
+            }
+        }
+}
+
+/* How many rows lie in each stream, if that is possible; else 0. Streams must not begin at the same place of a memory
+ * page, for there a core takes loads and stores for one another. */
+BNK_INLINE int64_t BNK_NAME(part_rows)(const BNK_T *y, int64_t rows, int64_t stride,
+                                       int64_t columns, int stream)
+{
+    const int64_t bytes = columns * (int64_t)sizeof(BNK_T);
+    if (stride != columns || bytes % 64 != 0 || bytes % 4096 == 0) return 0;
+    if (stream && (uintptr_t)y % 64 != 0) return 0;
+    for (int64_t part = rows / BNK_NAME(streams); part > rows / 8; part--) {
+        const int64_t in_page = part * bytes % 4096;
+        if (in_page >= 1024 && in_page <= 3072) return part;
+    }
+    return 0;
+}
+
 BNK_INLINE void BNK_NAME(apply_lines)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,
                                       int64_t stride, int64_t columns, const bnk_linears *f,
                                       int stream)
 {
     enum { ORDINARY = 4 }; /* rows at once; more would be more streams than a core follows */
-    const int together = !stream                                            ? ORDINARY
-                         : bnk_streams_rows(stride, columns, sizeof(BNK_T)) ? BNK_ROWS
-                                                                            : 1;
+    const int64_t part = BNK_NAME(part_rows)(y, rows, stride, columns, stream);
+    if (part > 0) {
+        const int64_t taken = BNK_NAME(streams) * part;
+        BNK_NAME(stream_parts)(x, dy, y, part, columns, f, stream);
+        rows -= taken;
+        x += taken * stride;
+        dy = BNK_PLUS(dy, taken * stride);
+        y += taken * stride;
+    }
+    /* With dy, rows through a buffer are more streams than a core follows. */
+    const int through_buffer = stream && !dy && bnk_streams_rows(stride, columns, sizeof(BNK_T));
+    const int together = through_buffer ? BNK_ROWS : stream ? 1 : ORDINARY;
     while (rows > 0) {
         const int taken = rows >= together ? together : 1;
         if (taken == BNK_ROWS)
