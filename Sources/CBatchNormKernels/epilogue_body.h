@@ -141,6 +141,72 @@ BNK_LEAF void BNK_NAME(apply_part)(const bnk_stretch *s, int64_t i, int64_t coun
                          columns ? BNK_NAME(some_at)(columns, i, count) : BNK_NAME(row_line)(row));
 }
 
+/*
+ * Whole lines of the usual operations, whose branches the compiler decides: a forward with ReLU, and a backward through
+ * one by the bits of its mask; nothing is masked. Return where they end.
+ */
+#if BNK_HAS_USUAL_LINES
+BNK_INLINE int64_t BNK_NAME(relu_lines)(const bnk_stretch *s, int64_t i, uint8_t *bits, int64_t bit,
+                                        const bnk_linears *columns, BNK_NAME(line_of) line,
+                                        int has_residual, int has_mask)
+{
+    const BNK_T *x = s->x, *residual = s->residual;
+    BNK_T *y = s->y;
+    const int64_t count = s->count;
+    const int stream = s->stream;
+    const BNK_LINE zero = { 0 }, vanishing = zero + (BNK_C)BNK_VANISHING;
+    for (; i + BNK_LINE_LENGTH <= count; i += BNK_LINE_LENGTH) {
+        if (columns) line = BNK_NAME(line_at)(columns, i);
+        BNK_LINE v = BNK_NAME(apply_line)(x + i, NULL, line);
+        if (has_residual) v += BNK_NAME(widen_line)(residual + i);
+        v = BNK_NAME(choose)(v <= zero, zero, v);
+        if (has_mask) BNK_NAME(bits_of_choice)(~(v <= vanishing), bits, bit + i);
+        BNK_NAME(narrow_line)(y + i, v, stream);
+    }
+    return i;
+}
+
+BNK_INLINE int64_t BNK_NAME(relu_gradient_lines)(const bnk_stretch *s, int64_t i,
+                                                 const bnk_linears *columns, BNK_NAME(line_of) f,
+                                                 int has_residual)
+{
+    const BNK_T *x = s->x, *dy = s->dy;
+    BNK_T *y = s->y, *residual = s->grad_residual;
+    const int64_t count = s->count, at = s->at;
+    const uint8_t *bits = s->activation_mask;
+    const int stream = s->stream;
+    for (; i + BNK_LINE_LENGTH <= count; i += BNK_LINE_LENGTH) {
+        if (columns) f = BNK_NAME(line_at)(columns, i);
+        const BNK_LINE z =
+            BNK_NAME(let_through)(bits, at + i, BNK_LINE_LENGTH, BNK_NAME(widen_line)(dy + i));
+        const BNK_LINE t = BNK_FMA(BNK_NAME(widen_line)(x + i), f.scale, f.center);
+        const BNK_LINE v =
+            BNK_FMA(z, f.factor, BNK_FMA(t, f.slope, BNK_FMA(t, f.slope_rest, f.offset)));
+        if (has_residual) BNK_NAME(narrow_line)(residual + i, z, 0);
+        BNK_NAME(narrow_line)(y + i, v, stream);
+    }
+    return i;
+}
+
+BNK_INLINE int64_t BNK_NAME(usual_lines)(const bnk_stretch *s, int way, int64_t i, uint8_t *bits,
+                                         int64_t bit, const bnk_linears *columns,
+                                         BNK_NAME(line_of) line)
+{
+    if (s->activation.kind != BNK_ACTIVATION_RELU || !s->y) return i;
+    if (way == BNK_WAY_FORWARD) {
+        if (s->residual && s->written_activation_mask)
+            return BNK_NAME(relu_lines)(s, i, bits, bit, columns, line, 1, 1);
+        if (s->residual) return BNK_NAME(relu_lines)(s, i, bits, bit, columns, line, 1, 0);
+        if (s->written_activation_mask)
+            return BNK_NAME(relu_lines)(s, i, bits, bit, columns, line, 0, 1);
+        return BNK_NAME(relu_lines)(s, i, bits, bit, columns, line, 0, 0);
+    }
+    if (way != BNK_WAY_GRADIENT || !s->activation_mask) return i;
+    if (s->grad_residual) return BNK_NAME(relu_gradient_lines)(s, i, columns, line, 1);
+    return BNK_NAME(relu_gradient_lines)(s, i, columns, line, 0);
+}
+#endif
+
 /* A row with coefficients of its own, or a line of columns with one each. */
 BNK_INLINE void BNK_NAME(stretch)(const bnk_stretch *stretch, int way, int masks,
                                   const bnk_linears *columns, const bnk_linear *row)
@@ -157,9 +223,12 @@ BNK_INLINE void BNK_NAME(stretch)(const bnk_stretch *stretch, int way, int masks
         BNK_NAME(apply_part)(&s, i, head - i < BNK_LINE_LENGTH ? head - i : BNK_LINE_LENGTH, bits,
                              bit, columns, row);
     const bnk_stretch fixed = s; /* which no store below changes */
-    BNK_NAME(line_of) line;
+    BNK_NAME(line_of) line = { .scale = { 0 } };
     if (!columns) line = BNK_NAME(row_line)(row);
     int64_t i = head;
+#if BNK_HAS_USUAL_LINES
+    if (!masks) i = BNK_NAME(usual_lines)(&fixed, way, i, bits, bit, columns, line);
+#endif
     for (; i + BNK_LINE_LENGTH <= fixed.count; i += BNK_LINE_LENGTH) {
         if (columns) line = BNK_NAME(line_at)(columns, i);
         BNK_NAME(apply_some)(&fixed, i, BNK_LINE_LENGTH, way, masks, bits, bit, line);
