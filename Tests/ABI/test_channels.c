@@ -29,13 +29,14 @@ typedef enum contents {
     TINY_IN_TURN, /* the same, and sums are 0 */
     ELSEWHERE,    /* the first values are far from the others */
     HUGE,         /* sums overflow float32 */
+    HUGE_DEAD,    /* no gradient comes back, and differences are infinite in float32 */
     NOT_A_NUMBER,
     CONTENTS
 } contents;
 
-static const char *const names[CONTENTS] = {
-    "ordinary", "dead", "constant", "tiny", "tiny in turn", "elsewhere", "huge", "not a number"
-};
+static const char *const names[CONTENTS] = { "ordinary", "dead",          "constant",
+                                             "tiny",     "tiny in turn",  "elsewhere",
+                                             "huge",     "huge and dead", "not a number" };
 
 static double input_of(contents of, int64_t i, int64_t count, double ordinary)
 {
@@ -50,6 +51,8 @@ static double input_of(contents of, int64_t i, int64_t count, double ordinary)
         return ordinary + (i < count / 20 ? 1e4 : 0);
     case HUGE:
         return ordinary * 5e37;
+    case HUGE_DEAD:
+        return i % 50 ? 3e38 : -3e38;
     case NOT_A_NUMBER:
         return i == count / 3 ? NAN : ordinary;
     default:
@@ -61,6 +64,7 @@ static double gradient_of(contents of, int64_t i, double ordinary)
 {
     switch (of) {
     case DEAD:
+    case HUGE_DEAD:
         return i % 2 ? 0.0 : -0.0;
     case TINY:
         return ordinary * 1e-25;
@@ -147,7 +151,8 @@ static void check_shape(bn_problem problem, bool relu)
         const char *where = problem_text(&f.problem);
         /* Nothing normalizes a constant without an epsilon. */
         if (!relu && of != NOT_A_NUMBER && of != CONSTANT) check_right(&f, of, where);
-        for (int64_t c = 1; of == DEAD && c < f.grid.channels; c += 2)
+        const bool dead = of == DEAD || of == HUGE_DEAD;
+        for (int64_t c = 1; dead && c < f.grid.channels; c += 2)
             check(elements_get(f.grad_weight, c) == 0 && elements_get(f.grad_bias, c) == 0,
                   "%s: gradients %g and %g of a dead channel", where,
                   elements_get(f.grad_weight, c), elements_get(f.grad_bias, c));
