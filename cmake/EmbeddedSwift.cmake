@@ -2,7 +2,8 @@
 #
 # Compiles one Swift module in Embedded mode, whole, into one object; its path is <name>_OBJECT. A
 # command of our own rather than CMake's Swift language: that one expects an object per source and
-# knows no Embedded mode, which is what frees the library from the Swift runtime.
+# knows no Embedded mode, which is what frees the library from the Swift runtime. A Debug build has line tables alone: with -g
+# and without -O swiftc would write a second object, of the module, to the same path.
 function(add_embedded_swift_module name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;IMPORTS;DEPENDS")
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/swift")
@@ -17,7 +18,7 @@ function(add_embedded_swift_module name)
     COMMAND "${BATCHNORM_SWIFTC}"
       -module-name "${name}" -package-name batchnorm -swift-version 6
       -enable-experimental-feature Embedded -enable-experimental-feature Lifetimes -parse-as-library -wmo
-      "$<IF:$<CONFIG:Debug>,-Onone;-g,-O>" "$<$<CONFIG:RelWithDebInfo>:-g>"
+      "$<IF:$<CONFIG:Debug>,-Onone;-gline-tables-only,-O>" "$<$<CONFIG:RelWithDebInfo>:-g>"
       "$<$<BOOL:${BATCHNORM_STRICT}>:-warnings-as-errors>"
       -Xfrontend -function-sections
       -file-prefix-map "${PROJECT_SOURCE_DIR}=."
