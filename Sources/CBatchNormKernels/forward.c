@@ -79,26 +79,17 @@ BNK_FORM void finish_some(const bnk_operation *operation, int64_t channel, int64
     bnk_normalization(grid, channel, job->weight, job->bias, &of, linears);
 }
 
-static BNK_BY_VECTORS void finish_by_vectors(const bnk_operation *operation, int64_t channel,
-                                             int64_t channels, const bnk_moments *moments,
-                                             const bnk_linears *linears)
+static void finish_one(const bnk_operation *operation, int64_t channel, const void *result,
+                       const bnk_linears *linears)
 {
-    finish_some(operation, channel, channels, moments, linears);
+    finish_some(operation, channel, 1, result, linears);
 }
 
-static void finish(const bnk_operation *operation, int64_t channel, int64_t channels,
-                   const void *results, const bnk_linears *linears)
+static BNK_BY_VECTORS void finish_by_vectors(const bnk_operation *operation, int64_t channel,
+                                             int64_t channels, const void *results,
+                                             const bnk_linears *linears)
 {
-    const bnk_cut *cut = operation->operands.cut;
-    const bnk_moments *moments = results;
-    if (bnk_takes_vectors(cut, channels)) {
-        finish_by_vectors(operation, channel, channels, moments, linears);
-        return;
-    }
-    for (int64_t i = 0; i < channels; i++) {
-        const bnk_linears own = bnk_linears_from(linears, i, cut->grid.is_double);
-        finish_some(operation, channel + i, 1, moments + i, &own);
-    }
+    finish_some(operation, channel, channels, results, linears);
 }
 
 static bnk_extreme finish_extreme(const bnk_operation *operation, int64_t channel,
@@ -132,7 +123,8 @@ static const bnk_reduction moments_reduction = {
     .size = sizeof(bnk_moments),
     .reduce = reduce,
     .merge = merge,
-    .finish = finish,
+    .finish_one = finish_one,
+    .finish_by_vectors = finish_by_vectors,
     .finish_extreme = finish_extreme,
     .give = give,
     .take = take,

@@ -44,14 +44,29 @@ static bnk_extreme finish_extreme(const void *operation, int64_t channel, bnk_re
 
 /* ---- whole runs ---- */
 
+/* Finishes up to BNK_TOGETHER channels. */
+static void finish(const bnk_operation *o, int64_t channel, int64_t channels, const void *results,
+                   const bnk_linears *linears)
+{
+    const bnk_cut *cut = cut_of(o);
+    if (bnk_takes_vectors(cut, channels)) {
+        o->reduction->finish_by_vectors(o, channel, channels, results, linears);
+        return;
+    }
+    for (int64_t i = 0; i < channels; i++) {
+        const bnk_linears own = bnk_linears_from(linears, i, cut->grid.is_double);
+        o->reduction->finish_one(o, channel + i, results_at(o, results, i), &own);
+    }
+}
+
 /* Finishes a run's channels. */
 static void finish_run(const bnk_operation *o, const bnk_piece *run, const void *results,
                        const bnk_linears *linears)
 {
     for (int64_t i = 0; i < run->channels; i += BNK_TOGETHER) {
         const bnk_linears own = bnk_linears_from(linears, i, cut_of(o)->grid.is_double);
-        o->reduction->finish(o, run->channel + i, bnk_min(BNK_TOGETHER, run->channels - i),
-                             results_at(o, results, i), &own);
+        finish(o, run->channel + i, bnk_min(BNK_TOGETHER, run->channels - i),
+               results_at(o, results, i), &own);
     }
 }
 
@@ -162,7 +177,7 @@ static void finish_channels(void *context, int64_t begin, int64_t end)
         const bnk_linears linears =
             bnk_linears_from(&o->linears, own.first, cut_of(o)->grid.is_double);
         merge_pieces(o, own, merged);
-        o->reduction->finish(o, own.first, own.channels, merged, &linears);
+        finish(o, own.first, own.channels, merged, &linears);
         /* For extreme channels; nobody reads the first piece's any more. */
         memcpy(partial_at(o, 0, own.first), merged, (size_t)(own.channels * o->reduction->size));
     }
@@ -191,7 +206,7 @@ static void finish_taken(const bnk_operation *o, channel_task own, const bnk_lin
 {
     double results[BNK_RESULT_DOUBLES * BNK_TOGETHER];
     o->reduction->take(o, own.first, own.channels, results);
-    o->reduction->finish(o, own.first, own.channels, results, linears);
+    finish(o, own.first, own.channels, results, linears);
 }
 
 static void finish_taken_channels(void *context, int64_t begin, int64_t end)

@@ -29,10 +29,13 @@ typedef struct bnk_reduction {
                      bnk_application *other);
     /* all[c] = all[c] and own[c] together. What is of no values, as the counts say, may be anything. */
     void (*merge)(void *all, double all_count, const void *own, double own_count, int64_t channels);
-    /* Writes what the caller wants to have of at most BNK_TOGETHER channels, and their coefficients from linears[0] on:
-     * as numbers, or, where these do not fit, marked extreme. */
-    void (*finish)(const bnk_operation *operation, int64_t channel, int64_t channels,
-                   const void *results, const bnk_linears *linears);
+    /* Writes what the caller wants to have of a channel, and its coefficients to linears[0]: as numbers, or, where these
+     * do not fit, marked extreme. */
+    void (*finish_one)(const bnk_operation *operation, int64_t channel, const void *result,
+                       const bnk_linears *linears);
+    /* The same of at most BNK_TOGETHER channels, where bnk_takes_vectors. */
+    void (*finish_by_vectors)(const bnk_operation *operation, int64_t channel, int64_t channels,
+                              const void *results, const bnk_linears *linears);
     bnk_extreme (*finish_extreme)(const bnk_operation *operation, int64_t channel,
                                   const void *result);
 
