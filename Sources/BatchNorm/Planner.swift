@@ -26,8 +26,11 @@ enum Planner {
     static let columnsWanted = 512
     /// So many pieces keep the cores of a large machine busy. Each costs a merge per channel,
     static func piecesWanted(channels: Int) -> Int { channels <= 64 ? 64 : 32 }
-    /// and none should be smaller than this many values.
+    /// and none should be smaller than this many values,
     static let smallestPiece = 32768
+    /// or have fewer of a channel: where there are less than 256 they are summed in float64, which takes longer, and
+    /// the last piece is a little smaller than the others.
+    static let fewestOfChannel = 288
 
     static func partition(_ grid: bnk_grid) -> bnk_plan {
         let rows = Int(grid.rows), channels = Int(grid.channels), inner = Int(grid.inner)
@@ -61,8 +64,9 @@ enum Planner {
             plan.rows_per_line = Int64(min(roundUp(ceilDiv(columnsWanted, channels), to: step), maxColumns / channels))
         }
         let run = Int(plan.run_channels), fold = Int(plan.rows_per_line)
-        let wanted = pieces(
-            channels: channels, runs: ceilDiv(channels, run), valuesPerRun: rows &* run &* inner)
+        let wanted = min(
+            pieces(channels: channels, runs: ceilDiv(channels, run), valuesPerRun: rows &* run &* inner),
+            max(1, rows &* inner / fewestOfChannel))
         plan.piece_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4 * fold)))
         return plan
     }
