@@ -30,17 +30,18 @@ static BNK_BY_VECTORS void finish_by_vectors(const inference *t, int64_t channel
     finish_some(t, channel, channels, linears);
 }
 
-static void finish_run(const inference *t, const bnk_piece *run, const bnk_linears *linears)
+static void finish_channels(const inference *t, int64_t channel, int64_t channels,
+                            const bnk_linears *linears)
 {
     const bnk_cut *cut = t->operands.cut;
-    const bool by_vectors = bnk_takes_vectors(cut, run->channels);
-    for (int64_t i = 0, count; i < run->channels; i += count) {
+    const bool by_vectors = bnk_takes_vectors(cut, channels);
+    for (int64_t i = 0, count; i < channels; i += count) {
         const bnk_linears own = bnk_linears_from(linears, i, cut->grid.is_double);
-        count = by_vectors ? bnk_min(BNK_TOGETHER, run->channels - i) : 1;
+        count = by_vectors ? bnk_min(BNK_TOGETHER, channels - i) : 1;
         if (by_vectors)
-            finish_by_vectors(t, run->channel + i, count, &own);
+            finish_by_vectors(t, channel + i, count, &own);
         else
-            finish_some(t, run->channel + i, 1, &own);
+            finish_some(t, channel + i, 1, &own);
     }
 }
 
@@ -66,15 +67,38 @@ static void apply_pieces(void *context, int64_t begin, int64_t end)
         /* Run by run, so that the coefficients of each are formed once. */
         const int64_t index = task % cut->pieces;
         const bnk_piece piece = bnk_piece_at(cut, task / cut->pieces, index);
-        if (index == 0 || task == begin) finish_run(t, &piece, &linears);
+        if (index == 0 || task == begin)
+            finish_channels(t, piece.channel, piece.channels, &linears);
         bnk_apply_piece(&t->operands, &piece, &linears, (bnk_results){ NULL, 0 });
     }
     bnk_finish_stores(cut);
 }
 
+/* The coefficients of so many channels fit on a stack. */
+enum { BNK_FITTING_CHANNELS = 2 * BNK_MAX_COLUMNS };
+
+/* Rows one behind the other in memory, each thread with the coefficients of all channels. */
+static void apply_rows(void *context, int64_t begin, int64_t end)
+{
+    const inference *t = context;
+    const bnk_grid *grid = &t->operands.cut->grid;
+    double memory[BNK_LINEARS * BNK_FITTING_CHANNELS];
+    const bnk_linears linears = bnk_linears_in(memory, BNK_FITTING_CHANNELS, grid->is_double);
+    finish_channels(t, 0, grid->channels, &linears);
+    bnk_apply_tasks_run(&t->operands, begin, end, &linears, (bnk_results){ NULL, 0 });
+}
+
+/* Where rows are longer than a run, and enough to make up for that each thread forms the coefficients. */
+static bool takes_rows(const bnk_cut *cut)
+{
+    return cut->runs > 1 && cut->grid.inner == 1 && cut->grid.channels <= BNK_FITTING_CHANNELS &&
+           cut->grid.rows >= 16 * cut->plan.threads;
+}
+
 static bnk_phase phase_of(const bnk_cut *cut)
 {
-    return (bnk_phase){ apply_pieces, cut->runs * cut->pieces };
+    return takes_rows(cut) ? (bnk_phase){ apply_rows, bnk_apply_tasks(cut) }
+                           : (bnk_phase){ apply_pieces, cut->runs * cut->pieces };
 }
 
 bnk_schedule bnk_inference_schedule(const bnk_cut *cut)
