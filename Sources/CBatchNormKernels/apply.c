@@ -38,6 +38,7 @@ void bnk_apply_rows(const bnk_operands *o, const bnk_piece *piece, const bnk_lin
         plain_rows(o, first, piece->rows, piece->length, f);
         return;
     }
+    if (bnk_usual_rows(o, first, piece->rows, stride, piece->length, f)) return;
     const int plain = bnk_applies_plainly(o) && o->y;
     for (int64_t row = 0, begin = 0; row < piece->rows; begin = ++row) {
         /* Whole rows up to the next one that has something special. */
@@ -93,6 +94,7 @@ static void apply_lines(const bnk_operands *o, const bnk_piece *piece, int64_t r
     const int64_t first = bnk_element_at(o->cut, row, piece->channel, 0);
     const int64_t width = piece->channels * o->cut->grid.inner * rows;
     const int64_t stride = o->cut->stride * rows;
+    if (bnk_usual_lines(o, first, lines, stride, width, columns)) return;
     for (int64_t line = 0, begin = 0; line < lines; begin = ++line) {
         uint8_t mask[BNK_MAX_COLUMNS];
         const uint8_t *positions = NULL;

@@ -3,8 +3,7 @@
  *
  * Non-temporal stores want whole cache lines, each written at once: in halves between rows they took ten times
  * as long (AMD Zen 3). By columns, several rows share what is loaded of the coefficients. Where lines follow one
- * another in memory, most are taken from four places at once: four streams keep memory half again as busy as one. Others
- * go through a buffer.
+ * another in memory, most are taken from four places at once: four streams keep memory half again as busy as one.
  */
 
 /* ---- stored values and lines of computing type ---- */
@@ -27,6 +26,16 @@ BNK_INLINE void BNK_NAME(narrow_line)(BNK_T *p, BNK_LINE v, int stream)
     BNK_NAME(store)(p, BNK_NARROW(v), stream);
 }
 
+enum { BNK_NAME(lines) = BNK_PER_CACHE_LINE / BNK_LINE_LENGTH }; /* in a cache line */
+
+BNK_INLINE void BNK_NAME(store_cache_line)(BNK_T *p, BNK_CACHE_LINE v, int stream)
+{
+    if (stream)
+        __builtin_nontemporal_store(v, (BNK_CACHE_LINE_ALIGNED *)p);
+    else
+        *(BNK_CACHE_LINE_AT *)p = v;
+}
+
 /* The coefficients of a line of values, and of one value. */
 typedef struct BNK_NAME(line_of) {
     BNK_LINE scale, center, slope, slope_rest, offset, factor;
@@ -35,6 +44,9 @@ typedef struct BNK_NAME(line_of) {
 typedef struct BNK_NAME(one_of) {
     BNK_C scale, center, slope, slope_rest, offset, factor;
 } BNK_NAME(one_of);
+
+/* p + i, or NULL where there is no p */
+#define BNK_PLUS(p, i) ((p) ? (p) + (i) : (p))
 
 /* y, or dx if there is dy: see leaves.h. */
 #define BNK_FORMULA(FMA, f, x, dy, with_dy, result)                                                \
@@ -46,12 +58,47 @@ typedef struct BNK_NAME(one_of) {
             (result) = FMA(t, (f).slope, (f).offset);                                              \
     } while (0)
 
-BNK_INLINE BNK_LINE BNK_NAME(apply_line)(const BNK_T *x, const BNK_T *dy, BNK_NAME(line_of) f)
+BNK_INLINE BNK_LINE BNK_NAME(apply_values)(BNK_LINE x, BNK_LINE dy, int with_dy,
+                                           BNK_NAME(line_of) f)
 {
     BNK_LINE result;
-    const BNK_LINE from = BNK_NAME(widen_line)(x);
-    BNK_FORMULA(BNK_FMA, f, from, BNK_NAME(widen_line)(dy), dy, result);
+    BNK_FORMULA(BNK_FMA, f, x, dy, with_dy, result);
     return result;
+}
+
+BNK_INLINE BNK_LINE BNK_NAME(apply_line)(const BNK_T *x, const BNK_T *dy, BNK_NAME(line_of) f)
+{
+    const BNK_LINE none = { 0 };
+    return BNK_NAME(apply_values)(BNK_NAME(widen_line)(x), dy ? BNK_NAME(widen_line)(dy) : none,
+                                  dy != NULL, f);
+}
+
+/* A cache line, whose lines have coefficients of their own. */
+BNK_INLINE BNK_CACHE_LINE BNK_NAME(apply_cache_line)(const BNK_T *x, const BNK_T *dy,
+                                                     const BNK_NAME(line_of) * f)
+{
+    BNK_LINE done[BNK_NAME(lines)];
+    for (int k = 0; k < BNK_NAME(lines); k++)
+        done[k] =
+            BNK_NAME(apply_line)(x + k * BNK_LINE_LENGTH, BNK_PLUS(dy, k * BNK_LINE_LENGTH), f[k]);
+    return BNK_PACK(done);
+}
+
+/* A cache line of one channel. */
+BNK_INLINE BNK_CACHE_LINE BNK_NAME(apply_to_one)(const BNK_T *x, const BNK_T *dy,
+                                                 BNK_NAME(line_of) f)
+{
+#if BNK_SPLITS
+    BNK_LINE from[2], gradient[2] = { { 0 }, { 0 } };
+    bnk_split_bf16(*(const BNK_CACHE_LINE_AT *)x, &from[0], &from[1]);
+    if (dy) bnk_split_bf16(*(const BNK_CACHE_LINE_AT *)dy, &gradient[0], &gradient[1]);
+    return bnk_join_bf16(BNK_NAME(apply_values)(from[0], gradient[0], dy != NULL, f),
+                         BNK_NAME(apply_values)(from[1], gradient[1], dy != NULL, f));
+#else
+    BNK_NAME(line_of) each[BNK_NAME(lines)];
+    for (int k = 0; k < BNK_NAME(lines); k++) each[k] = f;
+    return BNK_NAME(apply_cache_line)(x, dy, each);
+#endif
 }
 
 BNK_INLINE BNK_T BNK_NAME(apply_one)(const BNK_T *x, const BNK_T *dy, BNK_NAME(one_of) f)
@@ -63,9 +110,6 @@ BNK_INLINE BNK_T BNK_NAME(apply_one)(const BNK_T *x, const BNK_T *dy, BNK_NAME(o
 }
 
 #undef BNK_FORMULA
-
-/* p + i, or NULL where there is no p */
-#define BNK_PLUS(p, i) ((p) ? (p) + (i) : (p))
 
 /* How many values lie before the first cache line that starts within p[0..length), if that matters. */
 BNK_INLINE int64_t BNK_NAME(head)(const BNK_T *p, int64_t length, int stream)
@@ -83,26 +127,42 @@ BNK_INLINE BNK_LINE BNK_NAME(broadcast)(BNK_C value)
     return value - (BNK_LINE){ 0 };
 }
 
+/* The coefficients of one channel. */
+BNK_INLINE BNK_NAME(line_of) BNK_NAME(row_line)(const bnk_linear *f)
+{
+    const BNK_NAME(line_of)
+        line = { BNK_NAME(broadcast)((BNK_C)f->scale),  BNK_NAME(broadcast)((BNK_C)f->center),
+                 BNK_NAME(broadcast)((BNK_C)f->slope),  BNK_NAME(broadcast)((BNK_C)f->slope_rest),
+                 BNK_NAME(broadcast)((BNK_C)f->offset), BNK_NAME(broadcast)((BNK_C)f->factor) };
+    return line;
+}
+
+/* Less than a cache line, so with ordinary stores. */
+BNK_LEAF void BNK_NAME(apply_few)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t count,
+                                  const bnk_linear *f)
+{
+    const BNK_NAME(one_of) one = { (BNK_C)f->scale,      (BNK_C)f->center, (BNK_C)f->slope,
+                                   (BNK_C)f->slope_rest, (BNK_C)f->offset, (BNK_C)f->factor };
+    int64_t i = 0;
+    for (; i + BNK_LINE_LENGTH <= count; i += BNK_LINE_LENGTH)
+        BNK_NAME(narrow_line)(
+            y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), BNK_NAME(row_line)(f)), 0);
+#pragma clang loop unroll(disable) vectorize(disable)
+    for (; i < count; i++) y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
+}
+
 BNK_INLINE void BNK_NAME(apply_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,
                                      int64_t stride, int64_t length, const bnk_linear *f,
                                      int stream)
 {
-    const BNK_NAME(one_of) one = { (BNK_C)f->scale,      (BNK_C)f->center, (BNK_C)f->slope,
-                                   (BNK_C)f->slope_rest, (BNK_C)f->offset, (BNK_C)f->factor };
-    const BNK_NAME(line_of)
-        line = { BNK_NAME(broadcast)(one.scale),  BNK_NAME(broadcast)(one.center),
-                 BNK_NAME(broadcast)(one.slope),  BNK_NAME(broadcast)(one.slope_rest),
-                 BNK_NAME(broadcast)(one.offset), BNK_NAME(broadcast)(one.factor) };
+    const BNK_NAME(line_of) line = BNK_NAME(row_line)(f);
     for (int64_t row = 0; row < rows; row++, x += stride, dy = BNK_PLUS(dy, stride), y += stride) {
-        int64_t i = 0;
-#pragma clang loop unroll(disable) vectorize(disable)
-        for (const int64_t head = BNK_NAME(head)(y, length, stream); i < head; i++)
-            y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
-        for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH)
-            BNK_NAME(narrow_line)(y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), line),
-                                  stream);
-#pragma clang loop unroll(disable) vectorize(disable)
-        for (; i < length; i++) y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
+        int64_t i = BNK_NAME(head)(y, length, stream);
+        if (i > 0) BNK_NAME(apply_few)(x, dy, y, i, f);
+        for (; i + BNK_PER_CACHE_LINE <= length; i += BNK_PER_CACHE_LINE)
+            BNK_NAME(store_cache_line)(y + i, BNK_NAME(apply_to_one)(x + i, BNK_PLUS(dy, i), line),
+                                       stream);
+        if (i < length) BNK_NAME(apply_few)(x + i, BNK_PLUS(dy, i), y + i, length - i, f);
     }
 }
 
@@ -145,41 +205,48 @@ BNK_INLINE BNK_NAME(one_of) BNK_NAME(one_at)(const bnk_linears *f, int64_t i)
     return one;
 }
 
-/* Columns begin..<end of some rows of x (and dy), to the same rows of y, whose first column is
- * `begin`. With ordinary stores. */
-BNK_INLINE void BNK_NAME(apply_columns)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int rows,
-                                        int64_t stride, int64_t y_stride, int64_t begin,
-                                        int64_t end, const bnk_linears *f)
+/* The coefficients of a cache line from column `i` on. */
+BNK_INLINE void BNK_NAME(lines_at)(const bnk_linears *f, int64_t i, BNK_NAME(line_of) * lines)
 {
-    int64_t i = begin;
-    for (; i + BNK_LINE_LENGTH <= end; i += BNK_LINE_LENGTH) {
-        const BNK_NAME(line_of) line = BNK_NAME(line_at)(f, i);
-        for (int r = 0; r < rows; r++)
-            BNK_NAME(narrow_line)(
-                y + r * y_stride + i - begin,
-                BNK_NAME(apply_line)(x + r * stride + i, BNK_PLUS(dy, r * stride + i), line), 0);
-    }
-#pragma clang loop unroll(disable) vectorize(disable)
-    for (; i < end; i++)
-        for (int r = 0; r < rows; r++)
-            y[r * y_stride + i - begin] = BNK_NAME(apply_one)(
-                x + r * stride + i, BNK_PLUS(dy, r * stride + i), BNK_NAME(one_at)(f, i));
+    for (int k = 0; k < BNK_NAME(lines); k++)
+        lines[k] = BNK_NAME(line_at)(f, i + k * BNK_LINE_LENGTH);
 }
 
-/* One row, past the caches. */
-BNK_INLINE void BNK_NAME(stream_row)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t columns,
-                                     const bnk_linears *f)
+/* Less than a cache line, from column `at` on, so with ordinary stores. */
+BNK_LEAF void BNK_NAME(apply_few_columns)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t count,
+                                          const bnk_linears *f, int64_t at)
 {
     int64_t i = 0;
-#pragma clang loop unroll(disable) vectorize(disable)
-    for (const int64_t head = BNK_NAME(head)(y, columns, 1); i < head; i++)
-        y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
-    for (; i + BNK_LINE_LENGTH <= columns; i += BNK_LINE_LENGTH)
+    for (; i + BNK_LINE_LENGTH <= count; i += BNK_LINE_LENGTH)
         BNK_NAME(narrow_line)(
-            y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), BNK_NAME(line_at)(f, i)), 1);
+            y + i, BNK_NAME(apply_line)(x + i, BNK_PLUS(dy, i), BNK_NAME(line_at)(f, at + i)), 0);
 #pragma clang loop unroll(disable) vectorize(disable)
-    for (; i < columns; i++)
-        y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, i));
+    for (; i < count; i++)
+        y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, at + i));
+}
+
+/* Some rows side by side, of which whole cache lines lie alike. */
+BNK_INLINE void BNK_NAME(apply_columns)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int rows,
+                                        int64_t stride, int64_t columns, const bnk_linears *f,
+                                        int stream)
+{
+    int64_t i = BNK_NAME(head)(y, columns, stream);
+    for (int r = 0; i > 0 && r < rows; r++)
+        BNK_NAME(apply_few_columns)(x + r * stride, BNK_PLUS(dy, r * stride), y + r * stride, i, f,
+                                    0);
+    for (; i + BNK_PER_CACHE_LINE <= columns; i += BNK_PER_CACHE_LINE) {
+        BNK_NAME(line_of) own[BNK_NAME(lines)];
+        BNK_NAME(lines_at)(f, i, own);
+        for (int r = 0; r < rows; r++) {
+            const int64_t at = r * stride + i;
+            BNK_NAME(store_cache_line)(
+                y + at, BNK_NAME(apply_cache_line)(x + at, BNK_PLUS(dy, at), own), stream);
+        }
+    }
+    for (int r = 0; i < columns && r < rows; r++) {
+        const int64_t at = r * stride + i;
+        BNK_NAME(apply_few_columns)(x + at, BNK_PLUS(dy, at), y + at, columns - i, f, i);
+    }
 }
 
 BNK_INLINE void BNK_NAME(stream_copy)(const BNK_T *from, BNK_T *to, int64_t length)
@@ -187,26 +254,10 @@ BNK_INLINE void BNK_NAME(stream_copy)(const BNK_T *from, BNK_T *to, int64_t leng
     int64_t i = 0;
 #pragma clang loop unroll(disable) vectorize(disable)
     for (const int64_t head = BNK_NAME(head)(to, length, 1); i < head; i++) to[i] = from[i];
-    for (; i + BNK_LINE_LENGTH <= length; i += BNK_LINE_LENGTH)
-        BNK_NAME(store)(to + i, *(const BNK_STORED_AT *)(from + i), 1);
+    for (; i + BNK_PER_CACHE_LINE <= length; i += BNK_PER_CACHE_LINE)
+        BNK_NAME(store_cache_line)(to + i, *(const BNK_CACHE_LINE_AT *)(from + i), 1);
 #pragma clang loop unroll(disable) vectorize(disable)
     for (; i < length; i++) to[i] = from[i];
-}
-
-/* BNK_ROWS rows, past the caches, each in as long a stretch as an L1-sized buffer allows. */
-BNK_INLINE void BNK_NAME(stream_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t stride,
-                                      int64_t columns, const bnk_linears *f)
-{
-    enum { WIDTH = 1024 / sizeof(BNK_T) };
-    BNK_T buffer[BNK_ROWS * WIDTH] __attribute__((aligned(64)));
-    for (int64_t begin = 0, end; begin < columns; begin = end) {
-        end = begin + WIDTH < columns ? begin + WIDTH : columns;
-        if (begin == 0 && end < columns)
-            end -= (int64_t)((uintptr_t)(y + end) % 64 / sizeof(BNK_T));
-        BNK_NAME(apply_columns)(x, dy, buffer, BNK_ROWS, stride, WIDTH, begin, end, f);
-        for (int r = 0; r < BNK_ROWS; r++)
-            BNK_NAME(stream_copy)(buffer + r * WIDTH, y + r * stride + begin, end - begin);
-    }
 }
 
 /* So many streams, each of `rows` rows that are whole cache lines and follow one another in memory. */
@@ -214,21 +265,15 @@ enum { BNK_NAME(streams) = 4 };
 BNK_INLINE void BNK_NAME(stream_parts)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,
                                        int64_t columns, const bnk_linears *f, int stream)
 {
-    enum { LINES = BNK_PER_CACHE_LINE / BNK_LINE_LENGTH };
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < columns; i += BNK_PER_CACHE_LINE) {
-            BNK_NAME(line_of) own[LINES];
-            for (int k = 0; k < LINES; k++) own[k] = BNK_NAME(line_at)(f, i + k * BNK_LINE_LENGTH);
+            BNK_NAME(line_of) own[BNK_NAME(lines)];
+            BNK_NAME(lines_at)(f, i, own);
 #pragma clang loop unroll(disable) /* memory is slower, and this is long code */
             for (int part = 0; part < BNK_NAME(streams); part++) {
                 const int64_t at = (row + part * rows) * columns + i;
-                BNK_STORED done[LINES];
-                for (int k = 0; k < LINES; k++) {
-                    const int64_t j = at + k * BNK_LINE_LENGTH;
-                    done[k] = BNK_NARROW(BNK_NAME(apply_line)(x + j, BNK_PLUS(dy, j), own[k]));
-                }
-                for (int k = 0; k < LINES; k++)
-                    BNK_NAME(store)(y + at + k * BNK_LINE_LENGTH, done[k], stream);
+                BNK_NAME(store_cache_line)(
+                    y + at, BNK_NAME(apply_cache_line)(x + at, BNK_PLUS(dy, at), own), stream);
             }
         }
 }
@@ -239,7 +284,7 @@ BNK_INLINE int64_t BNK_NAME(part_rows)(const BNK_T *y, int64_t rows, int64_t str
                                        int64_t columns, int stream)
 {
     const int64_t bytes = columns * (int64_t)sizeof(BNK_T);
-    if (stride != columns || bytes % 64 != 0 || bytes % 4096 == 0) return 0;
+    if (!BNK_FOR_SPEED || stride != columns || bytes % 64 != 0 || bytes % 4096 == 0) return 0;
     if (stream && (uintptr_t)y % 64 != 0) return 0;
     for (int64_t part = rows / BNK_NAME(streams); part > rows / 8; part--) {
         const int64_t in_page = part * bytes % 4096;
@@ -252,7 +297,8 @@ BNK_INLINE void BNK_NAME(apply_lines)(const BNK_T *x, const BNK_T *dy, BNK_T *y,
                                       int64_t stride, int64_t columns, const bnk_linears *f,
                                       int stream)
 {
-    enum { ORDINARY = 4 }; /* rows at once; more would be more streams than a core follows */
+    /* Rows at once; more would be more streams than a core follows. Past the caches, even two are. */
+    const int together = stream || !BNK_FOR_SPEED ? 1 : 4;
     const int64_t part = BNK_NAME(part_rows)(y, rows, stride, columns, stream);
     if (part > 0) {
         const int64_t taken = BNK_NAME(streams) * part;
@@ -262,19 +308,12 @@ BNK_INLINE void BNK_NAME(apply_lines)(const BNK_T *x, const BNK_T *dy, BNK_T *y,
         dy = BNK_PLUS(dy, taken * stride);
         y += taken * stride;
     }
-    /* With dy, rows through a buffer are more streams than a core follows. */
-    const int through_buffer = stream && !dy && bnk_streams_rows(stride, columns, sizeof(BNK_T));
-    const int together = through_buffer ? BNK_ROWS : stream ? 1 : ORDINARY;
     while (rows > 0) {
         const int taken = rows >= together ? together : 1;
-        if (taken == BNK_ROWS)
-            BNK_NAME(stream_rows)(x, dy, y, stride, columns, f);
-        else if (taken == ORDINARY)
-            BNK_NAME(apply_columns)(x, dy, y, ORDINARY, stride, stride, 0, columns, f);
-        else if (stream)
-            BNK_NAME(stream_row)(x, dy, y, columns, f);
+        if (taken > 1)
+            BNK_NAME(apply_columns)(x, dy, y, together, stride, columns, f, 0);
         else
-            BNK_NAME(apply_columns)(x, dy, y, 1, stride, stride, 0, columns, f);
+            BNK_NAME(apply_columns)(x, dy, y, 1, stride, columns, f, stream);
         rows -= taken;
         x += taken * stride;
         dy = BNK_PLUS(dy, taken * stride);

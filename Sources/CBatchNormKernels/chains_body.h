@@ -233,7 +233,7 @@ static void BNK_NAME(row_grad_chains)(const void *x, const void *dy, int64_t row
         BNK_NAME(add_row_of_gradients)(xr, gr, length, mean, sums);
 }
 
-#if BNK_HAS_USUAL_LINES
+#if BNK_FOR_SPEED
 BNK_LEAF void BNK_NAME(add_two_rows_of_relu)(const BNK_T *x, const BNK_T *dy, const uint8_t *bits,
                                              int64_t at, int64_t stride, int64_t length, float mean,
                                              bnk_chain_sums *sums)
@@ -413,7 +413,7 @@ static void BNK_NAME(column_grad_chains)(const void *x, const void *dy, int64_t 
     BNK_NAME(add_lines)(BNK_NAME(gradient_terms)(x, dy), lines, stride, columns, &to);
 }
 
-#if BNK_HAS_USUAL_LINES
+#if BNK_FOR_SPEED
 static void BNK_NAME(column_relu_chains)(const void *x, const void *dy, const uint8_t *bits,
                                          int64_t at, int64_t lines, int64_t stride, int64_t columns,
                                          const float *mean, bnk_column_chain_sums *sums)

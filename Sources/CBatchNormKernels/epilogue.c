@@ -64,6 +64,21 @@ void bnk_epilogue_line(const bnk_operands *o, int64_t at, int64_t count, const u
     o->leaves->column_stretch(&s, f);
 }
 
+int bnk_usual_rows(const bnk_operands *o, int64_t at, int64_t rows, int64_t stride, int64_t count,
+                   const bnk_linear *f)
+{
+    const bnk_stretch s = stretch_at(o, at, count, NULL);
+    return o->leaves->row_usual && !o->positions.mask && o->leaves->row_usual(&s, rows, stride, f);
+}
+
+int bnk_usual_lines(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride, int64_t count,
+                    const bnk_linears *f)
+{
+    const bnk_stretch s = stretch_at(o, at, count, NULL);
+    return o->leaves->column_usual && !o->positions.mask &&
+           o->leaves->column_usual(&s, lines, stride, f);
+}
+
 void bnk_gated_row_sums(const bnk_operands *o, int64_t at, int64_t rows, int64_t stride,
                         int64_t count, const uint8_t *positions, int64_t ahead, bnk_row_sums *sums)
 {

@@ -35,6 +35,13 @@ void bnk_epilogue_row(const bnk_operands *o, int64_t at, int64_t count, const ui
 void bnk_epilogue_line(const bnk_operands *o, int64_t at, int64_t count, const uint8_t *positions,
                        const bnk_linears *f);
 
+/* Some rows of one channel, or lines, that lie `stride` elements apart. Return whether they are of a usual operation, lie
+ * so that they can be taken at once, and have been. */
+int bnk_usual_rows(const bnk_operands *o, int64_t at, int64_t rows, int64_t stride, int64_t count,
+                   const bnk_linear *f);
+int bnk_usual_lines(const bnk_operands *o, int64_t at, int64_t lines, int64_t stride, int64_t count,
+                    const bnk_linears *f);
+
 /* Adds the gradient of some rows or lines that lie `stride` elements, and their masks positions_stride bytes, apart to
  * sums around means. */
 void bnk_gated_row_sums(const bnk_operands *o, int64_t at, int64_t rows, int64_t stride,

@@ -121,16 +121,6 @@ BNK_INLINE BNK_NAME(line_of) BNK_NAME(some_at)(const bnk_linears *f, int64_t i, 
     return line;
 }
 
-/* The coefficients of one channel. */
-BNK_INLINE BNK_NAME(line_of) BNK_NAME(row_line)(const bnk_linear *f)
-{
-    const BNK_NAME(line_of)
-        line = { BNK_NAME(broadcast)((BNK_C)f->scale),  BNK_NAME(broadcast)((BNK_C)f->center),
-                 BNK_NAME(broadcast)((BNK_C)f->slope),  BNK_NAME(broadcast)((BNK_C)f->slope_rest),
-                 BNK_NAME(broadcast)((BNK_C)f->offset), BNK_NAME(broadcast)((BNK_C)f->factor) };
-    return line;
-}
-
 /* Less than a cache line, of any way: so with ordinary stores. */
 BNK_LEAF void BNK_NAME(apply_part)(const bnk_stretch *s, int64_t i, int64_t count, uint8_t *bits,
                                    int64_t bit, const bnk_linears *columns, const bnk_linear *row)
@@ -140,72 +130,6 @@ BNK_LEAF void BNK_NAME(apply_part)(const bnk_stretch *s, int64_t i, int64_t coun
     BNK_NAME(apply_some)(&own, i, count, own.way, 1, bits, bit,
                          columns ? BNK_NAME(some_at)(columns, i, count) : BNK_NAME(row_line)(row));
 }
-
-/*
- * Whole lines of the usual operations, whose branches the compiler decides: a forward with ReLU, and a backward through
- * one by the bits of its mask; nothing is masked. Return where they end.
- */
-#if BNK_HAS_USUAL_LINES
-BNK_INLINE int64_t BNK_NAME(relu_lines)(const bnk_stretch *s, int64_t i, uint8_t *bits, int64_t bit,
-                                        const bnk_linears *columns, BNK_NAME(line_of) line,
-                                        int has_residual, int has_mask)
-{
-    const BNK_T *x = s->x, *residual = s->residual;
-    BNK_T *y = s->y;
-    const int64_t count = s->count;
-    const int stream = s->stream;
-    const BNK_LINE zero = { 0 }, vanishing = zero + (BNK_C)BNK_VANISHING;
-    for (; i + BNK_LINE_LENGTH <= count; i += BNK_LINE_LENGTH) {
-        if (columns) line = BNK_NAME(line_at)(columns, i);
-        BNK_LINE v = BNK_NAME(apply_line)(x + i, NULL, line);
-        if (has_residual) v += BNK_NAME(widen_line)(residual + i);
-        v = BNK_NAME(choose)(v <= zero, zero, v);
-        if (has_mask) BNK_NAME(bits_of_choice)(~(v <= vanishing), bits, bit + i);
-        BNK_NAME(narrow_line)(y + i, v, stream);
-    }
-    return i;
-}
-
-BNK_INLINE int64_t BNK_NAME(relu_gradient_lines)(const bnk_stretch *s, int64_t i,
-                                                 const bnk_linears *columns, BNK_NAME(line_of) f,
-                                                 int has_residual)
-{
-    const BNK_T *x = s->x, *dy = s->dy;
-    BNK_T *y = s->y, *residual = s->grad_residual;
-    const int64_t count = s->count, at = s->at;
-    const uint8_t *bits = s->activation_mask;
-    const int stream = s->stream;
-    for (; i + BNK_LINE_LENGTH <= count; i += BNK_LINE_LENGTH) {
-        if (columns) f = BNK_NAME(line_at)(columns, i);
-        const BNK_LINE z =
-            BNK_NAME(let_through)(bits, at + i, BNK_LINE_LENGTH, BNK_NAME(widen_line)(dy + i));
-        const BNK_LINE t = BNK_FMA(BNK_NAME(widen_line)(x + i), f.scale, f.center);
-        const BNK_LINE v =
-            BNK_FMA(z, f.factor, BNK_FMA(t, f.slope, BNK_FMA(t, f.slope_rest, f.offset)));
-        if (has_residual) BNK_NAME(narrow_line)(residual + i, z, 0);
-        BNK_NAME(narrow_line)(y + i, v, stream);
-    }
-    return i;
-}
-
-BNK_INLINE int64_t BNK_NAME(usual_lines)(const bnk_stretch *s, int way, int64_t i, uint8_t *bits,
-                                         int64_t bit, const bnk_linears *columns,
-                                         BNK_NAME(line_of) line)
-{
-    if (s->activation.kind != BNK_ACTIVATION_RELU || !s->y) return i;
-    if (way == BNK_WAY_FORWARD) {
-        if (s->residual && s->written_activation_mask)
-            return BNK_NAME(relu_lines)(s, i, bits, bit, columns, line, 1, 1);
-        if (s->residual) return BNK_NAME(relu_lines)(s, i, bits, bit, columns, line, 1, 0);
-        if (s->written_activation_mask)
-            return BNK_NAME(relu_lines)(s, i, bits, bit, columns, line, 0, 1);
-        return BNK_NAME(relu_lines)(s, i, bits, bit, columns, line, 0, 0);
-    }
-    if (way != BNK_WAY_GRADIENT || !s->activation_mask) return i;
-    if (s->grad_residual) return BNK_NAME(relu_gradient_lines)(s, i, columns, line, 1);
-    return BNK_NAME(relu_gradient_lines)(s, i, columns, line, 0);
-}
-#endif
 
 /* A row with coefficients of its own, or a line of columns with one each. */
 BNK_INLINE void BNK_NAME(stretch)(const bnk_stretch *stretch, int way, int masks,
@@ -226,9 +150,6 @@ BNK_INLINE void BNK_NAME(stretch)(const bnk_stretch *stretch, int way, int masks
     BNK_NAME(line_of) line = { .scale = { 0 } };
     if (!columns) line = BNK_NAME(row_line)(row);
     int64_t i = head;
-#if BNK_HAS_USUAL_LINES
-    if (!masks) i = BNK_NAME(usual_lines)(&fixed, way, i, bits, bit, columns, line);
-#endif
     for (; i + BNK_LINE_LENGTH <= fixed.count; i += BNK_LINE_LENGTH) {
         if (columns) line = BNK_NAME(line_at)(columns, i);
         BNK_NAME(apply_some)(&fixed, i, BNK_LINE_LENGTH, way, masks, bits, bit, line);
@@ -261,3 +182,117 @@ static void BNK_NAME(column_stretch)(const bnk_stretch *s, const bnk_linears *f)
 {
     BNK_NAME(any_stretch)(s, f, NULL);
 }
+
+/*
+ * Whole rows of the usual operations, many in one call and, where they follow one another in memory, from four places at
+ * once as without an activation (see apply_body.h). Where not all of a row is whole cache lines and whole bytes of the
+ * mask, none is taken.
+ */
+#if BNK_FOR_SPEED
+enum {
+    BNK_NAME(usual_residual) = 1, /* of a forward */
+    BNK_NAME(usual_mask) = 2,     /* written by it */
+    BNK_NAME(usual_gradient) = 4  /* a backward by the bits */
+};
+
+/* A cache line, from value `i` on. `usual` is a constant. */
+BNK_INLINE void BNK_NAME(usual_cache_line)(const bnk_stretch *s, int64_t i, int usual,
+                                           const BNK_NAME(line_of) * f)
+{
+    const BNK_LINE zero = { 0 }, vanishing = zero + (BNK_C)BNK_VANISHING;
+    BNK_LINE done[BNK_NAME(lines)];
+    for (int k = 0; k < BNK_NAME(lines); k++, i += BNK_LINE_LENGTH) {
+        const BNK_LINE x = BNK_NAME(widen_line)((const BNK_T *)s->x + i);
+        if (usual & BNK_NAME(usual_gradient)) {
+            const BNK_LINE dy = BNK_NAME(widen_line)((const BNK_T *)s->dy + i);
+            const BNK_LINE z =
+                BNK_NAME(let_through)(s->activation_mask, s->at + i, BNK_LINE_LENGTH, dy);
+            done[k] = BNK_NAME(apply_values)(x, z, 1, f[k]);
+            continue;
+        }
+        BNK_LINE v = BNK_NAME(apply_values)(x, zero, 0, f[k]);
+        if (usual & BNK_NAME(usual_residual))
+            v += BNK_NAME(widen_line)((const BNK_T *)s->residual + i);
+        v = BNK_NAME(choose)(v <= zero, zero, v);
+        if (usual & BNK_NAME(usual_mask))
+            BNK_NAME(bits_of_choice)(~(v <= vanishing), s->written_activation_mask, s->at + i);
+        done[k] = v;
+    }
+    BNK_NAME(store_cache_line)((BNK_T *)s->y + i - BNK_PER_CACHE_LINE, BNK_PACK(done), s->stream);
+}
+
+BNK_INLINE void BNK_NAME(usual_lines_of)(const bnk_stretch *s, int64_t rows, int64_t stride,
+                                         int usual, const bnk_linears *columns,
+                                         const bnk_linear *row)
+{
+    const int64_t count = s->count;
+    BNK_NAME(line_of) f[BNK_NAME(lines)];
+    if (!columns) {
+        for (int k = 0; k < BNK_NAME(lines); k++) f[k] = BNK_NAME(row_line)(row);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = 0; i < count; i += BNK_PER_CACHE_LINE)
+                BNK_NAME(usual_cache_line)(s, r * stride + i, usual, f);
+        return;
+    }
+    const int64_t part = BNK_NAME(part_rows)(s->y, rows, stride, count, s->stream);
+    int64_t r = 0;
+    for (; r < part; r++)
+        for (int64_t i = 0; i < count; i += BNK_PER_CACHE_LINE) {
+            BNK_NAME(lines_at)(columns, i, f);
+#pragma clang loop unroll(disable)
+            for (int p = 0; p < BNK_NAME(streams); p++)
+                BNK_NAME(usual_cache_line)(s, (r + p * part) * stride + i, usual, f);
+        }
+    for (r = BNK_NAME(streams) * part; r < rows; r++)
+        for (int64_t i = 0; i < count; i += BNK_PER_CACHE_LINE) {
+            BNK_NAME(lines_at)(columns, i, f);
+            BNK_NAME(usual_cache_line)(s, r * stride + i, usual, f);
+        }
+}
+
+BNK_INLINE int BNK_NAME(takes_usual)(const bnk_stretch *s, int64_t stride)
+{
+    const int64_t bytes = stride * (int64_t)sizeof(BNK_T);
+    if (s->activation.kind != BNK_ACTIVATION_RELU || s->positions || !s->y || s->grad_residual)
+        return 0;
+    if (s->count % BNK_PER_CACHE_LINE != 0) return 0;
+    if (s->stream && ((uintptr_t)s->y % 64 != 0 || bytes % 64 != 0)) return 0;
+    const int has_mask = s->written_activation_mask || s->activation_mask;
+    return !has_mask || (s->at % 8 == 0 && stride % 8 == 0);
+}
+
+/* Returns whether it has taken the rows. */
+BNK_INLINE int BNK_NAME(usual_rows)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
+                                    const bnk_linears *columns, const bnk_linear *row)
+{
+    const bnk_stretch s = *stretch; /* which no store below changes */
+    if (!BNK_NAME(takes_usual)(&s, stride)) return 0;
+    const int mask = s.written_activation_mask ? BNK_NAME(usual_mask) : 0;
+    if (s.way == BNK_WAY_GRADIENT && s.activation_mask)
+        BNK_NAME(usual_lines_of)(&s, rows, stride, BNK_NAME(usual_gradient), columns, row);
+    else if (s.way != BNK_WAY_FORWARD)
+        return 0;
+    else if (s.residual && mask)
+        BNK_NAME(usual_lines_of)(&s, rows, stride, BNK_NAME(usual_residual) | BNK_NAME(usual_mask),
+                                 columns, row);
+    else if (s.residual)
+        BNK_NAME(usual_lines_of)(&s, rows, stride, BNK_NAME(usual_residual), columns, row);
+    else if (mask)
+        BNK_NAME(usual_lines_of)(&s, rows, stride, BNK_NAME(usual_mask), columns, row);
+    else
+        BNK_NAME(usual_lines_of)(&s, rows, stride, 0, columns, row);
+    return 1;
+}
+
+static int BNK_NAME(row_usual)(const bnk_stretch *s, int64_t rows, int64_t stride,
+                               const bnk_linear *f)
+{
+    return BNK_NAME(usual_rows)(s, rows, stride, NULL, f);
+}
+
+static int BNK_NAME(column_usual)(const bnk_stretch *s, int64_t rows, int64_t stride,
+                                  const bnk_linears *f)
+{
+    return BNK_NAME(usual_rows)(s, rows, stride, f, NULL);
+}
+#endif

@@ -84,17 +84,6 @@ static inline void bnk_lane_totals(const bnk_lane_sums *sums, int32_t is_double,
 }
 
 /*
- * Past the caches, BNK_ROWS rows are best applied by columns side by side; but not where they lie one behind
- * the other, short enough for the coefficients to stay in L1, nor where they begin at different places of a
- * cache line and so do not end together.
- */
-enum { BNK_ROWS = 8 };
-static inline int bnk_streams_rows(int64_t stride, int64_t columns, int64_t element)
-{
-    return stride * element % 64 == 0 && !(stride == columns && columns * element <= 2048);
-}
-
-/*
  * A stretch of a row of one channel, or a line of columns, of an operation that has an activation, a
  * residual or masked positions (see bnk_epilogue, bnk_positions). Pointers are to its first value, which is element `at` of the tensors.
  */
@@ -163,6 +152,12 @@ typedef struct bnk_leaves {
     void (*column_gated_sums)(const bnk_stretch *stretch, int64_t rows, int64_t stride,
                               int64_t positions_stride, const double *mean, double *sum,
                               double *sum_product);
+    /* Many rows, each like the stretch and `stride` elements behind the one before, of a forward with ReLU or a backward
+     * through one by its bits. They return whether they have: where not, nothing is done. NULL where an instruction set
+     * does without. */
+    int (*row_usual)(const bnk_stretch *first, int64_t rows, int64_t stride, const bnk_linear *f);
+    int (*column_usual)(const bnk_stretch *first, int64_t rows, int64_t stride,
+                        const bnk_linears *f);
     /* The same through a ReLU whose mask is the bits from `at` on, as x is; faster. NULL where an instruction set does
      * without. */
     void (*row_relu_chains)(const void *x, const void *dy, const uint8_t *bits, int64_t at,

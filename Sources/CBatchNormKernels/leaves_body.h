@@ -25,12 +25,16 @@ const bnk_leaves BNK_NAME(leaves) = {
     .column_stretch = BNK_NAME(column_stretch),
     .column_gated_sums = BNK_NAME(column_gated_sums),
     .fill_masked = BNK_NAME(fill_masked),
+#if BNK_FOR_SPEED
+    .row_usual = BNK_NAME(row_usual),
+    .column_usual = BNK_NAME(column_usual),
+#endif
 #if BNK_COMPUTES_FLOAT
     .row_chains = BNK_NAME(row_chains),
     .row_grad_chains = BNK_NAME(row_grad_chains),
     .column_chains = BNK_NAME(column_chains),
     .column_grad_chains = BNK_NAME(column_grad_chains),
-#if BNK_HAS_USUAL_LINES
+#if BNK_FOR_SPEED
     .row_relu_chains = BNK_NAME(row_relu_chains),
     .column_relu_chains = BNK_NAME(column_relu_chains),
 #endif

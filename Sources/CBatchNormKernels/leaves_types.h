@@ -31,7 +31,8 @@
 /*
  * What the bodies say of the type in hand, BNK_TYPE: BNK_T stands for BNK_T_float where that is float. BNK_T is what is
  * stored, BNK_C what is computed with. BNK_LINE is a vector of BNK_LINE_LENGTH computed values, BNK_STORED of as many
- * stored ones, BNK_CHOICE of lanes that are all ones or 0. BNK_VANISHING is the largest positive value that is rounded
+ * stored ones, BNK_CACHE_LINE of as many as a cache line holds, which BNK_PACK makes of one or two BNK_LINEs. BNK_CHOICE
+ * is a vector of lanes that are all ones or 0. BNK_VANISHING is the largest positive value that is rounded
  * to 0 when stored. BNK_FMA_... and the conversions of f16 are the instruction set's.
  */
 #define BNK_OF__(name, type) BNK_##name##_##type
@@ -40,6 +41,7 @@
 
 #define BNK_COMPUTES_FLOAT BNK_OF(COMPUTES_FLOAT)
 #define BNK_STORES_HALF BNK_OF(STORES_HALF)
+#define BNK_SPLITS BNK_OF(SPLITS)
 #define BNK_T BNK_OF(T)
 #define BNK_C BNK_OF(C)
 #define BNK_LINE BNK_OF(LINE)
@@ -49,6 +51,9 @@
 #define BNK_STORED BNK_OF(STORED)
 #define BNK_STORED_AT BNK_OF(STORED_AT)
 #define BNK_STORED_ALIGNED BNK_OF(STORED_ALIGNED)
+#define BNK_CACHE_LINE BNK_OF(CACHE_LINE)
+#define BNK_CACHE_LINE_AT BNK_OF(CACHE_LINE_AT)
+#define BNK_CACHE_LINE_ALIGNED BNK_OF(CACHE_LINE_ALIGNED)
 #define BNK_LANES_AT BNK_OF(LANES_AT)
 #define BNK_HALF_AT BNK_OF(HALF_AT)
 #define BNK_VANISHING BNK_OF(VANISHING)
@@ -60,11 +65,13 @@
 #define BNK_WIDEN_ONE(stored) BNK_OF(WIDEN_ONE)(stored)
 #define BNK_NARROW(line) BNK_OF(NARROW)(line)
 #define BNK_NARROW_ONE(value) BNK_OF(NARROW_ONE)(value)
+#define BNK_PACK(lines) BNK_OF(PACK)(lines)
 
 /* ---- float ---- */
 
 #define BNK_COMPUTES_FLOAT_float 1
 #define BNK_STORES_HALF_float 0
+#define BNK_SPLITS_float 0
 #define BNK_T_float float
 #define BNK_C_float float
 #define BNK_LINE_float bnk_f32x16
@@ -74,6 +81,9 @@
 #define BNK_STORED_float bnk_f32x16
 #define BNK_STORED_AT_float bnk_f32x16_at
 #define BNK_STORED_ALIGNED_float bnk_f32x16_line
+#define BNK_CACHE_LINE_float bnk_f32x16
+#define BNK_CACHE_LINE_AT_float bnk_f32x16_at
+#define BNK_CACHE_LINE_ALIGNED_float bnk_f32x16_line
 #define BNK_LANES_AT_float bnk_f32x16_at
 #define BNK_HALF_AT_float bnk_f32x8_at
 #define BNK_VANISHING_float 0
@@ -83,6 +93,7 @@
 #define BNK_WIDEN_ONE_float(stored) (stored)
 #define BNK_NARROW_float(line) (line)
 #define BNK_NARROW_ONE_float(value) (value)
+#define BNK_PACK_float(lines) ((lines)[0])
 
 #define BNK_TYPE float
 #include "leaves_body.h"
@@ -92,6 +103,7 @@
 
 #define BNK_COMPUTES_FLOAT_double 0
 #define BNK_STORES_HALF_double 0
+#define BNK_SPLITS_double 0
 #define BNK_T_double double
 #define BNK_C_double double
 #define BNK_LINE_double bnk_f64x8
@@ -101,6 +113,9 @@
 #define BNK_STORED_double bnk_f64x8
 #define BNK_STORED_AT_double bnk_f64x8_at
 #define BNK_STORED_ALIGNED_double bnk_f64x8_line
+#define BNK_CACHE_LINE_double bnk_f64x8
+#define BNK_CACHE_LINE_AT_double bnk_f64x8_at
+#define BNK_CACHE_LINE_ALIGNED_double bnk_f64x8_line
 #define BNK_LANES_AT_double bnk_f64x16_at
 #define BNK_HALF_AT_double bnk_f64x8_at
 #define BNK_VANISHING_double 0
@@ -110,6 +125,7 @@
 #define BNK_WIDEN_ONE_double(stored) (stored)
 #define BNK_NARROW_double(line) (line)
 #define BNK_NARROW_ONE_double(value) (value)
+#define BNK_PACK_double(lines) ((lines)[0])
 
 #define BNK_TYPE double
 #include "leaves_body.h"
@@ -119,6 +135,7 @@
 
 #define BNK_COMPUTES_FLOAT_bf16 1
 #define BNK_STORES_HALF_bf16 1
+#define BNK_SPLITS_bf16 1
 #define BNK_T_bf16 bnk_bf16
 #define BNK_C_bf16 float
 #define BNK_LINE_bf16 bnk_f32x16
@@ -128,6 +145,9 @@
 #define BNK_STORED_bf16 bnk_u16x16
 #define BNK_STORED_AT_bf16 bnk_u16x16_at
 #define BNK_STORED_ALIGNED_bf16 bnk_u16x16_line
+#define BNK_CACHE_LINE_bf16 bnk_u16x32
+#define BNK_CACHE_LINE_AT_bf16 bnk_u16x32_at
+#define BNK_CACHE_LINE_ALIGNED_bf16 bnk_u16x32_line
 #define BNK_LANES_AT_bf16 bnk_u16x16_at
 #define BNK_HALF_AT_bf16 bnk_u16x8_at
 #define BNK_VANISHING_bf16 0x1p-134f
@@ -139,6 +159,7 @@
 #define BNK_WIDEN_ONE_bf16(stored) bnk_widen_one_bf16(stored)
 #define BNK_NARROW_bf16(line) bnk_narrow_bf16(line)
 #define BNK_NARROW_ONE_bf16(value) bnk_narrow_one_bf16(value)
+#define BNK_PACK_bf16(lines) bnk_narrow_two_bf16((lines)[0], (lines)[1])
 
 #define BNK_TYPE bf16
 #include "leaves_body.h"
@@ -148,6 +169,7 @@
 
 #define BNK_COMPUTES_FLOAT_f16 1
 #define BNK_STORES_HALF_f16 1
+#define BNK_SPLITS_f16 0
 #define BNK_T_f16 bnk_f16
 #define BNK_C_f16 float
 #define BNK_LINE_f16 bnk_f32x16
@@ -157,6 +179,9 @@
 #define BNK_STORED_f16 bnk_u16x16
 #define BNK_STORED_AT_f16 bnk_u16x16_at
 #define BNK_STORED_ALIGNED_f16 bnk_u16x16_line
+#define BNK_CACHE_LINE_f16 bnk_u16x32
+#define BNK_CACHE_LINE_AT_f16 bnk_u16x32_at
+#define BNK_CACHE_LINE_ALIGNED_f16 bnk_u16x32_line
 #define BNK_LANES_AT_f16 bnk_u16x16_at
 #define BNK_HALF_AT_f16 bnk_u16x8_at
 #define BNK_VANISHING_f16 0x1p-25f
@@ -165,6 +190,7 @@
 #define BNK_WIDEN_LANES_f16(stored) BNK_WIDEN_f16(stored)
 #define BNK_WIDEN_ONE_f16(stored) bnk_widen_one_f16(stored)
 #define BNK_NARROW_ONE_f16(value) bnk_narrow_one_f16(value)
+#define BNK_PACK_f16(lines) bnk_join_u16(BNK_NARROW_f16((lines)[0]), BNK_NARROW_f16((lines)[1]))
 
 #define BNK_TYPE f16
 #include "leaves_body.h"
