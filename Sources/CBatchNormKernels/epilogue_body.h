@@ -191,8 +191,8 @@ static void BNK_NAME(column_stretch)(const bnk_stretch *s, const bnk_linears *f)
 #if BNK_FOR_SPEED
 enum {
     BNK_NAME(usual_residual) = 1, /* of a forward */
-    BNK_NAME(usual_mask) = 2,     /* written by it */
-    BNK_NAME(usual_gradient) = 4  /* a backward by the bits */
+    BNK_NAME(usual_relu) = 2,     /* of that, too; it may write its mask */
+    BNK_NAME(usual_gradient) = 4  /* a backward through ReLU by the bits */
 };
 
 /* A cache line, from value `i` on. `usual` is a constant. */
@@ -213,8 +213,8 @@ BNK_INLINE void BNK_NAME(usual_cache_line)(const bnk_stretch *s, int64_t i, int 
         BNK_LINE v = BNK_NAME(apply_values)(x, zero, 0, f[k]);
         if (usual & BNK_NAME(usual_residual))
             v += BNK_NAME(widen_line)((const BNK_T *)s->residual + i);
-        v = BNK_NAME(choose)(v <= zero, zero, v);
-        if (usual & BNK_NAME(usual_mask))
+        if (usual & BNK_NAME(usual_relu)) v = BNK_NAME(choose)(v <= zero, zero, v);
+        if ((usual & BNK_NAME(usual_relu)) && s->written_activation_mask)
             BNK_NAME(bits_of_choice)(~(v <= vanishing), s->written_activation_mask, s->at + i);
         done[k] = v;
     }
@@ -250,15 +250,28 @@ BNK_INLINE void BNK_NAME(usual_lines_of)(const bnk_stretch *s, int64_t rows, int
         }
 }
 
-BNK_INLINE int BNK_NAME(takes_usual)(const bnk_stretch *s, int64_t stride)
+/* Whether rows lie so that they can be taken. */
+BNK_INLINE int BNK_NAME(lie_well)(const bnk_stretch *s, int64_t stride)
 {
     const int64_t bytes = stride * (int64_t)sizeof(BNK_T);
-    if (s->activation.kind != BNK_ACTIVATION_RELU || s->positions || !s->y || s->grad_residual)
-        return 0;
     if (s->count % BNK_PER_CACHE_LINE != 0) return 0;
     if (s->stream && ((uintptr_t)s->y % 64 != 0 || bytes % 64 != 0)) return 0;
     const int has_mask = s->written_activation_mask || s->activation_mask;
     return !has_mask || (s->at % 8 == 0 && stride % 8 == 0);
+}
+
+/* What is to be done, as above; -1 if it is not usual. */
+BNK_INLINE int BNK_NAME(usual_of)(const bnk_stretch *s)
+{
+    const int relu = s->activation.kind == BNK_ACTIVATION_RELU;
+    if (s->positions || !s->y || s->grad_residual) return -1;
+    if (s->way == BNK_WAY_GRADIENT)
+        return relu && s->activation_mask ? BNK_NAME(usual_gradient) : -1;
+    if (s->way != BNK_WAY_FORWARD) return -1;
+    const int residual = s->residual ? BNK_NAME(usual_residual) : 0;
+    if (relu) return residual | BNK_NAME(usual_relu);
+    const int linear = s->activation.kind == BNK_ACTIVATION_NONE && !s->written_activation_mask;
+    return linear && residual ? residual : -1;
 }
 
 /* Returns whether it has taken the rows. */
@@ -266,22 +279,20 @@ BNK_INLINE int BNK_NAME(usual_rows)(const bnk_stretch *stretch, int64_t rows, in
                                     const bnk_linears *columns, const bnk_linear *row)
 {
     const bnk_stretch s = *stretch; /* which no store below changes */
-    if (!BNK_NAME(takes_usual)(&s, stride)) return 0;
-    const int mask = s.written_activation_mask ? BNK_NAME(usual_mask) : 0;
-    if (s.way == BNK_WAY_GRADIENT && s.activation_mask)
-        BNK_NAME(usual_lines_of)(&s, rows, stride, BNK_NAME(usual_gradient), columns, row);
-    else if (s.way != BNK_WAY_FORWARD)
+    if (!BNK_NAME(lie_well)(&s, stride)) return 0;
+    switch (BNK_NAME(usual_of)(&s)) {
+#define BNK_CASE(usual)                                                    \
+    case usual:                                                            \
+        BNK_NAME(usual_lines_of)(&s, rows, stride, (usual), columns, row); \
+        return 1;
+        BNK_CASE(BNK_NAME(usual_residual))
+        BNK_CASE(BNK_NAME(usual_relu))
+        BNK_CASE(BNK_NAME(usual_residual) | BNK_NAME(usual_relu))
+        BNK_CASE(BNK_NAME(usual_gradient))
+#undef BNK_CASE
+    default:
         return 0;
-    else if (s.residual && mask)
-        BNK_NAME(usual_lines_of)(&s, rows, stride, BNK_NAME(usual_residual) | BNK_NAME(usual_mask),
-                                 columns, row);
-    else if (s.residual)
-        BNK_NAME(usual_lines_of)(&s, rows, stride, BNK_NAME(usual_residual), columns, row);
-    else if (mask)
-        BNK_NAME(usual_lines_of)(&s, rows, stride, BNK_NAME(usual_mask), columns, row);
-    else
-        BNK_NAME(usual_lines_of)(&s, rows, stride, 0, columns, row);
-    return 1;
+    }
 }
 
 static int BNK_NAME(row_usual)(const bnk_stretch *s, int64_t rows, int64_t stride,

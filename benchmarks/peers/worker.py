@@ -96,7 +96,7 @@ class Cell:
 def wake(calls: list[Callable[[], object]]) -> None:
     """The cores have idled while other processes had their turns: see cell.c."""
     start = time.perf_counter()
-    while time.perf_counter() - start < 0.06:
+    while time.perf_counter() - start < 0.1:
         repetition(calls, 1)
 
 
@@ -135,6 +135,7 @@ def serve(ready: str, line_up: Callable[[Cell], list[Contender]]) -> None:
     say(f"ready {ready}")
     contenders: list[Contender] = []
     loops: list[int] = []
+    rounds = 0
     try:
         for line in sys.stdin:
             command, *words = line.split()
@@ -145,12 +146,15 @@ def serve(ready: str, line_up: Callable[[Cell], list[Contender]]) -> None:
                 loops = [calibrate(calls, float(cell.ms) / 1000) for _, calls in contenders]
                 say(" ".join(["contenders", *(name for name, _ in contenders)]))
             elif command == "round":
-                times = []
+                times = [0.0] * len(contenders)
                 if contenders:
                     wake(contenders[0][1])
-                for (_, calls), count in zip(contenders, loops, strict=True):
+                for i in range(len(contenders)):
+                    turn = (rounds + i) % len(contenders)  # whoever is first is a little slower
+                    calls = contenders[turn][1]
                     repetition(calls, 1)
-                    times.append(repetition(calls, count))
+                    times[turn] = repetition(calls, loops[turn])
+                rounds += 1
                 say(" ".join(["times", *(f"{seconds:.9g}" for seconds in times)]))
             elif command == "close":
                 contenders = []
