@@ -195,9 +195,37 @@ enum {
     BNK_NAME(usual_gradient) = 4  /* a backward through ReLU by the bits */
 };
 
+/* Bits of a mask on their way to memory, eight bytes at a time: a store for each cache line of values would keep others
+ * waiting. */
+typedef struct BNK_NAME(bits_held) {
+    uint8_t *to; /* NULL: there is no mask */
+    uint64_t bits;
+    int count;
+} BNK_NAME(bits_held);
+
+BNK_INLINE BNK_NAME(bits_held) BNK_NAME(hold_bits)(const bnk_stretch *s, int64_t i)
+{
+    uint8_t *mask = s->written_activation_mask;
+    return (BNK_NAME(bits_held)){ mask ? mask + (s->at + i) / 8 : NULL, 0, 0 };
+}
+
+BNK_INLINE void BNK_NAME(put_bits_held)(BNK_NAME(bits_held) * held)
+{
+    for (; held->count > 0; held->count -= 8, held->bits >>= 8) *held->to++ = (uint8_t)held->bits;
+}
+
+BNK_INLINE void BNK_NAME(hold_more)(BNK_NAME(bits_held) * held, uint32_t bits)
+{
+    held->bits |= (uint64_t)bits << held->count;
+    held->count += BNK_LINE_LENGTH;
+    if (held->count < 64) return;
+    memcpy(held->to, &held->bits, 8);
+    *held = (BNK_NAME(bits_held)){ held->to + 8, 0, 0 };
+}
+
 /* A cache line, from value `i` on. `usual` is a constant. */
 BNK_INLINE void BNK_NAME(usual_cache_line)(const bnk_stretch *s, int64_t i, int usual,
-                                           const BNK_NAME(line_of) * f)
+                                           const BNK_NAME(line_of) * f, BNK_NAME(bits_held) * held)
 {
     const BNK_LINE zero = { 0 }, vanishing = zero + (BNK_C)BNK_VANISHING;
     BNK_LINE done[BNK_NAME(lines)];
@@ -214,8 +242,8 @@ BNK_INLINE void BNK_NAME(usual_cache_line)(const bnk_stretch *s, int64_t i, int 
         if (usual & BNK_NAME(usual_residual))
             v += BNK_NAME(widen_line)((const BNK_T *)s->residual + i);
         if (usual & BNK_NAME(usual_relu)) v = BNK_NAME(choose)(v <= zero, zero, v);
-        if ((usual & BNK_NAME(usual_relu)) && s->written_activation_mask)
-            BNK_NAME(bits_of_choice)(~(v <= vanishing), s->written_activation_mask, s->at + i);
+        if ((usual & BNK_NAME(usual_relu)) && held->to)
+            BNK_NAME(hold_more)(held, BNK_NAME(word_of_choice)(~(v <= vanishing)));
         done[k] = v;
     }
     BNK_NAME(store_cache_line)((BNK_T *)s->y + i - BNK_PER_CACHE_LINE, BNK_PACK(done), s->stream);
@@ -226,28 +254,28 @@ BNK_INLINE void BNK_NAME(usual_lines_of)(const bnk_stretch *s, int64_t rows, int
                                          const bnk_linear *row)
 {
     const int64_t count = s->count;
+    const int64_t part = columns ? BNK_NAME(part_rows)(s->y, rows, stride, count, s->stream) : 0;
     BNK_NAME(line_of) f[BNK_NAME(lines)];
-    if (!columns) {
-        for (int k = 0; k < BNK_NAME(lines); k++) f[k] = BNK_NAME(row_line)(row);
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t i = 0; i < count; i += BNK_PER_CACHE_LINE)
-                BNK_NAME(usual_cache_line)(s, r * stride + i, usual, f);
-        return;
-    }
-    const int64_t part = BNK_NAME(part_rows)(s->y, rows, stride, count, s->stream);
-    int64_t r = 0;
-    for (; r < part; r++)
+    for (int64_t r = 0; r < part; r++)
         for (int64_t i = 0; i < count; i += BNK_PER_CACHE_LINE) {
             BNK_NAME(lines_at)(columns, i, f);
 #pragma clang loop unroll(disable)
-            for (int p = 0; p < BNK_NAME(streams); p++)
-                BNK_NAME(usual_cache_line)(s, (r + p * part) * stride + i, usual, f);
+            for (int p = 0; p < BNK_NAME(streams); p++) {
+                const int64_t at = (r + p * part) * stride + i;
+                BNK_NAME(bits_held) held = BNK_NAME(hold_bits)(s, at);
+                BNK_NAME(usual_cache_line)(s, at, usual, f, &held);
+                if (held.to) memcpy(held.to, &held.bits, BNK_PER_CACHE_LINE / 8);
+            }
         }
-    for (r = BNK_NAME(streams) * part; r < rows; r++)
+    for (int k = 0; !columns && k < BNK_NAME(lines); k++) f[k] = BNK_NAME(row_line)(row);
+    for (int64_t r = BNK_NAME(streams) * part; r < rows; r++) {
+        BNK_NAME(bits_held) held = BNK_NAME(hold_bits)(s, r * stride);
         for (int64_t i = 0; i < count; i += BNK_PER_CACHE_LINE) {
-            BNK_NAME(lines_at)(columns, i, f);
-            BNK_NAME(usual_cache_line)(s, r * stride + i, usual, f);
+            if (columns) BNK_NAME(lines_at)(columns, i, f);
+            BNK_NAME(usual_cache_line)(s, r * stride + i, usual, f, &held);
         }
+        BNK_NAME(put_bits_held)(&held);
+    }
 }
 
 /* Whether rows lie so that they can be taken. */

@@ -43,13 +43,20 @@ BNK_INLINE BNK_LINE BNK_NAME(let_through)(const uint8_t *bits, int64_t at, int64
     return (BNK_LINE)(BNK_NAME(choice_of_bits)(bits, at, count) & (BNK_CHOICE)v);
 }
 
-/* Sets the bits of lanes that count, from bit `at` on, of a mask that is 0 there and beyond. */
-BNK_INLINE void BNK_NAME(bits_of_choice)(BNK_CHOICE which, uint8_t *bits, int64_t at)
+BNK_INLINE uint32_t BNK_NAME(word_of_choice)(BNK_CHOICE which)
 {
     typedef _Bool flags __attribute__((ext_vector_type(BNK_LINE_LENGTH)));
     const flags packed = __builtin_convertvector(which, flags);
-    uint32_t own = 0, word;
-    memcpy(&own, &packed, BNK_LINE_LENGTH / 8);
+    uint32_t word = 0;
+    memcpy(&word, &packed, BNK_LINE_LENGTH / 8);
+    return word;
+}
+
+/* Sets the bits of lanes that count, from bit `at` on, of a mask that is 0 there and beyond. */
+BNK_INLINE void BNK_NAME(bits_of_choice)(BNK_CHOICE which, uint8_t *bits, int64_t at)
+{
+    const uint32_t own = BNK_NAME(word_of_choice)(which);
+    uint32_t word;
     bits += at >> 3;
     if ((at & 7) == 0) { /* reading what was just written in another width would take longer */
         memcpy(bits, &own, BNK_LINE_LENGTH / 8);

@@ -146,11 +146,13 @@ static double first_pivot(const bnk_operands *o, const bnk_piece *piece, bnk_tak
         return bnk_round(bnk_mean_of_first(o, piece->channel, found, piece->row + piece->rows,
                                            piece->offset, piece->length),
                          false);
-    bnk_piece few = *piece;
-    few.rows = 1;
-    few.length = looked_at;
-    const double first = bnk_element(&o->cut->grid, o->x, bnk_first_element(o->cut, piece));
-    const bnk_totals t = sums_of(o, &few, false, true, first, NULL);
+    /* (Of a copy of the piece, which was written a moment ago, a core would wait for all stores before.) */
+    const int64_t at = bnk_first_element(o->cut, piece);
+    const double first = bnk_element(&o->cut->grid, o->x, at);
+    bnk_row_sums sums;
+    bnk_begin_row_sums(&sums, true, first);
+    add_values(o, at, 1, looked_at, &sums);
+    const bnk_totals t = bnk_row_totals(&sums, false);
     return bnk_round(first + t.first / (double)looked_at, false);
 }
 
