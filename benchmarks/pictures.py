@@ -118,9 +118,9 @@ def draw_group(axes, cells: dict[str, Cell], shapes: list[str], group: str) -> N
 
 
 def group_title(group: str, header: Header) -> str:
-    llc = megabytes(float(header.get("LLC", 0)))
+    llc = megabytes(float(header.get("LLC_share", 0)))
     return {
-        BEYOND: f"Beyond the {llc} of L3: 1 is the speed of memory",
+        BEYOND: f"Beyond {llc} of L3: 1 is the speed of memory",
         INSIDE: "Inside L3: 1 is the speed of the cache",
         TINY: "Tiny, where the call is the cost: 1 is a bare loop",
     }[group]
@@ -291,11 +291,11 @@ def sizes_picture(header: Header, cells: list[Cell], path: Path) -> bool:
         axes.set_xticks(ticks, [size_label(tick) for tick in ticks])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        for cache in ("L2", "LLC"):
+        for cache in ("L2", "LLC_share"):
             if header.get(cache, "0") != "0":
                 axes.axvline(int(header[cache]) / tensors, color="#cccccc", linewidth=0.8, zorder=0)
         axes.set_title(operation_title(op), loc="left", fontsize=10)
-        axes.set_xlabel("one tensor (grey: working set = L2, LLC)")
+        axes.set_xlabel("one tensor (grey: working set = L2, L3)")
         axes.grid(color="#eeeeee", linewidth=0.6, zorder=0)
     panels[0][0].set_ylabel("GB/s of necessary traffic (log)")
     panels[0][-1].legend(fontsize=8, frameon=False)

@@ -103,7 +103,7 @@ class Cell:
     shape: str
     file: str
     moved: int  # bytes that the operation must read and write
-    llc: int
+    llc: int  # what of the last-level cache can be counted on
     rows: dict[str, Row]
 
     @property
@@ -230,7 +230,7 @@ def read(path: Path) -> tuple[dict[str, str], list[Cell], dict[int, dict[str, Ro
             number(row["ratio_honest"]),
             float(row["others_percent"]),
         )
-    llc = int(header.get("LLC", 0))
+    llc = int(header.get("LLC_share", 0))
     cells = [
         Cell(case, shape, file, moved, llc, rows)
         for (case, shape, file, moved), rows in found.items()

@@ -523,6 +523,7 @@ def machine() -> dict[str, object]:
         "cpu": f"{model}, {len(os.sched_getaffinity(0))} cores",
         "L2": cache_size(2),
         "LLC": cache_size(3),
+        "LLC_share": min(cache_size(3), (8 << 20) * (os.cpu_count() or 1)),
         "memory_gib": round(memory_bytes() / 2**30),
         "kernel": platform.release(),
         "transparent_huge_pages": pages.read_text().strip() if pages.exists() else "unknown",

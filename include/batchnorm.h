@@ -1152,8 +1152,9 @@ typedef struct bn_plan_info {
     int64_t limit_bytes_read; /* what any implementation must: each tensor and mask that results depend on once,
                                  and each result once */
     int64_t limit_bytes_written;
-    int64_t l2_bytes; /* caches as the plan assumes them: one core's second level, the last level */
-    int64_t l3_bytes;
+    int64_t l2_bytes; /* one core's second-level cache, as the plan assumes it */
+    int64_t l3_bytes; /* what the plan counts on of the last-level cache: at most 8 MiB for each of the machine's cores,
+                         for a virtual machine is shown what its neighbours use as well */
 } bn_plan_info;
 enum { BN_PLAN_INFO_LEAST = offsetof(bn_plan_info, threads) };
 

@@ -78,7 +78,8 @@ public struct BatchNormPlan: Equatable, Sendable {
 
     /// One core's second-level cache, as the plan assumes it.
     public let l2Bytes: Int
-    /// The last-level cache, as the plan assumes it.
+    /// What the plan counts on of the last-level cache: at most 8 MiB for each of the machine's cores, for a virtual
+    /// machine is shown what its neighbours use as well.
     public let l3Bytes: Int
 
     /// Rows of the whole tensor, and inner values of a row of each channel.

@@ -211,16 +211,16 @@ extension BatchNormPlan: CustomStringConvertible {
             text.append(binaryBytes: l2Bytes)
             text.append("): memory is read once\n")
         case .l3:
-            text.append(" wait in the L3 cache (")
+            text.append(" wait in L3 (")
             text.append(binaryBytes: l3Bytes)
-            text.append("): memory is read once\n")
+            text.append(" of it): memory is read once\n")
         case .memory:
             if steps == 1, threads > 1 {
                 text.append(" a thread")
             }
-            text.append(" are more than the L3 cache (")
+            text.append(" are more than fits in L3 (")
             text.append(binaryBytes: l3Bytes)
-            text.append(") holds: memory is read twice\n")
+            text.append(" of it): memory is read twice\n")
         }
     }
 
@@ -246,7 +246,7 @@ extension BatchNormPlan: CustomStringConvertible {
                 ? "non-temporal, past the caches: the tensors do not fit together in L3 ("
                 : "ordinary: the tensors fit together in L3, where the next operation finds the output (")
         text.append(binaryBytes: l3Bytes)
-        text.append(")\n")
+        text.append(" of it)\n")
     }
 
     /// What moves as many bytes and computes next to nothing.

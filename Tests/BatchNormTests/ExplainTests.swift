@@ -46,7 +46,7 @@ import Testing
                 \(plan.pieces) pieces of up to \(plan.pieceRows) rows x 1 channel x \(plan.pieceValues) values
                 one step: each channel is reduced and then applied by one thread; while it is written, the next one is reduced
                 in between, 401 KB wait in the L2 cache (512 KiB): memory is read once
-                stores: non-temporal, past the caches: the tensors do not fit together in L3 (32 MiB)
+                stores: non-temporal, past the caches: the tensors do not fit together in L3 (32 MiB of it)
                 workspace: none
                 limit: a copy, which reads 25.7 MB and writes 25.7 MB
                 this plan reads 25.7 MB and writes 25.7 MB, 1.00 times the limit
@@ -66,8 +66,8 @@ import Testing
                 \(columns) columns, fill the vectors
                 \(plan.pieces) pieces of up to \(plan.pieceRows) rows x 3 channels
                 three steps: all pieces are reduced, their sums merged, then all is applied, last piece first
-                in between, 144 MB are more than the L3 cache (32 MiB) holds: memory is read twice
-                stores: non-temporal, past the caches: the tensors do not fit together in L3 (32 MiB)
+                in between, 144 MB are more than fits in L3 (32 MiB of it): memory is read twice
+                stores: non-temporal, past the caches: the tensors do not fit together in L3 (32 MiB of it)
                 workspace: \(Double((plan.workspaceBytes + 50) / 100) / 10) KB
                 limit: a triad, which reads 144 MB and writes 72 MB
                 this plan reads 288 MB and writes 72 MB, 1.67 times the limit
@@ -84,7 +84,7 @@ import Testing
                 \(32 * plan.rowsPerLine) columns, fill the vectors
                 1 piece of 128 rows x 32 channels
                 one step: the statistics are given, so each piece is applied at once
-                stores: ordinary: the tensors fit together in L3, where the next operation finds the output (32 MiB)
+                stores: ordinary: the tensors fit together in L3, where the next operation finds the output (32 MiB of it)
                 workspace: none
                 limit: a copy, which reads 16.4 KB and writes 16.4 KB
                 this plan reads 16.4 KB and writes 16.4 KB, 1.00 times the limit
@@ -116,8 +116,8 @@ import Testing
                 \(64 * plan.rowsPerLine) columns, fill the vectors
                 \(plan.pieces) pieces of up to \(plan.pieceRows) rows x 64 channels
                 three steps: all pieces are reduced, their sums merged, then all is applied, last piece first
-                in between, 155 KB wait in the L3 cache (32 MiB): memory is read once
-                stores: ordinary: the tensors fit together in L3, where the next operation finds the output (32 MiB)
+                in between, 155 KB wait in L3 (32 MiB of it): memory is read once
+                stores: ordinary: the tensors fit together in L3, where the next operation finds the output (32 MiB of it)
                 workspace: \(Double((plan.workspaceBytes + 50) / 100) / 10) KB
                 limit: a triad, with masks, which reads 308 KB and writes 163 KB
                 this plan reads 308 KB and writes 163 KB, 1.00 times the limit
@@ -138,7 +138,7 @@ import Testing
                 seen as 32 rows of 64 channels of 3136 values, walked by rows: the values of one channel fill the vectors
                 \(plan.pieces) pieces of up to \(plan.pieceRows) rows x 1 channel x \(plan.pieceValues) values
                 one step: the statistics are given, so each piece is applied at once
-                stores: non-temporal, past the caches: the tensors do not fit together in L3 (32 MiB)
+                stores: non-temporal, past the caches: the tensors do not fit together in L3 (32 MiB of it)
                 workspace: none
                 limit: one sweep over 3 tensors, with masks, which reads 26.6 MB and writes 51.4 MB
                 this plan reads 26.6 MB and writes 51.4 MB, 1.00 times the limit

@@ -75,7 +75,7 @@ class Report:
     def write(self) -> Path:
         path = self.folder / "results.csv"
         with path.open("w", newline="") as file:
-            file.write(f"# LLC: {LLC}\n# cpu: a CPU\n")
+            file.write(f"# LLC_share: {LLC}\n# cpu: a CPU\n")
             writer = csv.DictWriter(file, self.rows[0])
             writer.writeheader()
             writer.writerows(self.rows)

@@ -108,7 +108,8 @@ class Plan:
     l2_bytes: int
     """One core's second-level cache, as the plan assumes it."""
     l3_bytes: int
-    """The last-level cache, as the plan assumes it."""
+    """What the plan counts on of the last-level cache: at most 8 MiB for each of the machine's cores,
+    for a virtual machine is shown what its neighbours use as well."""
     text: str = field(repr=False)
     """The plan in words, a dozen lines or more. The wording may change from version to version."""
 
