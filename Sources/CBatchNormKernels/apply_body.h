@@ -120,6 +120,19 @@ BNK_INLINE int64_t BNK_NAME(head)(const BNK_T *p, int64_t length, int stream)
     return head < length ? head : length;
 }
 
+/* How many of some units of memory, one behind the other, each of the streams takes; 0 if they cannot be cut so. Streams
+ * must not begin at the same place of a memory page, for there a core takes loads and stores for one another. */
+enum { BNK_NAME(streams) = 4 };
+BNK_INLINE int64_t BNK_NAME(part_of)(int64_t units, int64_t bytes)
+{
+    if (bytes % 4096 == 0) return 0;
+    for (int64_t part = units / BNK_NAME(streams); part > units / 8; part--) {
+        const int64_t in_page = part * bytes % 4096;
+        if (in_page >= 1024 && in_page <= 3072) return part;
+    }
+    return 0;
+}
+
 /* ---- by rows ---- */
 
 BNK_INLINE BNK_LINE BNK_NAME(broadcast)(BNK_C value)
@@ -151,6 +164,23 @@ BNK_LEAF void BNK_NAME(apply_few)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int
     for (; i < count; i++) y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), one);
 }
 
+/* Most of a row, past the caches, if it is long enough; returns how many values. (A backward's values come from L2, and
+ * gain nothing.) */
+BNK_INLINE int64_t BNK_NAME(stream_row)(const BNK_T *x, BNK_T *y, int64_t length,
+                                        BNK_NAME(line_of) f)
+{
+    enum { LONG = 16384 / sizeof(BNK_T) };
+    if (!BNK_FOR_SPEED || length < LONG) return 0;
+    const int64_t part = BNK_NAME(part_of)(length / BNK_PER_CACHE_LINE, 64) * BNK_PER_CACHE_LINE;
+    for (int64_t i = 0; i < part; i += BNK_PER_CACHE_LINE)
+#pragma clang loop unroll(disable) /* memory is slower */
+        for (int p = 0; p < BNK_NAME(streams); p++) {
+            const int64_t at = p * part + i;
+            BNK_NAME(store_cache_line)(y + at, BNK_NAME(apply_to_one)(x + at, NULL, f), 1);
+        }
+    return BNK_NAME(streams) * part;
+}
+
 BNK_INLINE void BNK_NAME(apply_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,
                                      int64_t stride, int64_t length, const bnk_linear *f,
                                      int stream)
@@ -159,6 +189,7 @@ BNK_INLINE void BNK_NAME(apply_rows)(const BNK_T *x, const BNK_T *dy, BNK_T *y, 
     for (int64_t row = 0; row < rows; row++, x += stride, dy = BNK_PLUS(dy, stride), y += stride) {
         int64_t i = BNK_NAME(head)(y, length, stream);
         if (i > 0) BNK_NAME(apply_few)(x, dy, y, i, f);
+        if (stream && !dy) i += BNK_NAME(stream_row)(x + i, y + i, length - i, line);
         for (; i + BNK_PER_CACHE_LINE <= length; i += BNK_PER_CACHE_LINE)
             BNK_NAME(store_cache_line)(y + i, BNK_NAME(apply_to_one)(x + i, BNK_PLUS(dy, i), line),
                                        stream);
@@ -260,8 +291,7 @@ BNK_INLINE void BNK_NAME(stream_copy)(const BNK_T *from, BNK_T *to, int64_t leng
     for (; i < length; i++) to[i] = from[i];
 }
 
-/* So many streams, each of `rows` rows that are whole cache lines and follow one another in memory. */
-enum { BNK_NAME(streams) = 4 };
+/* Streams, each of `rows` rows that are whole cache lines and follow one another in memory. */
 BNK_INLINE void BNK_NAME(stream_parts)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,
                                        int64_t columns, const bnk_linears *f, int stream)
 {
@@ -278,19 +308,14 @@ BNK_INLINE void BNK_NAME(stream_parts)(const BNK_T *x, const BNK_T *dy, BNK_T *y
         }
 }
 
-/* How many rows lie in each stream, if that is possible; else 0. Streams must not begin at the same place of a memory
- * page, for there a core takes loads and stores for one another. */
+/* How many rows lie in each stream, if that is possible; else 0. */
 BNK_INLINE int64_t BNK_NAME(part_rows)(const BNK_T *y, int64_t rows, int64_t stride,
                                        int64_t columns, int stream)
 {
     const int64_t bytes = columns * (int64_t)sizeof(BNK_T);
-    if (!BNK_FOR_SPEED || stride != columns || bytes % 64 != 0 || bytes % 4096 == 0) return 0;
+    if (!BNK_FOR_SPEED || stride != columns || bytes % 64 != 0) return 0;
     if (stream && (uintptr_t)y % 64 != 0) return 0;
-    for (int64_t part = rows / BNK_NAME(streams); part > rows / 8; part--) {
-        const int64_t in_page = part * bytes % 4096;
-        if (in_page >= 1024 && in_page <= 3072) return part;
-    }
-    return 0;
+    return BNK_NAME(part_of)(rows, bytes);
 }
 
 BNK_INLINE void BNK_NAME(apply_lines)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int64_t rows,

@@ -89,6 +89,16 @@ BNK_INLINE void BNK_NAME(line_of_terms)(BNK_NAME(terms) t, int64_t i, int64_t co
     }
 }
 
+/* Fetches a line `ahead` elements further on, or nothing where that is 0. What is read in a few streams at once Intel's
+ * hardware fetches too late by itself: with it, sums took 0.75 to 0.95 of the time from L2, L3 and memory alike. */
+enum { BNK_NAME(ahead) = BNK_BYTES_AHEAD / sizeof(BNK_T) };
+BNK_INLINE void BNK_NAME(fetch)(BNK_NAME(terms) t, int64_t ahead)
+{
+    if (BNK_BYTES_AHEAD == 0) return;
+    BNK_PREFETCH(t.x + ahead);
+    if (t.kind != BNK_NAME(of_moments)) BNK_PREFETCH(t.dy + ahead);
+}
+
 /* The two sums of one chain, and the bits that any of its `first` has. */
 typedef struct BNK_NAME(chain) {
     bnk_f32x16 first, second;
@@ -171,6 +181,7 @@ BNK_INLINE void BNK_NAME(add_rows_of_terms)(BNK_NAME(rows_of_terms) t, int rows,
         for (int line = 0; line < BNK_GROUP; line++) {
             const BNK_NAME(terms) row = t.row[line % rows];
             const int64_t at = i + line / rows * BNK_LANES;
+            BNK_NAME(fetch)(row, at + BNK_NAME(ahead));
             chains[line / BNK_CHAIN] =
                 BNK_NAME(longer)(chains[line / BNK_CHAIN], line, row, at, BNK_LANES, p);
         }
@@ -332,15 +343,19 @@ BNK_INLINE BNK_NAME(chain)
 }
 
 /* Sixteen columns of a chain of lines that lie `distance` elements apart: a group's first, which then is open, or its
- * second. */
+ * second. What comes next is `ahead` elements behind each. */
 BNK_INLINE void BNK_NAME(add_columns_of_chain)(BNK_NAME(terms) t, int second, int64_t distance,
-                                               int64_t j, BNK_NAME(column_chains_of) * to)
+                                               int64_t ahead, int64_t j,
+                                               BNK_NAME(column_chains_of) * to)
 {
     const bnk_f32x16 p = BNK_NAME(floats_at)(to->pivot + j);
     BNK_NAME(chain) c = { { 0 }, { 0 }, { 0 } };
     BNK_UNROLL_GROUP
-    for (int line = 0; line < BNK_CHAIN; line++)
-        c = BNK_NAME(longer)(c, line, BNK_NAME(terms_at)(t, line * distance), j, BNK_LANES, p);
+    for (int line = 0; line < BNK_CHAIN; line++) {
+        const BNK_NAME(terms) own = BNK_NAME(terms_at)(t, line * distance);
+        BNK_NAME(fetch)(own, j + ahead);
+        c = BNK_NAME(longer)(c, line, own, j, BNK_LANES, p);
+    }
     if (!second) {
         BNK_NAME(open_chain)(0, c, j, to);
         return;
@@ -382,8 +397,11 @@ BNK_INLINE void BNK_NAME(add_lines)(BNK_NAME(terms) t, int64_t lines, int64_t st
     const int64_t vectors = columns / BNK_LANES * BNK_LANES;
     for (int64_t line = 0; line < quarter; line++) {
         const BNK_NAME(terms) own = BNK_NAME(terms_at)(t, line * stride);
-        for (int64_t j = 0; j < vectors; j += BNK_LANES)
-            BNK_NAME(add_columns_of_chain)(own, line % 2, distance, j, to);
+        for (int64_t j = 0; j < vectors; j += BNK_LANES) {
+            const int64_t ahead = BNK_NAME(ahead), in_next = j + ahead - columns;
+            BNK_NAME(add_columns_of_chain)(own, line % 2, distance,
+                                           in_next < 0 ? ahead : stride - columns + ahead, j, to);
+        }
     }
     for (int64_t i = vectors < columns ? 0 : 4 * quarter; i < lines; i++) {
         const int whole = i < 4 * quarter,

@@ -8,6 +8,7 @@
 #define BNK_FMA_double(a, b, c) __builtin_elementwise_fma(a, b, c)
 #define BNK_FMA_ONE_float(a, b, c) __builtin_fmaf(a, b, c)
 #define BNK_FMA_ONE_double(a, b, c) __builtin_fma(a, b, c)
+#define BNK_BYTES_AHEAD 0
 #define BNK_FOR_SPEED 1
 #define BNK_UNROLL_GROUP _Pragma("clang loop unroll(full)")
 #include "f16_by_cpu.h"

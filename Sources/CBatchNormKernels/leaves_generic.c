@@ -78,6 +78,7 @@ static __attribute__((noinline)) bnk_u16x16 narrow_f16(bnk_f32x16 line)
 #define BNK_WIDEN_HALF_f16(stored) bnk_widen_half_f16_by_bits(stored)
 #define BNK_NARROW_f16(line) narrow_f16(line)
 
+#define BNK_BYTES_AHEAD 0
 #define BNK_FOR_SPEED 0
 #define BNK_UNROLL_GROUP _Pragma("clang loop unroll(disable)")
 #define BNK_ISA generic
