@@ -335,7 +335,7 @@ static void open_requested(const worker *w, cell *k, contender *list, int *count
 }
 
 /* The cores have idled while other processes had their turns, and are slow for a while. Without this the first contender
- * alone would pay for it, half as fast again (Intel Emerald Rapids in a VM). */
+ * alone would pay for it, with up to twice its time (Intel Emerald Rapids in a VM). */
 static void wake(const contender *c, cell *k)
 {
     for (double start = now(); now() - start < 0.1;) repetition(c, k, 1);

@@ -501,6 +501,12 @@ def free_bytes() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
+def last_level_share() -> int:
+    """What can be counted on of the last-level cache: as platform.c has it."""
+    size = cache_size(3)
+    return min(size, (8 << 20) * (os.cpu_count() or 1)) if size > 64 << 20 else size
+
+
 def cache_size(index: int) -> int:
     """The kernel's figure: getconf's is that of the whole socket on some machines."""
     path = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size")
@@ -523,7 +529,7 @@ def machine() -> dict[str, object]:
         "cpu": f"{model}, {len(os.sched_getaffinity(0))} cores",
         "L2": cache_size(2),
         "LLC": cache_size(3),
-        "LLC_share": min(cache_size(3), (8 << 20) * (os.cpu_count() or 1)),
+        "LLC_share": last_level_share(),
         "memory_gib": round(memory_bytes() / 2**30),
         "kernel": platform.release(),
         "transparent_huge_pages": pages.read_text().strip() if pages.exists() else "unknown",

@@ -317,9 +317,9 @@ tells how: `-xK` streams, `-near` and `-far` prefetches, `-nt` non-temporal stor
 the same of that read, `-both` inputs in one loop, `-back`: written from the end. The *plain* limit
 is the simple loop without any of this.
 
-Cells are in three groups: tensors that together are larger than our share of the last-level cache
-(at most 8 MiB a core), those that fit, and tiny ones, where a call is the cost (up to 65,536
-values).
+Cells are in three groups: tensors that together are larger than what is counted on of the
+last-level cache (all up to 64 MiB, else 8 MiB a core), those that fit, and tiny ones, where a call
+is the cost (up to 65,536 values).
 """
 BROKEN = "## Is the limit one?\n"
 SPEED = """\

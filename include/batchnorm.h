@@ -1153,8 +1153,8 @@ typedef struct bn_plan_info {
                                  and each result once */
     int64_t limit_bytes_written;
     int64_t l2_bytes; /* one core's second-level cache, as the plan assumes it */
-    int64_t l3_bytes; /* what the plan counts on of the last-level cache: at most 8 MiB for each of the machine's cores,
-                         for a virtual machine is shown what its neighbours use as well */
+    int64_t l3_bytes; /* what the plan counts on of the last-level cache: of more than 64 MiB at most 8 MiB for each of the
+                         machine's cores, for they are a whole socket's, and a virtual machine is shown them all */
 } bn_plan_info;
 enum { BN_PLAN_INFO_LEAST = offsetof(bn_plan_info, threads) };
 

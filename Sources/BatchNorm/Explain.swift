@@ -78,10 +78,12 @@ public struct BatchNormPlan: Equatable, Sendable {
 
     /// One core's second-level cache, as the plan assumes it.
     public let l2Bytes: Int
-    /// What the plan counts on of the last-level cache: at most 8 MiB for each of the machine's cores, for a virtual
-    /// machine is shown what its neighbours use as well.
+    /// What the plan counts on of the last-level cache: of more than 64 MiB at most 8 MiB for each of the machine's cores,
+    /// for they are a whole socket's, and a virtual machine is shown them all.
     public let l3Bytes: Int
 
+    /// Whether a piece is of all channels, and not what sums would be formed of.
+    private(set) var takesWholeRows = false
     /// Rows of the whole tensor, and inner values of a row of each channel.
     private(set) var rows = 0
     private(set) var innerValues = 0
@@ -127,6 +129,12 @@ extension BatchNormPlan {
 
         let schedule =
             call.operation == .forwardInference ? bnk_inference_schedule(&cut) : bnk_reduction_schedule(&cut)
+        takesWholeRows = schedule.whole_rows != 0
+        if takesWholeRows {
+            runChannels = shape.channels
+            pieces = Int(schedule.tasks)
+            pieceRows = rows / pieces &+ (rows % pieces == 0 ? 0 : 1)
+        }
         steps = Int(schedule.steps)
         if steps == 3 { steps = 1 + (call.reduces ? 1 : 0) + (call.applies ? 1 : 0) }
         threads = Int(min(Int64(plan.threads), schedule.tasks))

@@ -51,7 +51,7 @@ struct Machine: Sendable {
     var threads: Int
     /// Bytes of one core's second-level cache.
     var l2: Int
-    /// Bytes of the last-level cache.
+    /// Bytes of the last-level cache that are counted on: see `own_share` in platform.c.
     var l3: Int
 
     static var current: Machine { current(threads: BatchNormSettings.threads) }

@@ -26,11 +26,10 @@ enum Planner {
     static let columnsWanted = 512
     /// So many pieces keep the cores of a large machine busy. Each costs a merge per channel,
     static func piecesWanted(channels: Int) -> Int { channels <= 64 ? 64 : 32 }
-    /// and none should be smaller than this many values,
+    /// and none should be smaller than this many values.
     static let smallestPiece = 32768
-    /// or have fewer of a channel: where there are less than 256 they are summed in float64, which takes longer, and
-    /// the last piece is a little smaller than the others.
-    static let fewestOfChannel = 288
+    /// Fewer values of a channel than these are summed in float64, which takes longer (sums.h).
+    static let fewestInChains = 256
 
     static func partition(_ grid: bnk_grid) -> bnk_plan {
         let rows = Int(grid.rows), channels = Int(grid.channels), inner = Int(grid.inner)
@@ -64,11 +63,29 @@ enum Planner {
             plan.rows_per_line = Int64(min(roundUp(ceilDiv(columnsWanted, channels), to: step), maxColumns / channels))
         }
         let run = Int(plan.run_channels), fold = Int(plan.rows_per_line)
-        let wanted = min(
-            pieces(channels: channels, runs: ceilDiv(channels, run), valuesPerRun: rows &* run &* inner),
-            max(1, rows &* inner / fewestOfChannel))
-        plan.piece_rows = Int64(min(rows, roundUp(ceilDiv(rows, wanted), to: 4 * fold)))
+        let wanted = pieces(
+            channels: channels, runs: ceilDiv(channels, run), valuesPerRun: rows &* run &* inner)
+        plan.piece_rows = Int64(
+            grid.is_double != 0
+                ? rowsOfPiece(rows, wanted, step: 4 * fold)
+                : rowsForChains(rows, inner, wanted, step: 4 * fold))
         return plan
+    }
+
+    private static func rowsOfPiece(_ rows: Int, _ pieces: Int, step: Int) -> Int {
+        min(rows, roundUp(ceilDiv(rows, pieces), to: step))
+    }
+
+    /// Fewer pieces where they would else have almost enough values of a channel for chains, or the last one would.
+    private static func rowsForChains(_ rows: Int, _ inner: Int, _ wanted: Int, step: Int) -> Int {
+        var pieces = wanted
+        var own = rowsOfPiece(rows, pieces, step: step)
+        guard own &* inner >= fewestInChains / 2 else { return own }
+        while pieces > 1, (rows &- (ceilDiv(rows, own) &- 1) &* own) &* inner < fewestInChains {
+            pieces &-= 1
+            own = rowsOfPiece(rows, pieces, step: step)
+        }
+        return own
     }
 
     private static let maxColumns = Int(BNK_MAX_COLUMNS)

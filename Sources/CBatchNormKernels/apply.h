@@ -58,7 +58,9 @@ void bnk_apply_rest(bnk_application *application);
  * threads in order only after a fence. */
 void bnk_finish_stores(const bnk_cut *cut);
 
-/* The application to a whole grid, cut into tasks as suits it (apply_grid.c): coefficients and results of all channels. */
+/* The application to a whole grid, cut into tasks as suits it (apply_grid.c): coefficients and results of all channels.
+ * A task takes whole rows, one behind the other in memory, rather than runs of them, where nothing has to be expanded. */
+int bnk_takes_whole_rows(const bnk_cut *cut);
 int64_t bnk_apply_tasks(const bnk_cut *cut);
 void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
                          const bnk_linears *linears, bnk_results results);

@@ -256,7 +256,7 @@ BNK_LEAF void BNK_NAME(apply_few_columns)(const BNK_T *x, const BNK_T *dy, BNK_T
         y[i] = BNK_NAME(apply_one)(x + i, BNK_PLUS(dy, i), BNK_NAME(one_at)(f, at + i));
 }
 
-/* Some rows side by side, of which whole cache lines lie alike. */
+/* Some rows side by side; past the caches one, for the head is the first row's. */
 BNK_INLINE void BNK_NAME(apply_columns)(const BNK_T *x, const BNK_T *dy, BNK_T *y, int rows,
                                         int64_t stride, int64_t columns, const bnk_linears *f,
                                         int stream)

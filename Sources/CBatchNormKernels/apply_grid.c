@@ -1,9 +1,7 @@
 /* Applies coefficients to a whole grid, cut into tasks as suits it. */
 #include "apply.h"
 
-/* Whole rows, one behind the other in memory, rather than runs of them, where nothing has to be
- * expanded. */
-static int takes_whole_rows(const bnk_cut *cut)
+int bnk_takes_whole_rows(const bnk_cut *cut)
 {
     return cut->plan.by_columns && cut->grid.inner == 1 && cut->plan.rows_per_line == 1;
 }
@@ -11,22 +9,19 @@ static int takes_whole_rows(const bnk_cut *cut)
 int64_t bnk_apply_tasks(const bnk_cut *cut)
 {
     const int64_t tasks = cut->runs * cut->pieces;
-    return takes_whole_rows(cut) ? bnk_min(tasks, cut->grid.rows) : tasks;
+    return bnk_takes_whole_rows(cut) ? bnk_min(tasks, cut->grid.rows) : tasks;
 }
 
 /* Rows longer than what can be taken at once with an epilogue or masked positions. */
 static void apply_long_rows(const bnk_operands *o, const bnk_piece *rows,
                             const bnk_linears *linears, bnk_results results)
 {
-    const int64_t end = rows->row + rows->rows;
     bnk_piece part = *rows;
-    part.rows = 1;
-    for (; part.row < end; part.row++)
-        for (part.channel = 0; part.channel < rows->channels; part.channel += part.channels) {
-            part.channels = bnk_min(BNK_MAX_COLUMNS, rows->channels - part.channel);
-            const bnk_linears own = bnk_linears_from(linears, part.channel, o->cut->grid.is_double);
-            bnk_apply_piece(o, &part, &own, results);
-        }
+    for (part.channel = 0; part.channel < rows->channels; part.channel += part.channels) {
+        part.channels = bnk_min(BNK_MAX_COLUMNS, rows->channels - part.channel);
+        const bnk_linears own = bnk_linears_from(linears, part.channel, o->cut->grid.is_double);
+        bnk_apply_piece(o, &part, &own, results);
+    }
 }
 
 void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
@@ -38,7 +33,7 @@ void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
         /* Last read, first applied: what the reduction saw last is still in cache. */
         const int64_t reversed = tasks - 1 - task;
         bnk_piece piece = bnk_piece_at(cut, reversed % cut->runs, reversed / cut->runs);
-        if (takes_whole_rows(cut)) {
+        if (bnk_takes_whole_rows(cut)) {
             piece.channel = 0;
             piece.channels = cut->grid.channels;
             piece.row = cut->grid.rows * reversed / tasks;

@@ -40,6 +40,13 @@ BNK_INLINE BNK_LINE BNK_NAME(blocked_gradient)(const bnk_activation *a, BNK_LINE
 
 #undef CHOOSE
 
+/* The mask's bits: where the output, as it is stored, is not <= 0. */
+BNK_INLINE BNK_CHOICE BNK_NAME(let_pass)(BNK_LINE v)
+{
+    const BNK_LINE zero = { 0 };
+    return ~(v <= zero + (BNK_C)BNK_VANISHING);
+}
+
 /* What comes after the formula: the residual, the activation, what is masked, the mask's bits. */
 BNK_INLINE BNK_LINE BNK_NAME(activate)(const bnk_stretch *s, int64_t i, int64_t count, int masks,
                                        uint8_t *bits, int64_t bit, BNK_LINE v)
@@ -47,14 +54,14 @@ BNK_INLINE BNK_LINE BNK_NAME(activate)(const bnk_stretch *s, int64_t i, int64_t 
     const BNK_LINE zero = { 0 };
     if (s->residual) v += BNK_NAME(widen_some)((const BNK_T *)s->residual + i, count);
     v = BNK_NAME(activated)(&s->activation, v);
-    const BNK_LINE vanishing = zero + (BNK_C)BNK_VANISHING;
     if (!masks || !s->positions) {
-        if (s->written_activation_mask) BNK_NAME(bits_of_choice)(~(v <= vanishing), bits, bit + i);
+        if (s->written_activation_mask)
+            BNK_NAME(bits_of_choice)(BNK_NAME(let_pass)(v), bits, bit + i);
         return v;
     }
     const BNK_CHOICE takes_part = BNK_NAME(choice_of_bytes)(s->positions + i, count);
     if (s->written_activation_mask)
-        BNK_NAME(bits_of_choice)(~(v <= vanishing) & takes_part, bits, bit + i);
+        BNK_NAME(bits_of_choice)(BNK_NAME(let_pass)(v) & takes_part, bits, bit + i);
     return BNK_NAME(choose)(takes_part, v,
                             s->pass_masked ? BNK_NAME(widen_some)((const BNK_T *)s->x + i, count)
                                            : zero);
@@ -161,7 +168,7 @@ BNK_INLINE void BNK_NAME(stretch)(const bnk_stretch *stretch, int way, int masks
         BNK_NAME(stream_copy)(residual, stretch->grad_residual, s.count);
 }
 
-/* Compiled for the usual cases, which have no masks. */
+/* Compiled by themselves for forward and gradient without masked positions. */
 BNK_INLINE void BNK_NAME(any_stretch)(const bnk_stretch *s, const bnk_linears *columns,
                                       const bnk_linear *row)
 {
@@ -185,18 +192,18 @@ static void BNK_NAME(column_stretch)(const bnk_stretch *s, const bnk_linears *f)
 
 /*
  * Whole rows of the usual operations, many in one call and, where they follow one another in memory, from four places at
- * once as without an activation (see apply_body.h). Where not all of a row is whole cache lines and whole bytes of the
- * mask, none is taken.
+ * once as without an activation (see apply_body.h). All rows or none: none unless each is whole cache lines, past the
+ * caches begins at one, and has whole bytes of the mask.
  */
 #if BNK_FOR_SPEED
 enum {
-    BNK_NAME(usual_residual) = 1, /* of a forward */
-    BNK_NAME(usual_relu) = 2,     /* of that, too; it may write its mask */
-    BNK_NAME(usual_gradient) = 4  /* a backward through ReLU by the bits */
+    BNK_NAME(usual_residual) = 1, /* a forward adds one */
+    BNK_NAME(usual_relu) = 2,     /* a forward has ReLU, and may write its mask */
+    BNK_NAME(usual_gradient) = 4  /* a backward through ReLU by its bits; no other */
 };
 
-/* Bits of a mask on their way to memory, eight bytes at a time: a store for each cache line of values would keep others
- * waiting. */
+/* Bits of a mask on their way to memory, eight bytes at a time: in caches a store for each cache line of values kept
+ * others waiting. (Where rows are taken from four places, memory is slower, and they go one by one.) */
 typedef struct BNK_NAME(bits_held) {
     uint8_t *to; /* NULL: there is no mask */
     uint64_t bits;
@@ -227,7 +234,8 @@ BNK_INLINE void BNK_NAME(hold_more)(BNK_NAME(bits_held) * held, uint32_t bits)
 BNK_INLINE void BNK_NAME(usual_cache_line)(const bnk_stretch *s, int64_t i, int usual,
                                            const BNK_NAME(line_of) * f, BNK_NAME(bits_held) * held)
 {
-    const BNK_LINE zero = { 0 }, vanishing = zero + (BNK_C)BNK_VANISHING;
+    const bnk_activation relu = { .kind = BNK_ACTIVATION_RELU };
+    const BNK_LINE zero = { 0 };
     BNK_LINE done[BNK_NAME(lines)];
     for (int k = 0; k < BNK_NAME(lines); k++, i += BNK_LINE_LENGTH) {
         const BNK_LINE x = BNK_NAME(widen_line)((const BNK_T *)s->x + i);
@@ -241,9 +249,9 @@ BNK_INLINE void BNK_NAME(usual_cache_line)(const bnk_stretch *s, int64_t i, int 
         BNK_LINE v = BNK_NAME(apply_values)(x, zero, 0, f[k]);
         if (usual & BNK_NAME(usual_residual))
             v += BNK_NAME(widen_line)((const BNK_T *)s->residual + i);
-        if (usual & BNK_NAME(usual_relu)) v = BNK_NAME(choose)(v <= zero, zero, v);
+        if (usual & BNK_NAME(usual_relu)) v = BNK_NAME(activated)(&relu, v);
         if ((usual & BNK_NAME(usual_relu)) && held->to)
-            BNK_NAME(hold_more)(held, BNK_NAME(word_of_choice)(~(v <= vanishing)));
+            BNK_NAME(hold_more)(held, BNK_NAME(word_of_choice)(BNK_NAME(let_pass)(v)));
         done[k] = v;
     }
     BNK_NAME(store_cache_line)((BNK_T *)s->y + i - BNK_PER_CACHE_LINE, BNK_PACK(done), s->stream);

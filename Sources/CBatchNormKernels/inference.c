@@ -91,8 +91,8 @@ static void apply_rows(void *context, int64_t begin, int64_t end)
 /* Where rows are longer than a run, and enough to make up for that each thread forms the coefficients. */
 static bool takes_rows(const bnk_cut *cut)
 {
-    return cut->runs > 1 && cut->grid.inner == 1 && cut->grid.channels <= BNK_FITTING_CHANNELS &&
-           cut->grid.rows >= 16 * cut->plan.threads;
+    return bnk_takes_whole_rows(cut) && cut->runs > 1 &&
+           cut->grid.channels <= BNK_FITTING_CHANNELS && cut->grid.rows >= 16 * cut->plan.threads;
 }
 
 static bnk_phase phase_of(const bnk_cut *cut)
@@ -103,7 +103,7 @@ static bnk_phase phase_of(const bnk_cut *cut)
 
 bnk_schedule bnk_inference_schedule(const bnk_cut *cut)
 {
-    return (bnk_schedule){ 1, phase_of(cut).tasks };
+    return (bnk_schedule){ 1, phase_of(cut).tasks, takes_rows(cut) };
 }
 
 void bnk_forward_inference(const bnk_cut *cut, const bnk_inference *job)

@@ -90,8 +90,9 @@ static inline void bnk_lane_totals(const bnk_lane_sums *sums, int32_t is_double,
 enum { BNK_WAY_FORWARD, BNK_WAY_GRADIENT, BNK_WAY_FROZEN };
 typedef struct bnk_stretch {
     int32_t way;
-    int32_t stream;    /* non-temporal stores of y */
-    int64_t at, count; /* by columns count <= BNK_MAX_COLUMNS, by rows <= BNK_STRETCH */
+    int32_t stream; /* non-temporal stores of y */
+    int64_t at,
+        count; /* by columns count <= BNK_MAX_COLUMNS, by rows <= BNK_STRETCH; any for usual rows */
     const void *x, *dy;
     void *y; /* may be x, dy or the residual; NULL: nothing is written there */
     bnk_activation activation;
@@ -158,7 +159,7 @@ typedef struct bnk_leaves {
     int (*row_usual)(const bnk_stretch *first, int64_t rows, int64_t stride, const bnk_linear *f);
     int (*column_usual)(const bnk_stretch *first, int64_t rows, int64_t stride,
                         const bnk_linears *f);
-    /* The same through a ReLU whose mask is the bits from `at` on, as x is; faster. NULL where an instruction set does
+    /* The gated chains of a ReLU whose mask is the bits from `at` on, as x is; faster. NULL where an instruction set does
      * without. */
     void (*row_relu_chains)(const void *x, const void *dy, const uint8_t *bits, int64_t at,
                             int64_t rows, int64_t stride, int64_t length, float mean,

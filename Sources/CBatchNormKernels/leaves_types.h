@@ -33,7 +33,9 @@
  * stored, BNK_C what is computed with. BNK_LINE is a vector of BNK_LINE_LENGTH computed values, BNK_STORED of as many
  * stored ones, BNK_CACHE_LINE of as many as a cache line holds, which BNK_PACK makes of one or two BNK_LINEs. BNK_CHOICE
  * is a vector of lanes that are all ones or 0. BNK_VANISHING is the largest positive value that is rounded
- * to 0 when stored. BNK_FMA_... and the conversions of f16 are the instruction set's.
+ * to 0 when stored; BNK_SPLITS: a cache line can be widened by its even and its odd values. BNK_FMA_... and the
+ * conversions of f16 are the instruction set's, as are BNK_FOR_SPEED (0: short code rather than fast code) and BNK_BYTES_AHEAD
+ * (how far ahead sums fetch; 0: not at all).
  */
 #define BNK_OF__(name, type) BNK_##name##_##type
 #define BNK_OF_(name, type) BNK_OF__(name, type)

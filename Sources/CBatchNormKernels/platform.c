@@ -1,5 +1,6 @@
 /* What the kernels' caller wants to know of the machine, and what plain Embedded Swift cannot do
  * itself. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -54,13 +55,15 @@ static int64_t find_cache(int level)
     return 0;
 }
 
-/* A virtual machine of a few cores is shown the whole L3, which its neighbours use as well: more than a core's share
- * of those that are built today, twice over, is not counted on. */
+/* An L3 of more than 64 MB is a whole socket's, far from each core, and a virtual machine of a few cores is shown all of
+ * it: 8 MB a core are counted on, twice what servers have. (Two cores of an Intel Emerald Rapids with 260 MB wrote outputs
+ * of 13 MB and more up to twice as fast past the caches.) */
 static int64_t own_share(int level, int64_t size)
 {
-    enum { SHARE = 8 << 20 };
+    enum { OF_SOCKET = 64 << 20, SHARE = 8 << 20 };
     const int64_t cores = sysconf(_SC_NPROCESSORS_ONLN);
-    return level == 3 && cores > 0 && size / SHARE > cores ? cores * SHARE : size;
+    const bool shared = level == 3 && size > OF_SOCKET && cores > 0;
+    return shared && size / SHARE > cores ? cores * SHARE : size;
 }
 
 int64_t bnk_cache_size(int level)

@@ -168,8 +168,14 @@ import Testing
                         #expect(explained.isa == machine.isa)
                         #expect(explained.threads <= Int(plan.threads))
                         #expect(explained.isByColumns == (plan.by_columns != 0))
-                        #expect(explained.runChannels == Int(plan.run_channels))
-                        #expect(explained.pieceRows == Int(plan.piece_rows))
+                        if call.operation == .forwardInference, bnk_inference_schedule(&cut).whole_rows != 0 {
+                            #expect(explained.takesWholeRows && explained.runChannels == shape.channels)
+                            #expect(explained.pieceRows &* explained.pieces >= Int(grid.rows))
+                        } else {
+                            #expect(!explained.takesWholeRows)
+                            #expect(explained.runChannels == Int(plan.run_channels))
+                            #expect(explained.pieceRows == Int(plan.piece_rows))
+                        }
                         #expect(explained.pieceValues == Int(plan.piece_values))
                         let isStreamed = call.isForward || call.gradients.contains(.input)
                         #expect(explained.hasNontemporalStores == (plan.nontemporal != 0 && isStreamed))

@@ -182,8 +182,9 @@ typedef struct bnk_gradient_sums {
 
 /* How an operation goes about its work, for those who explain it. */
 typedef struct bnk_schedule {
-    int32_t steps; /* 1: whole runs, or nothing to reduce; 3: reduce, merge, apply */
-    int64_t tasks; /* of the step that has the most: more threads have nothing to do */
+    int32_t steps;      /* 1: whole runs, or nothing to reduce; 3: reduce, merge, apply */
+    int64_t tasks;      /* of the step that has the most: more threads have nothing to do */
+    int32_t whole_rows; /* 1: of an inference, whose tasks are some rows of all channels */
 } bnk_schedule;
 
 bnk_schedule bnk_reduction_schedule(const bnk_cut *cut); /* of training and backward */
@@ -233,7 +234,8 @@ void bnk_statistics_from_running(const bnk_grid *grid, const void *running_mean,
 
 /* The machine (platform.c; the last three parallel.c). A set of instruction sets has bit 1 << BNK_ISA_*. */
 uint32_t bnk_supported_isas(void); /* those that this CPU and OS can run; generic always */
-int64_t bnk_cache_size(int level); /* bytes of L1d, L2 (per core) or L3; a usual value if unknown */
+int64_t bnk_cache_size(
+    int level); /* bytes of L1d, L2 (per core), or what is counted on of L3; a usual value if unknown */
 int32_t bnk_default_threads(void); /* what OpenMP would use in a region of the calling thread */
 int32_t bnk_most_threads(int32_t wanted); /* of a team: wanted, or less; see bn_set_num_threads */
 const char *bnk_thread_runtime(

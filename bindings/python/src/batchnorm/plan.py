@@ -108,8 +108,8 @@ class Plan:
     l2_bytes: int
     """One core's second-level cache, as the plan assumes it."""
     l3_bytes: int
-    """What the plan counts on of the last-level cache: at most 8 MiB for each of the machine's cores,
-    for a virtual machine is shown what its neighbours use as well."""
+    """What the plan counts on of the last-level cache: of more than 64 MiB at most 8 MiB for each
+    of the machine's cores, for they are a whole socket's, and a virtual machine is shown all."""
     text: str = field(repr=False)
     """The plan in words, a dozen lines or more. The wording may change from version to version."""
 
