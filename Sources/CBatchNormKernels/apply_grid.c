@@ -12,7 +12,8 @@ int64_t bnk_apply_tasks(const bnk_cut *cut)
     return bnk_takes_whole_rows(cut) ? bnk_min(tasks, cut->grid.rows) : tasks;
 }
 
-/* Rows longer than what can be taken at once with an epilogue or masked positions. */
+/* Rows longer than what can be taken at once with an epilogue or masked positions; of plain ones the coefficients alone
+ * would fill L1. */
 static void apply_long_rows(const bnk_operands *o, const bnk_piece *rows,
                             const bnk_linears *linears, bnk_results results)
 {
@@ -39,7 +40,7 @@ void bnk_apply_tasks_run(const bnk_operands *o, int64_t begin, int64_t end,
             piece.row = cut->grid.rows * reversed / tasks;
             piece.rows = cut->grid.rows * (reversed + 1) / tasks - piece.row;
         }
-        if (!bnk_is_plain(o) && piece.channels > BNK_MAX_COLUMNS) {
+        if (piece.channels > BNK_MAX_COLUMNS) {
             apply_long_rows(o, &piece, linears, results);
             continue;
         }
