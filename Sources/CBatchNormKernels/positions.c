@@ -27,13 +27,14 @@ const uint8_t *bnk_positions_of_row(const bnk_operands *o, int64_t row, int64_t 
 {
     if (!o->positions.mask) return NULL;
     const uint8_t *positions = o->positions.mask + row * o->cut->grid.inner + offset;
-    return bnk_count_taking_part(positions, length) == length ? NULL : positions;
+    return memchr(positions, 0, (size_t)length) ? positions : NULL;
 }
 
 int64_t bnk_prefix_taking_part(const uint8_t *positions, int64_t length)
 {
-    const int64_t count = bnk_count_taking_part(positions, length);
-    return bnk_count_taking_part(positions, count) == count ? count : -1;
+    const uint8_t *first_masked = memchr(positions, 0, (size_t)length);
+    const int64_t prefix = first_masked ? first_masked - positions : length;
+    return bnk_count_taking_part(positions + prefix, length - prefix) == 0 ? prefix : -1;
 }
 
 const uint8_t *bnk_positions_of_line(const bnk_operands *o, int64_t row, int64_t rows,
