@@ -287,7 +287,8 @@ BNK_LEAF BNK_NAME(chain) BNK_NAME(gated_chain)(const BNK_NAME(rows_of_terms) * t
     return c;
 }
 
-/* As many rows at once as of plain gradients, so that a mask that lets everything through moves no bit. */
+/* As many rows at once as of plain gradients, so that a mask that lets everything through moves no bit. What comes
+ * behind the last position that takes part would add zeros. */
 static void BNK_NAME(row_gated_chains)(const bnk_stretch *s, int64_t rows, int64_t stride,
                                        int64_t positions_stride, float mean, bnk_chain_sums *sums)
 {
@@ -300,14 +301,18 @@ static void BNK_NAME(row_gated_chains)(const bnk_stretch *s, int64_t rows, int64
             t.row[r] = BNK_NAME(gated_terms)(&own[r]);
         }
         const int64_t step = BNK_GROUP_VALUES / together;
-        int64_t i = 0;
-        for (; i + step <= s->count; i += step) {
+        int64_t i = 0, end = s->positions ? 0 : s->count;
+        for (int r = 0; s->positions && r < together; r++) {
+            const int64_t own_end = bnk_end_taking_part(own[r].positions, s->count);
+            if (own_end > end) end = own_end;
+        }
+        for (; i < end && i + step <= s->count; i += step) {
             const BNK_NAME(chain) a = BNK_NAME(gated_chain)(&t, (int)together, 0, i, mean);
             const BNK_NAME(chain) b = BNK_NAME(gated_chain)(&t, (int)together, BNK_CHAIN, i, mean);
             BNK_NAME(widen_chain)(t.row[0], BNK_NAME(both)(a, b), sums->first, sums->second,
                                   sums->some);
         }
-        if (i < s->count) BNK_NAME(add_rest)(&t, (int)together, i, s->count, mean, sums);
+        if (i < end) BNK_NAME(add_rest)(&t, (int)together, i, s->count, mean, sums);
     }
 }
 

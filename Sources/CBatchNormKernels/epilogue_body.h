@@ -156,10 +156,17 @@ BNK_INLINE void BNK_NAME(stretch)(const bnk_stretch *stretch, int way, int masks
     const bnk_stretch fixed = s; /* which no store below changes */
     BNK_NAME(line_of) line = { .scale = { 0 } };
     if (!columns) line = BNK_NAME(row_line)(row);
-    int64_t i = head;
-    for (; i + BNK_LINE_LENGTH <= fixed.count; i += BNK_LINE_LENGTH) {
+    int64_t i = head, end = fixed.count;
+    if (masks && fixed.positions && !fixed.pass_masked)
+        end = bnk_end_taking_part(fixed.positions, fixed.count);
+    for (; (!masks || i < end) && i + BNK_LINE_LENGTH <= fixed.count; i += BNK_LINE_LENGTH) {
         if (columns) line = BNK_NAME(line_at)(columns, i);
         BNK_NAME(apply_some)(&fixed, i, BNK_LINE_LENGTH, way, masks, bits, bit, line);
+    }
+    for (; masks && i + BNK_LINE_LENGTH <= fixed.count; i += BNK_LINE_LENGTH) {
+        const BNK_LINE zero = { 0 };
+        if (fixed.grad_residual) BNK_NAME(narrow_line)((BNK_T *)fixed.grad_residual + i, zero, 0);
+        if (fixed.y) BNK_NAME(narrow_line)((BNK_T *)fixed.y + i, zero, fixed.stream);
     }
     if (i < s.count) BNK_NAME(apply_part)(&s, i, s.count - i, bits, bit, columns, row);
     if (s.written_activation_mask)

@@ -180,6 +180,10 @@ typedef struct bnk_leaves {
                         int64_t filler_step, void *to, int64_t count);
 } bnk_leaves;
 
+/* Behind the last of `count` positions that takes part: all that comes is masked, as behind the end of a padded sequence
+ * (positions.c; not a part of the leaves, in which it would stand many times). */
+int64_t bnk_end_taking_part(const uint8_t *positions, int64_t count);
+
 /* bnk_leaves_float_generic and so on. */
 #define BNK_LEAVES_OF(isa)                                                   \
     extern const bnk_leaves bnk_leaves_float_##isa, bnk_leaves_double_##isa, \

@@ -22,6 +22,16 @@ int64_t bnk_count_taking_part(const uint8_t *mask, int64_t count)
     return taking_part;
 }
 
+int64_t bnk_end_taking_part(const uint8_t *positions, int64_t count)
+{
+    for (uint64_t eight; count >= 8; count -= 8) {
+        memcpy(&eight, positions + count - 8, 8);
+        if (eight) break;
+    }
+    while (count > 0 && !positions[count - 1]) count--;
+    return count;
+}
+
 const uint8_t *bnk_positions_of_row(const bnk_operands *o, int64_t row, int64_t offset,
                                     int64_t length)
 {
