@@ -288,7 +288,7 @@ bnk_schedule bnk_reduction_schedule(const bnk_cut *cut)
     const bnk_operation o = { .operands.cut = cut, .has_results = true, .applies = true };
     bnk_phase phases[3];
     const int count = phases_of(&o, phases);
-    return (bnk_schedule){ count, bnk_most_tasks(phases, count) };
+    return (bnk_schedule){ count, bnk_most_tasks(phases, count), 0 };
 }
 
 void bnk_operation_run(bnk_operation *o, void *workspace)
