@@ -146,7 +146,6 @@ static double first_pivot(const bnk_operands *o, const bnk_piece *piece, bnk_tak
         return bnk_round(bnk_mean_of_first(o, piece->channel, found, piece->row + piece->rows,
                                            piece->offset, piece->length),
                          false);
-    /* (Of a copy of the piece, which was written a moment ago, a core would wait for all stores before.) */
     const int64_t at = bnk_first_element(o->cut, piece);
     const double first = bnk_element(&o->cut->grid, o->x, at);
     bnk_row_sums sums;
