@@ -82,8 +82,6 @@ public struct BatchNormPlan: Equatable, Sendable {
     /// for they are a whole socket's, and a virtual machine is shown them all.
     public let l3Bytes: Int
 
-    /// Whether a piece is of all channels, and not what sums would be formed of.
-    private(set) var takesWholeRows = false
     /// Rows of the whole tensor, and inner values of a row of each channel.
     private(set) var rows = 0
     private(set) var innerValues = 0
@@ -129,8 +127,7 @@ extension BatchNormPlan {
 
         let schedule =
             call.operation == .forwardInference ? bnk_inference_schedule(&cut) : bnk_reduction_schedule(&cut)
-        takesWholeRows = schedule.whole_rows != 0
-        if takesWholeRows {
+        if schedule.whole_rows != 0 {
             runChannels = shape.channels
             pieces = Int(schedule.tasks)
             pieceRows = rows / pieces &+ (rows % pieces == 0 ? 0 : 1)

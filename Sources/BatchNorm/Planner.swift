@@ -28,8 +28,8 @@ enum Planner {
     static func piecesWanted(channels: Int) -> Int { channels <= 64 ? 64 : 32 }
     /// and none should be smaller than this many values.
     static let smallestPiece = 32768
-    /// Fewer values of a channel than these are summed in float64, which takes longer (sums.h).
-    static let fewestInChains = 256
+    /// Fewer values of a channel than these are summed in float64, which takes longer.
+    static let fewestInChains = Int(BNK_MANY_MOMENTS)
 
     static func partition(_ grid: bnk_grid) -> bnk_plan {
         let rows = Int(grid.rows), channels = Int(grid.channels), inner = Int(grid.inner)

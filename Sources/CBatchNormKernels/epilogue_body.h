@@ -307,7 +307,7 @@ BNK_INLINE int BNK_NAME(lie_well)(const bnk_stretch *s, int64_t stride)
 BNK_INLINE int BNK_NAME(usual_of)(const bnk_stretch *s)
 {
     const int relu = s->activation.kind == BNK_ACTIVATION_RELU;
-    if (s->positions || !s->y || s->grad_residual) return -1;
+    if (!s->y || s->grad_residual) return -1;
     if (s->way == BNK_WAY_GRADIENT)
         return relu && s->activation_mask ? BNK_NAME(usual_gradient) : -1;
     if (s->way != BNK_WAY_FORWARD) return -1;

@@ -154,7 +154,7 @@ typedef struct bnk_leaves {
                               int64_t positions_stride, const double *mean, double *sum,
                               double *sum_product);
     /* Many rows, each like the stretch and `stride` elements behind the one before: of a forward with ReLU, a residual or
-     * both, or of a backward through a ReLU by its bits. They return whether they have taken them; if not, nothing is
+     * both, or of a backward through a ReLU by its bits; without positions. They return whether they have taken them; if not, nothing is
      * done. NULL where an instruction set does without. */
     int (*row_usual)(const bnk_stretch *first, int64_t rows, int64_t stride, const bnk_linear *f);
     int (*column_usual)(const bnk_stretch *first, int64_t rows, int64_t stride,

@@ -55,8 +55,8 @@ static int64_t find_cache(int level)
     return 0;
 }
 
-/* An L3 of more than 64 MB is a whole socket's, far from each core, and a virtual machine of a few cores is shown all of
- * it: 8 MB a core are counted on, twice what servers have. (Two cores of an Intel Emerald Rapids with 260 MB wrote outputs
+/* An L3 of more than 64 MB is mostly a whole socket's, far from each core, and a virtual machine of a few cores is shown
+ * all of it: 8 MB a core are counted on, twice what servers have. (Two cores of an Intel Emerald Rapids with 260 MB wrote outputs
  * of 13 MB and more up to twice as fast past the caches.) */
 static int64_t own_share(int level, int64_t size)
 {

@@ -159,8 +159,9 @@ static inline void bnk_column_totals(bnk_column_sums *sums, int64_t channels, in
 
 /* ---- whether chains do ---- */
 
-/* From so many values on, the roundings of the chains even out; of moments, the search for a pivot pays as well. */
-enum { BNK_MANY_MOMENTS = 256, BNK_MANY_GRADIENTS = 64 };
+/* From so many values on, the roundings of the chains even out; of moments, from BNK_MANY_MOMENTS on, the search for a
+ * pivot pays as well. */
+enum { BNK_MANY_GRADIENTS = 64 };
 static inline bool bnk_has_many(const bnk_grid *grid, double count, int many)
 {
     return !grid->is_double && count >= many;

@@ -169,10 +169,9 @@ import Testing
                         #expect(explained.threads <= Int(plan.threads))
                         #expect(explained.isByColumns == (plan.by_columns != 0))
                         if call.operation == .forwardInference, bnk_inference_schedule(&cut).whole_rows != 0 {
-                            #expect(explained.takesWholeRows && explained.runChannels == shape.channels)
+                            #expect(explained.runChannels == shape.channels)
                             #expect(explained.pieceRows &* explained.pieces >= Int(grid.rows))
                         } else {
-                            #expect(!explained.takesWholeRows)
                             #expect(explained.runChannels == Int(plan.run_channels))
                             #expect(explained.pieceRows == Int(plan.piece_rows))
                         }

@@ -51,6 +51,8 @@ typedef struct bnk_plan {
 } bnk_plan;
 
 enum { BNK_MAX_COLUMNS = 1024 };
+/* From so many values of a channel in a piece on, moments that are computed in float are summed in chains: see sums.h. */
+enum { BNK_MANY_MOMENTS = 256 };
 
 /* A grid cut by a plan that fits it: what every operation works on. */
 typedef struct bnk_cut {
